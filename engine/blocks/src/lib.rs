@@ -1,0 +1,29 @@
+//! The vocabulary that every other room speaks.
+//!
+//! Pure: units, extents, extent maps, the [`Volume`] and [`Storage`] traits, errors and the byte codec that
+//! every format of ours is written with. No drivers, no sockets, no async; nothing here knows what a journal,
+//! an agent or NBD is.
+
+mod codec;
+mod durable;
+mod error;
+mod extent;
+mod extent_map;
+mod identity;
+mod memory_volume;
+mod storage;
+mod units;
+mod volume;
+
+pub use codec::{ByteReader, ByteWriter};
+pub use durable::{Durable, Synced};
+pub use error::{Error, ErrorKind, Result};
+pub use extent::{Extent, ExtentError};
+pub use extent_map::{ExtentMap, ExtentSet, Piece, Sliceable};
+pub use identity::{CheckpointId, DiskIndex, Id, MachineId, SessionId, StoreId};
+pub use memory_volume::MemoryVolume;
+pub use storage::{OpenMode, Storage, StorageFile};
+pub use units::{
+    BlockShift, ByteLen, ByteOffset, Generation, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq, WallClock,
+};
+pub use volume::{Allocation, ExtentStatus, RequestClass, Volume, check_request, is_zero};

@@ -1,0 +1,159 @@
+//! A disk, as everything that serves, copies or stacks disks sees it.
+
+use crate::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result};
+
+/// On whose behalf a request is made, so that background work can be budgeted, counted and moved aside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum RequestClass {
+    /// A guest waits for it.
+    Guest,
+    /// Migration, failback, scrub, verification, export.
+    Background,
+}
+
+/// What a range holds, as far as it is known without reading it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub enum Allocation {
+    /// Bytes are stored for it.
+    Data,
+    /// Zeroes that take up space.
+    Zero,
+    /// Nothing is stored; it reads as zeroes.
+    Hole,
+}
+
+impl Allocation {
+    /// Whether the range is known to read as zeroes.
+    pub const fn reads_as_zero(self) -> bool {
+        matches!(self, Allocation::Zero | Allocation::Hole)
+    }
+}
+
+/// A run of one allocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExtentStatus {
+    /// Where.
+    pub extent: Extent,
+    /// What.
+    pub allocation: Allocation,
+}
+
+/// A disk: a run of bytes of fixed length that is read and written at offsets.
+///
+/// Synchronous, called from many threads at once. Requests that overlap in time and range may take effect in any
+/// order, but each sector (512 bytes) is always wholly from one of them. A write is with the operating system when
+/// the call returns (it survives the death of this process) and on the medium after the next [`Volume::flush`] that
+/// began after it. After a failed write or flush a volume is poisoned: every later write and flush fails with
+/// [`ErrorKind::Poisoned`] until it is reopened.
+///
+/// Offsets and lengths must be multiples of [`Volume::alignment`] and lie within [`Volume::len`]; otherwise
+/// [`ErrorKind::InvalidInput`] or [`ErrorKind::OutOfRange`], and nothing has changed. Empty requests succeed.
+pub trait Volume: Send + Sync {
+    /// The size of the disk in bytes: constant, a multiple of [`Volume::alignment`].
+    fn len(&self) -> ByteLen;
+
+    /// Whether the disk has no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len().is_zero()
+    }
+
+    /// Whether every write is refused with [`ErrorKind::ReadOnly`].
+    fn is_read_only(&self) -> bool;
+
+    /// What offsets and lengths must be multiples of; 512 bytes unless the volume says otherwise.
+    fn alignment(&self) -> BlockShift {
+        BlockShift::SECTOR
+    }
+
+    /// Fills the whole buffer from `offset` on.
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()>;
+
+    /// Writes the whole buffer at `offset`. With `fua`, it is on the medium when the call returns.
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()>;
+
+    /// Makes the range read as zeroes. Space may be given back unless `keep_allocated`.
+    fn write_zeroes(
+        &self,
+        extent: Extent,
+        keep_allocated: bool,
+        fua: bool,
+        class: RequestClass,
+    ) -> Result<()>;
+
+    /// Says that the range's content is no longer needed. A volume of ours makes it read as zeroes.
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()>;
+
+    /// Puts every write that completed before this call on the medium.
+    fn flush(&self) -> Result<()>;
+
+    /// What the range holds: runs that tile `extent` exactly, in order, neighbours differing. Never reads data, may
+    /// say [`Allocation::Data`] of what happens to be zero. May stop early after at least one run, so the last run
+    /// returned can end before the extent does; a caller asks on from there.
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>>;
+}
+
+impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
+    fn len(&self) -> ByteLen {
+        (**self).len()
+    }
+    fn is_read_only(&self) -> bool {
+        (**self).is_read_only()
+    }
+    fn alignment(&self) -> BlockShift {
+        (**self).alignment()
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+        (**self).read_at(offset, buffer, class)
+    }
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+        (**self).write_at(offset, data, fua, class)
+    }
+    fn write_zeroes(
+        &self,
+        extent: Extent,
+        keep_allocated: bool,
+        fua: bool,
+        class: RequestClass,
+    ) -> Result<()> {
+        (**self).write_zeroes(extent, keep_allocated, fua, class)
+    }
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+        (**self).discard(extent, fua, class)
+    }
+    fn flush(&self) -> Result<()> {
+        (**self).flush()
+    }
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        (**self).status(extent)
+    }
+}
+
+/// Checks a request against a volume's length and alignment; the extent it covers, `None` where it is empty.
+pub fn check_request(
+    volume_len: ByteLen,
+    alignment: BlockShift,
+    offset: ByteOffset,
+    len: ByteLen,
+) -> Result<Option<Extent>> {
+    if !offset.is_aligned(alignment) || !len.is_aligned(alignment) {
+        let context =
+            format!("a request of {len} bytes at {offset} is not a multiple of {}", alignment.bytes());
+        return Err(Error::new(ErrorKind::InvalidInput, context));
+    }
+    match offset.checked_add(len) {
+        Some(end) if end <= volume_len.end() => Ok(Extent::between(offset, end)),
+        _ => {
+            let context =
+                format!("a request of {len} bytes at {offset} ends past the disk's {volume_len} bytes");
+            Err(Error::new(ErrorKind::OutOfRange, context))
+        }
+    }
+}
+
+/// Whether every byte is zero; quick on non-zero data and at memory speed on zeroes.
+pub fn is_zero(data: &[u8]) -> bool {
+    // SAFETY: every bit pattern is a valid u64, and align_to only reinterprets what is aligned.
+    let (head, words, tail) = unsafe { data.align_to::<u64>() };
+    head.iter().chain(tail).all(|byte| *byte == 0)
+        && words.chunks(64).all(|chunk| chunk.iter().fold(0, |or, word| or | word) == 0)
+}

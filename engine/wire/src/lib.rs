@@ -1,0 +1,5 @@
+//! The agent-server protocol.
+
+mod message;
+
+pub use message::*;

@@ -1,1 +1,3 @@
-//! server
+//! The server: receives, keeps, serves and sends back.
+
+pub mod control;

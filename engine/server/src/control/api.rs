@@ -1,0 +1,381 @@
+//! What an administrator asks of a running server, and what it answers.
+//!
+//! Over the unix socket `DATA/control.sock` (mode 0600): one JSON [`Request`] on a line, then any number of
+//! [`Event::Progress`] lines, then one [`Event::Done`] or [`Event::Failed`]. Closing the connection calls off what can be
+//! called off without losing anything; repeating a command goes on where it stopped. These types are also what `--json`
+//! prints, so a field may be added but never changes its meaning.
+
+use serde::{Deserialize, Serialize};
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Request {
+    /// All machines, or one. Done with [`Reply::Status`].
+    Status {
+        /// A name or identity; all where it is missing.
+        machine: Option<String>,
+    },
+    /// A one-time token for an agent. Done with [`Reply::Token`].
+    Enroll {
+        /// The only machine name that it shall be good for.
+        name: Option<String>,
+        /// How long it is good for, in seconds.
+        seconds: u64,
+    },
+    /// Take a checkpoint now, of a machine (by its agent) or of a session. Done with [`Reply::Checkpoint`].
+    Checkpoint {
+        /// A machine's name or identity, or a session's identity.
+        of: String,
+        /// A name for it; may be empty.
+        name: String,
+    },
+    /// The checkpoints and gaps of a machine. Done with [`Reply::Checkpoints`].
+    Checkpoints {
+        /// A name or identity.
+        machine: String,
+    },
+    /// Bring the image files alone to a checkpoint. Done with [`Reply::Settled`].
+    Settle {
+        /// A name or identity.
+        machine: String,
+        /// A checkpoint's number or name, or a time; the newest where it is missing.
+        at: Option<String>,
+    },
+    /// Start a session. Done with [`Reply::Session`].
+    Recover {
+        /// A name or identity.
+        machine: String,
+        /// A checkpoint's number or name, or a time (the newest not after it); the newest where it is missing.
+        at: Option<String>,
+        /// Leave the machine in charge: it goes on replicating, and the session is only looked at or drilled in.
+        drill: bool,
+    },
+    /// All sessions. Done with [`Reply::Sessions`].
+    Sessions,
+    /// One session. Done with [`Reply::Session`].
+    Session {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+    },
+    /// End a session. What its guest wrote is dropped with `discard`, otherwise kept as a branch. Done with
+    /// [`Reply::Session`].
+    StopSession {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+        /// Drop what the guest wrote.
+        discard: bool,
+    },
+    /// Copy a session's disk elsewhere while it is in use; then pivot if asked. Done with [`Reply::Session`].
+    Migrate {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+        /// Which disk; may be missing where there is one.
+        disk: Option<u16>,
+        /// An absolute path (file or block device) or an NBD URI. Nothing where only `pivot` is wanted of a copy that is
+        /// already in step.
+        to: Option<String>,
+        /// `raw` or `vhd`; raw where it is missing.
+        format: Option<String>,
+        /// Bytes a second at most.
+        rate: Option<u64>,
+        /// Switch to the copy as soon as it is in step.
+        pivot: bool,
+    },
+    /// Bring a machine's disks to a session's state. Done with [`Reply::Failback`].
+    Failback {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+        /// The machine whose agent writes.
+        to: String,
+        /// Onto other devices than the protected ones: disk number and path there.
+        disks: Vec<(u16, String)>,
+        /// Stop the session's exports, send the rest, verify, give the machine charge again. Without it rounds are sent while the
+        /// guest goes on, and the command ends when what is left fits one short round.
+        cutover: bool,
+        /// Overwrite what the machine wrote but never sent, without keeping it.
+        discard_unsent: bool,
+    },
+    /// Write a checkpoint or session into a new file. Done with [`Reply::Exported`].
+    Export {
+        /// A machine's name or identity, or a session's identity.
+        of: String,
+        /// Which disk; may be missing where there is one.
+        disk: Option<u16>,
+        /// As in `recover`.
+        at: Option<String>,
+        /// `raw` or `vhd`.
+        format: String,
+        /// An absolute path that does not exist yet.
+        output: String,
+    },
+    /// Compare a live machine with its stand-in. Done with [`Reply::Verified`].
+    Verify {
+        /// A name or identity.
+        machine: String,
+    },
+    /// Forget a machine and free its space. Refused while it is connected or has sessions. Done with [`Reply::Removed`].
+    RemoveMachine {
+        /// A name or identity.
+        machine: String,
+    },
+}
+
+/// A line of the answer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// Long work goes on.
+    Progress(Progress),
+    /// It is done.
+    Done {
+        /// With this.
+        reply: Reply,
+    },
+    /// It failed; nothing has changed but what the message says.
+    Failed {
+        /// `not-found`, `busy`, `no-space`, ... (the kinds of `blocks::ErrorKind` in kebab case).
+        kind: String,
+        /// For the administrator: names the thing.
+        message: String,
+    },
+}
+
+/// How far long work is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// What is being done, such as `copying disk 0`.
+    pub step: String,
+    /// Bytes done.
+    pub done: u64,
+    /// Bytes in all, as far as is known now; it may grow.
+    pub total: u64,
+}
+
+/// What comes of a request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "each variant carries one documented type")]
+pub enum Reply {
+    Status(Status),
+    Token(TokenInfo),
+    Checkpoint(CheckpointInfo),
+    Checkpoints(CheckpointList),
+    Settled(Settled),
+    Session(SessionInfo),
+    Sessions { sessions: Vec<SessionInfo> },
+    Failback(FailbackInfo),
+    Exported { path: String, bytes: u64 },
+    Verified(VerifyInfo),
+    Removed { machine: String },
+}
+
+/// A server and its machines.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The store's identity.
+    pub store: String,
+    /// Room left, in bytes.
+    pub free_bytes: Option<u64>,
+    /// The server's resident memory, in bytes.
+    pub memory_bytes: u64,
+    /// Its machines, by name.
+    pub machines: Vec<MachineStatus>,
+}
+
+/// A machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    pub machine: String,
+    pub name: String,
+    pub generation: u64,
+    /// `initial-copy`, `scanning`, `protected`, `held`, `disconnected`, `failed` (heartbeats stopped), `stopped` (said
+    /// goodbye), `promoted` (a session is in charge), `failing-back`.
+    pub state: String,
+    /// Why, where there is more to say.
+    pub detail: String,
+    /// Since its last heartbeat, in milliseconds.
+    pub heartbeat_age_ms: Option<u64>,
+    /// Age of the newest checkpoint, in milliseconds: what would be lost now (achieved RPO).
+    pub rpo_ms: Option<u64>,
+    pub checkpoints: u64,
+    pub gaps: u64,
+    pub disks: Vec<DiskStatus>,
+    /// Who keeps the horizon from moving, for people.
+    pub pins: Vec<String>,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DiskStatus {
+    pub index: u16,
+    pub device: String,
+    pub len: u64,
+    pub tracker: String,
+    /// Bytes that have changed but are not acknowledged.
+    pub backlog_bytes: u64,
+    /// Bytes written at the source, a second, over the last minute or less.
+    pub churn_bytes_per_second: u64,
+    /// Bytes received from the agent since the server started.
+    pub received_bytes: u64,
+    /// Milliseconds until the backlog is sent at the present rate.
+    pub eta_ms: Option<u64>,
+    /// The image file and the checkpoint it holds.
+    pub image: String,
+    pub horizon: Option<u64>,
+}
+
+/// A token to paste into `understudy agent --token`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenInfo {
+    pub token: String,
+    pub expires_in_seconds: u64,
+}
+
+/// A checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    pub checkpoint: u64,
+    pub name: String,
+    /// `main`, `session <id>` or `superseded`.
+    pub branch: String,
+    /// `crash`, `file-system`, `application`, `fuzzy`.
+    pub consistency: String,
+    /// Milliseconds since 1970 on the server's clock; `--at TIME` means this one.
+    pub server_time_ms: u64,
+    /// The same as RFC 3339.
+    pub time: String,
+    /// Milliseconds since 1970 on the machine's clock.
+    pub source_time_ms: u64,
+    /// How long writers stood still.
+    pub frozen_ms: u64,
+    /// Bytes changed since the checkpoint before it.
+    pub changed_bytes: u64,
+    /// Bytes that the promise leaves out.
+    pub excluded_bytes: u64,
+}
+
+/// A machine's history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CheckpointList {
+    pub machine: String,
+    pub checkpoints: Vec<CheckpointInfo>,
+    pub gaps: Vec<GapInfo>,
+}
+
+/// An interval without checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GapInfo {
+    pub from_ms: u64,
+    /// 0 while it goes on.
+    pub until_ms: u64,
+    pub cause: String,
+}
+
+/// Images at a checkpoint.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settled {
+    pub checkpoint: u64,
+    /// One path a disk.
+    pub images: Vec<String>,
+    /// Bytes that the journal held for it, and bytes written into the images.
+    pub journal_bytes: u64,
+    pub written_bytes: u64,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    pub session: String,
+    pub machine: String,
+    pub machine_name: String,
+    pub checkpoint: u64,
+    pub drill: bool,
+    /// `running`, `migrating`, `pivoted`, `failing-back`, `home` (ended by failback), `stopped`.
+    pub state: String,
+    pub detail: String,
+    /// From the request to the exports being served, in milliseconds (achieved RTO of the storage).
+    pub rto_ms: u64,
+    /// Age of the checkpoint when the machine was lost or the session was started, in milliseconds.
+    pub rpo_ms: u64,
+    pub disks: Vec<SessionDisk>,
+}
+
+/// A disk of a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionDisk {
+    pub index: u16,
+    pub len: u64,
+    /// Standard NBD URIs, one a listener.
+    pub uris: Vec<String>,
+    /// Bytes that the guest has written over, each counted once.
+    pub written_bytes: u64,
+    pub clients: u64,
+    pub migration: Option<MigrationInfo>,
+}
+
+/// A migration of one disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MigrationInfo {
+    pub to: String,
+    pub format: String,
+    /// `copying`, `in-step`, `pivoted`, `failed`.
+    pub state: String,
+    pub detail: String,
+    pub copied_bytes: u64,
+    pub left_bytes: u64,
+}
+
+/// A failback.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailbackInfo {
+    pub session: String,
+    pub machine: String,
+    /// `in-step` (rounds sent, the session goes on) or `home`.
+    pub state: String,
+    pub disks: Vec<FailbackDisk>,
+    /// From stopping the exports to the machine being in charge, in milliseconds; 0 without cutover.
+    pub downtime_ms: u64,
+    /// What the machine's disks hold now, with cutover.
+    pub checkpoint: Option<u64>,
+}
+
+/// A disk that came home.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FailbackDisk {
+    pub index: u16,
+    /// Whether the target's content was known; otherwise why not.
+    pub known: bool,
+    pub reason: String,
+    /// Bytes that may differ, in whole 64 KiB blocks (known), or the disk's size.
+    pub changed_bytes: u64,
+    /// Bytes hashed at the target.
+    pub hashed_bytes: u64,
+    /// Bytes read from the session.
+    pub read_bytes: u64,
+    /// Bytes of data sent.
+    pub sent_bytes: u64,
+    /// Bytes of zeroes sent as such.
+    pub zeroed_bytes: u64,
+    /// Bytes hashed at the target and found equal after the last round.
+    pub verified_bytes: u64,
+}
+
+/// What came of comparing a machine with its stand-in.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyInfo {
+    pub machine: String,
+    pub checkpoint: u64,
+    pub disks: Vec<VerifyDisk>,
+}
+
+/// One disk of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VerifyDisk {
+    pub index: u16,
+    pub equal_bytes: u64,
+    /// Written since the checkpoint, or excluded, and therefore not compared.
+    pub skipped_bytes: u64,
+    /// Start and length of each range that differs.
+    pub differing: Vec<(u64, u64)>,
+}

@@ -1,0 +1,3 @@
+//! The administrator's way in.
+
+pub mod api;

@@ -54,6 +54,17 @@ pub enum AgentMessage {
         /// Which [`ServerMessage::RestoreSync`].
         sync: u64,
     },
+    /// The answer to [`ServerMessage::RestoreRead`]: what the target held there when it was asked.
+    RestoreData {
+        /// Which restore.
+        restore: u64,
+        /// Which disk.
+        disk: DiskIndex,
+        /// Where: exactly what was asked for.
+        extent: Extent,
+        /// What.
+        payload: Payload,
+    },
     /// Replication from this machine goes on from here; the target is no longer held.
     RestoreFinished {
         /// Which restore.
@@ -115,6 +126,16 @@ pub enum ServerMessage {
     RestoreBegin(RestoreBegin),
     /// Hash this range of the target in 64 KiB blocks and report ([`HashPurpose::Restore`]).
     RestoreHash {
+        /// Which restore.
+        restore: u64,
+        /// Which disk.
+        disk: DiskIndex,
+        /// Which range.
+        range: Extent,
+    },
+    /// Read this range of the target, at most [`crate::PAYLOAD_BYTES_MAX`], and answer
+    /// [`AgentMessage::RestoreData`]: what the machine wrote but never sent is kept before it is overwritten.
+    RestoreRead {
         /// Which restore.
         restore: u64,
         /// Which disk.

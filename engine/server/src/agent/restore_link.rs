@@ -15,7 +15,7 @@ pub const RESTORE_QUEUE: usize = 8;
 pub struct RestoreLink {
     /// Takes the `Restore...` messages of [`ServerMessage`]; anything else is dropped with a warning.
     pub to_agent: mpsc::Sender<ServerMessage>,
-    /// Gives `RestoreReady`, `RestoreFailed`, `RestoreSynced`, `RestoreFinished` and hashes for a restore; `None` once
+    /// Gives `RestoreReady`, `RestoreFailed`, `RestoreSynced`, `RestoreData`, `RestoreFinished` and hashes for a restore; `None` once
     /// the connection is gone.
     pub from_agent: mpsc::Receiver<AgentMessage>,
 }
@@ -42,6 +42,7 @@ pub(crate) fn is_restore_answer(message: &AgentMessage) -> bool {
         AgentMessage::RestoreReady(_)
         | AgentMessage::RestoreFailed { .. }
         | AgentMessage::RestoreSynced { .. }
+        | AgentMessage::RestoreData { .. }
         | AgentMessage::RestoreFinished { .. } => true,
         AgentMessage::Hashes(report) => matches!(report.purpose, HashPurpose::Restore { .. }),
         _ => false,
@@ -54,6 +55,7 @@ pub(crate) fn is_restore_order(message: &ServerMessage) -> bool {
         message,
         ServerMessage::RestoreBegin(_)
             | ServerMessage::RestoreHash { .. }
+            | ServerMessage::RestoreRead { .. }
             | ServerMessage::RestoreWrite { .. }
             | ServerMessage::RestoreSync { .. }
             | ServerMessage::RestoreFinish { .. }

@@ -5,6 +5,7 @@
 //! an agent or NBD is.
 
 mod codec;
+mod crash_point;
 mod durable;
 mod error;
 mod extent;
@@ -16,6 +17,7 @@ mod units;
 mod volume;
 
 pub use codec::{ByteReader, ByteWriter};
+pub use crash_point::crash_point;
 pub use durable::{Durable, Synced};
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, ExtentError};

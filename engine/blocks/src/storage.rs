@@ -44,6 +44,12 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Room left for new data; `None` where it cannot be told.
     fn free_space(&self) -> Result<Option<ByteLen>>;
+
+    /// Claims the storage until it is dropped. `Busy` where another process, or another storage on the same files, has
+    /// it. A storage that nobody else can reach has nothing to claim.
+    fn lock(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// An open file. Reads and writes from many threads at once are allowed; those that overlap are the caller's affair.

@@ -1,0 +1,391 @@
+//! What can be typed.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// The command line was understood but makes no sense; exit status 2.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl std::fmt::Display for UsageError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Keeps a live, bootable stand-in of a machine's disks, and the way back.
+#[derive(Debug, Parser)]
+#[command(name = "understudy", version, propagate_version = true, max_term_width = 100, after_help = "\
+The way through a bad night:
+  understudy status                      who is protected, and how far behind
+  understudy recover MACHINE             serve its newest checkpoint now, over NBD
+  understudy migrate SESSION --to PATH --pivot
+  understudy failback SESSION --to MACHINE --cutover
+
+Exit status: 0 done, 1 failed, 2 wrong usage.")]
+pub struct Arguments {
+    /// Print JSON instead of words.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Configuration file (TOML), by default /etc/understudy.toml where it exists.
+    #[arg(long, global = true, env = "UNDERSTUDY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The server's control socket, by default `control.sock` in the server's data folder.
+    #[arg(long, global = true, env = "UNDERSTUDY_CONTROL", value_name = "PATH")]
+    pub control: Option<PathBuf>,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Receive, keep, serve and send back disks.
+    #[command(after_help = "\
+Example:
+  understudy server --data /srv/understudy --listen 0.0.0.0:10810 --nbd 127.0.0.1:10809")]
+    Server(ServerArguments),
+    /// Protect this machine's disks.
+    #[command(after_help = "\
+Examples:
+  understudy agent --server backup.example:10810 --disk /dev/sda --token understudy1...
+  understudy agent --server 127.0.0.1:10810 --disk /dev/sda --disk /dev/sdb --checkpoint-every 30s
+
+The token is needed once; `understudy enroll` on the server prints it. Agents on the server's own machine need none.")]
+    Agent(AgentArguments),
+    /// Show machines: lag, backlog, tracker, checkpoints, achieved RPO.
+    #[command(after_help = "Example:\n  understudy status web1 --watch")]
+    Status {
+        /// Only this machine.
+        machine: Option<String>,
+        /// Show it again every two seconds until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Take a checkpoint now, of a machine or of a session.
+    #[command(after_help = "Example:\n  understudy checkpoint web1 --name before-upgrade")]
+    Checkpoint {
+        /// A machine's name or identity, or a session.
+        of: String,
+        /// A name to find it by.
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List a machine's checkpoints and gaps.
+    #[command(after_help = "Example:\n  understudy checkpoints web1")]
+    Checkpoints {
+        /// A name or identity.
+        machine: String,
+    },
+    /// Make the image files alone hold a checkpoint, and print their paths.
+    #[command(after_help = "\
+Example:
+  understudy settle web1 --at 2026-11-20T03:00:00Z
+
+The history up to that checkpoint is consolidated into the image and is no longer there to go back to.")]
+    Settle {
+        /// A name or identity.
+        machine: String,
+        /// A checkpoint's number or name, or a time (RFC 3339, the server's clock); the newest by default.
+        #[arg(long, value_name = "CHECKPOINT|TIME")]
+        at: Option<String>,
+    },
+    /// Serve a machine's disks at a checkpoint, at once, for a stand-in to run on.
+    #[command(after_help = "\
+Examples:
+  understudy recover web1
+  understudy recover web1 --at 2026-11-20T03:00:00Z
+  understudy recover web1 --drill
+  qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web1-1f2e3d4c-disk0,format=raw,if=virtio ...
+
+Prints the session and one NBD URI per disk. From then on the session is in charge and the machine's agent
+is fenced, unless it is a drill.")]
+    Recover {
+        /// A name or identity.
+        machine: String,
+        /// A checkpoint's number or name, or a time (the newest checkpoint not after it); the newest by default.
+        #[arg(long, value_name = "CHECKPOINT|TIME")]
+        at: Option<String>,
+        /// Leave the machine in charge: a session to look at or to rehearse with.
+        #[arg(long)]
+        drill: bool,
+    },
+    /// List sessions.
+    #[command(after_help = "Example:\n  understudy sessions")]
+    Sessions,
+    /// Show or stop one session.
+    #[command(subcommand, after_help = "Example:\n  understudy session show 1f2e3d4c")]
+    Session(SessionCommand),
+    /// Copy a session's disk to production storage while its guest runs; pivot to it.
+    #[command(after_help = "\
+Examples:
+  understudy migrate 1f2e3d4c --to /srv/vm/web1.raw
+  understudy migrate 1f2e3d4c --to /srv/vm/web1.vhd --format vhd --rate 100MB --pivot
+  understudy migrate 1f2e3d4c --disk 1 --to nbd://san.example/web1-data --pivot
+  understudy migrate 1f2e3d4c --pivot
+
+Without --pivot the copy is kept in step until a later `migrate SESSION --pivot`. Interrupting the command
+does not stop the migration; repeating it shows how far it is.")]
+    Migrate {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+        /// Which disk, where there are several.
+        #[arg(long, value_name = "N")]
+        disk: Option<u16>,
+        /// A file, a block device or an NBD URI.
+        #[arg(long, value_name = "PATH|DEVICE|URI")]
+        to: Option<String>,
+        /// raw or vhd.
+        #[arg(long, value_parser = ["raw", "vhd"])]
+        format: Option<String>,
+        /// At most so many bytes a second, such as 100MB.
+        #[arg(long, value_name = "RATE")]
+        rate: Option<bytesize::ByteSize>,
+        /// Switch to the copy as soon as it is in step.
+        #[arg(long)]
+        pivot: bool,
+    },
+    /// Bring a machine's disks to a session's state by sending only what differs.
+    #[command(after_help = "\
+Examples:
+  understudy failback 1f2e3d4c --to web1
+  understudy failback 1f2e3d4c --to web1 --cutover
+  understudy failback 1f2e3d4c --to web1 --disk 0=/dev/sdb --cutover
+
+The machine runs `understudy agent` on the disks to be written, which must not be mounted. Without --cutover
+differences are sent while the guest goes on. With it the guest must be shut down first: its exports end, the
+rest is sent and verified, and the machine is protected again without a new full copy.")]
+    Failback {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+        /// The machine that writes.
+        #[arg(long, value_name = "MACHINE")]
+        to: String,
+        /// Another device for a disk.
+        #[arg(long = "disk", value_name = "N=DEVICE", value_parser = disk_mapping)]
+        disks: Vec<(u16, String)>,
+        /// End the session and give the machine charge again.
+        #[arg(long)]
+        cutover: bool,
+        /// Overwrite what the machine wrote but never sent, without keeping it as a branch.
+        #[arg(long)]
+        discard_unsent: bool,
+    },
+    /// Write a checkpoint or a session into a new image file.
+    #[command(after_help = "\
+Example:
+  understudy export web1 --at before-upgrade --format vhd -o /srv/web1.vhd")]
+    Export {
+        /// A machine's name or identity, or a session.
+        of: String,
+        /// Which disk, where there are several.
+        #[arg(long, value_name = "N")]
+        disk: Option<u16>,
+        /// A checkpoint's number or name, or a time; the newest by default.
+        #[arg(long, value_name = "CHECKPOINT|TIME")]
+        at: Option<String>,
+        /// raw or vhd.
+        #[arg(long, value_parser = ["raw", "vhd"], default_value = "raw")]
+        format: String,
+        /// The new file.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Serve one image file over NBD, without a server.
+    #[command(after_help = "\
+Examples:
+  understudy serve disk.vhd
+  understudy serve disk.raw --nbd unix:/run/disk.sock --read-only")]
+    Serve {
+        /// A raw or VHD file, or a block device.
+        file: PathBuf,
+        /// Where to listen: host:port or unix:PATH. May be repeated.
+        #[arg(long, value_name = "ADDR|unix:PATH", default_value = "127.0.0.1:10809")]
+        nbd: Vec<String>,
+        /// Refuse writes.
+        #[arg(long)]
+        read_only: bool,
+        /// raw or vhd; found out by default.
+        #[arg(long, value_parser = ["raw", "vhd"])]
+        format: Option<String>,
+    },
+    /// Compare a live machine with its stand-in, block by block.
+    #[command(after_help = "\
+Example:
+  understudy verify web1
+
+Takes a checkpoint and compares hashes of every block that was not written since.")]
+    Verify {
+        /// A name or identity.
+        machine: String,
+    },
+    /// Print a one-time token with which an agent gets its certificate.
+    #[command(after_help = "Example:\n  understudy enroll --name web1")]
+    Enroll {
+        /// Good only for a machine of this name.
+        #[arg(long)]
+        name: Option<String>,
+        /// How long it is good for.
+        #[arg(long, value_name = "DURATION", default_value = "1h")]
+        valid: humantime::Duration,
+    },
+    /// Manage machines.
+    #[command(subcommand, after_help = "Example:\n  understudy machine remove web1")]
+    Machine(MachineCommand),
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example:\n  understudy completions bash > /etc/bash_completion.d/understudy")]
+    Completions {
+        /// bash, zsh, fish, elvish or powershell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages into a folder.
+    #[command(after_help = "Example:\n  understudy man /usr/local/share/man/man1")]
+    Man {
+        /// An existing folder.
+        folder: PathBuf,
+    },
+    /// Thaws what a dying agent left frozen. Started by the agent.
+    #[command(hide = true)]
+    AgentWatchdog {
+        /// What the agent hands over.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+/// What can be done with a session.
+#[derive(Debug, Subcommand)]
+pub enum SessionCommand {
+    /// Show a session.
+    #[command(after_help = "Example:\n  understudy session show 1f2e3d4c")]
+    Show {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+    },
+    /// End a session; what its guest wrote is kept as a branch.
+    #[command(after_help = "Example:\n  understudy session stop 1f2e3d4c --discard")]
+    Stop {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+        /// Drop what its guest wrote.
+        #[arg(long)]
+        discard: bool,
+    },
+}
+
+/// What can be done with a machine.
+#[derive(Debug, Subcommand)]
+pub enum MachineCommand {
+    /// Forget a machine and free its space.
+    #[command(after_help = "Example:\n  understudy machine remove web1")]
+    Remove {
+        /// A name or identity.
+        machine: String,
+    },
+}
+
+/// How a server runs.
+#[derive(Debug, Args)]
+pub struct ServerArguments {
+    /// Where everything is kept [default: /var/lib/understudy/server].
+    #[arg(long, env = "UNDERSTUDY_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where agents connect, host:port [default: 127.0.0.1:10810]. Mutual TLS for all but loopback.
+    #[arg(long, env = "UNDERSTUDY_LISTEN", value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// A unix socket for agents on this machine.
+    #[arg(long, env = "UNDERSTUDY_AGENT_SOCKET", value_name = "PATH")]
+    pub agent_socket: Option<PathBuf>,
+    /// Where sessions are served: host:port or unix:PATH [default: 127.0.0.1:10809]. May be repeated.
+    #[arg(long, env = "UNDERSTUDY_NBD", value_name = "ADDR|unix:PATH", value_delimiter = ',')]
+    pub nbd: Vec<String>,
+    /// How long every checkpoint is kept before it is consolidated into the image [default: 4h].
+    #[arg(long, env = "UNDERSTUDY_KEEP", value_name = "DURATION")]
+    pub keep: Option<humantime::Duration>,
+    /// A machine that was silent for so long has failed [default: 15s].
+    #[arg(long, env = "UNDERSTUDY_HEARTBEAT_DEADLINE", value_name = "DURATION")]
+    pub heartbeat_deadline: Option<humantime::Duration>,
+    /// Format of new machines' images: vhd or raw [default: vhd].
+    #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = ["vhd", "raw"])]
+    pub image_format: Option<String>,
+    /// Room that is always left free in the data folder [default: 64MiB].
+    #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
+    pub reserve: Option<bytesize::ByteSize>,
+}
+
+/// How an agent runs.
+#[derive(Debug, Args)]
+pub struct AgentArguments {
+    /// The server: host:port or unix:PATH.
+    #[arg(long, env = "UNDERSTUDY_SERVER", value_name = "ADDR")]
+    pub server: Option<String>,
+    /// A whole disk to protect. May be repeated; the order numbers the disks.
+    #[arg(long = "disk", value_name = "DEVICE")]
+    pub disks: Vec<PathBuf>,
+    /// The machine's name [default: its host name].
+    #[arg(long, env = "UNDERSTUDY_NAME")]
+    pub name: Option<String>,
+    /// How changes are found: auto, ebpf or scan [default: auto].
+    #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan"])]
+    pub tracker: Option<String>,
+    /// When changes are sent: continuous, or every=DURATION [default: continuous].
+    #[arg(long, env = "UNDERSTUDY_SEND", value_name = "continuous|every=DURATION")]
+    pub send: Option<String>,
+    /// How often a checkpoint is taken [default: 60s].
+    #[arg(long, env = "UNDERSTUDY_CHECKPOINT_EVERY", value_name = "DURATION")]
+    pub checkpoint_every: Option<humantime::Duration>,
+    /// How often the server hears from us [default: 5s].
+    #[arg(long, env = "UNDERSTUDY_HEARTBEAT", value_name = "DURATION")]
+    pub heartbeat: Option<humantime::Duration>,
+    /// How long writers may stand still for a checkpoint [default: 2s].
+    #[arg(long, env = "UNDERSTUDY_FREEZE_BUDGET", value_name = "DURATION")]
+    pub freeze_budget: Option<humantime::Duration>,
+    /// One-time token from `understudy enroll`, at the first start.
+    #[arg(long, env = "UNDERSTUDY_TOKEN")]
+    pub token: Option<String>,
+    /// Where certificate and identity are kept [default: /var/lib/understudy/agent].
+    #[arg(long, env = "UNDERSTUDY_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
+fn disk_mapping(text: &str) -> Result<(u16, String), String> {
+    let (number, device) = text.split_once('=').ok_or("wants N=DEVICE, such as 0=/dev/sdb")?;
+    let number = number.parse().map_err(|_| format!("'{number}' is not a disk's number"))?;
+    match device.starts_with('/') {
+        true => Ok((number, device.to_owned())),
+        false => Err(format!("'{device}' is not an absolute path of a device on that machine")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        fn check(command: &clap::Command, path: &str) {
+            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
+                let path = format!("{path} {}", sub.get_name());
+                let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("understudy "), "{path} --help shows no example");
+                check(sub, &path);
+            }
+        }
+        check(&Arguments::command(), "understudy");
+    }
+
+    #[test]
+    fn disk_mappings_name_what_is_wrong() {
+        assert_eq!(disk_mapping("0=/dev/sdb"), Ok((0, "/dev/sdb".to_owned())));
+        assert!(disk_mapping("0").is_err() && disk_mapping("x=/dev/sdb").is_err() && disk_mapping("0=sdb").is_err());
+    }
+}

@@ -1,0 +1,84 @@
+//! Commands that a running server carries out.
+
+use super::print;
+use crate::arguments::{Command, MachineCommand, SessionCommand, UsageError};
+use crate::control::Control;
+use crate::output;
+use anyhow::bail;
+use server::control::api::{Reply, Request};
+use std::time::Duration;
+
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Asks the server and prints what comes of it.
+pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()> {
+    let watch = matches!(command, Command::Status { watch: true, .. });
+    let request = request(command)?;
+    loop {
+        let reply = control.ask(&request, output::progress(json).as_mut())?;
+        if watch && !json {
+            print!("\x1b[2J\x1b[H");
+        }
+        match json {
+            true => println!("{}", serde_json::to_string(&reply)?),
+            false => print::reply(&reply),
+        }
+        if !watch {
+            return verdict(&reply);
+        }
+        std::thread::sleep(WATCH_INTERVAL);
+    }
+}
+
+fn request(command: Command) -> anyhow::Result<Request> {
+    Ok(match command {
+        Command::Status { machine, .. } => Request::Status { machine },
+        Command::Checkpoint { of, name } => Request::Checkpoint { of, name },
+        Command::Checkpoints { machine } => Request::Checkpoints { machine },
+        Command::Settle { machine, at } => Request::Settle { machine, at },
+        Command::Recover { machine, at, drill } => Request::Recover { machine, at, drill },
+        Command::Sessions => Request::Sessions,
+        Command::Session(SessionCommand::Show { session }) => Request::Session { session },
+        Command::Session(SessionCommand::Stop { session, discard }) => Request::StopSession { session, discard },
+        Command::Migrate { session, disk, to, format, rate, pivot } => {
+            if to.is_none() && !pivot {
+                return Err(UsageError("migrate wants --to, --pivot or both".to_owned()).into());
+            }
+            let to = to.map(absolute).transpose()?;
+            Request::Migrate { session, disk, to, format, rate: rate.map(|rate| rate.as_u64()), pivot }
+        }
+        Command::Failback { session, to, disks, cutover, discard_unsent } => {
+            Request::Failback { session, to, disks, cutover, discard_unsent }
+        }
+        Command::Export { of, disk, at, format, output } => {
+            Request::Export { of, disk, at, format, output: absolute(output.to_string_lossy().into_owned())? }
+        }
+        Command::Verify { machine } => Request::Verify { machine },
+        Command::Enroll { name, valid } => Request::Enroll { name, seconds: valid.as_secs() },
+        Command::Machine(MachineCommand::Remove { machine }) => Request::RemoveMachine { machine },
+        Command::Server(_)
+        | Command::Agent(_)
+        | Command::Serve { .. }
+        | Command::Completions { .. }
+        | Command::Man { .. }
+        | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
+    })
+}
+
+/// The server runs in another folder than the person who types a path. URIs are left alone.
+fn absolute(path: String) -> anyhow::Result<String> {
+    match path.contains("://") {
+        true => Ok(path),
+        false => Ok(std::path::absolute(path)?.to_string_lossy().into_owned()),
+    }
+}
+
+/// A comparison that found differences is a failure for scripts too.
+fn verdict(reply: &Reply) -> anyhow::Result<()> {
+    let Reply::Verified(info) = reply else { return Ok(()) };
+    let ranges: usize = info.disks.iter().map(|disk| disk.differing.len()).sum();
+    match ranges {
+        0 => Ok(()),
+        ranges => bail!("{}: {ranges} ranges differ from the stand-in", info.machine),
+    }
+}

@@ -1,0 +1,44 @@
+//! One file a family of commands; each says what it calls and how the result is printed.
+
+mod agent;
+mod ask;
+mod print;
+mod serve;
+mod server;
+
+use crate::arguments::{Arguments, Command};
+use crate::configuration::Configuration;
+use crate::control::Control;
+use clap::CommandFactory;
+
+/// Runs what was typed.
+pub fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let json = arguments.json;
+    // The watchdog must come up without reading anything from a disk that may be frozen.
+    if let Command::AgentWatchdog { arguments } = &arguments.command {
+        return agent::watchdog(arguments);
+    }
+    let configuration = Configuration::load(arguments.config.as_deref())?;
+    match arguments.command {
+        Command::Server(flags) => server::run(flags, configuration, arguments.control),
+        Command::Agent(flags) => agent::run(flags, configuration.agent),
+        Command::Serve { file, nbd, read_only, format } => serve::run(&file, &nbd, read_only, format.as_deref(), json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "understudy", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Man { folder } => Ok(clap_mangen::generate_to(Arguments::command(), folder)?),
+        asked => {
+            let data = std::env::var_os("UNDERSTUDY_DATA").map(Into::into).or(configuration.server.data);
+            let control = Control::new(arguments.control.or(configuration.control), data);
+            ask::run(asked, &control, json)
+        }
+    }
+}
+
+/// Logs to standard error; `UNDERSTUDY_LOG` filters as `RUST_LOG` does elsewhere.
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("UNDERSTUDY_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}

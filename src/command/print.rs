@@ -1,0 +1,185 @@
+//! Replies in words.
+
+use crate::output::{duration, maybe_duration, size, table};
+use server::control::api::{
+    CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, SessionInfo, Status, VerifyInfo,
+};
+
+/// Prints what came of a command.
+pub fn reply(reply: &Reply) {
+    match reply {
+        Reply::Status(status) => self::status(status),
+        Reply::Token(token) => {
+            println!("{}", token.token);
+            eprintln!("good once, for {}", duration(token.expires_in_seconds * 1000));
+        }
+        Reply::Checkpoint(info) => println!("{}", table(&CHECKPOINT_HEADER, [checkpoint_row(info)])),
+        Reply::Checkpoints(list) => checkpoints(list),
+        Reply::Settled(settled) => {
+            settled.images.iter().for_each(|image| println!("{image}"));
+            let (journal, written) = (size(settled.journal_bytes), size(settled.written_bytes));
+            eprintln!("hold checkpoint {}; {journal} in the journal became {written} written", settled.checkpoint);
+        }
+        Reply::Session(info) => session(info),
+        Reply::Sessions { sessions } => print_sessions(sessions),
+        Reply::Failback(info) => failback(info),
+        Reply::Exported { path, bytes } => println!("{path}: {}", size(*bytes)),
+        Reply::Verified(info) => verified(info),
+        Reply::Removed { machine } => println!("{machine} is forgotten"),
+    }
+}
+
+fn status(status: &Status) {
+    if status.machines.is_empty() {
+        println!("no machines yet; start `understudy agent --server ADDR --disk DEVICE` on one");
+        return;
+    }
+    let header =
+        ["MACHINE", "STATE", "RPO", "DISK", "SIZE", "TRACKER", "CHURN/S", "BACKLOG", "ETA", "CHECKPOINTS", "GAPS"];
+    println!("{}", table(&header, status.machines.iter().flat_map(machine_rows)));
+    for machine in &status.machines {
+        let pins = machine.pins.iter().map(|pin| format!("pinned by {pin}"));
+        for line in Some(machine.detail.clone()).into_iter().filter(|detail| !detail.is_empty()).chain(pins) {
+            println!("{}: {line}", machine.name);
+        }
+    }
+    let free = status.free_bytes.map_or_else(|| "unknown".to_owned(), size);
+    println!("store {}, {free} free, server memory {}", status.store, size(status.memory_bytes));
+}
+
+fn machine_rows(machine: &MachineStatus) -> Vec<Vec<String>> {
+    let rows = machine.disks.iter().enumerate().map(|(position, disk)| {
+        let mut row = match position {
+            0 => vec![machine.name.clone(), machine.state.clone(), maybe_duration(machine.rpo_ms)],
+            _ => vec![String::new(); 3],
+        };
+        row.extend([
+            format!("{} {}", disk.index, disk.device),
+            size(disk.len),
+            disk.tracker.clone(),
+            size(disk.churn_bytes_per_second),
+            size(disk.backlog_bytes),
+            maybe_duration(disk.eta_ms),
+        ]);
+        if position == 0 {
+            row.extend([machine.checkpoints.to_string(), machine.gaps.to_string()]);
+        }
+        row
+    });
+    rows.collect()
+}
+
+const CHECKPOINT_HEADER: [&str; 7] = ["CHECKPOINT", "TIME", "CONSISTENCY", "CHANGED", "FROZEN", "BRANCH", "NAME"];
+
+fn checkpoint_row(info: &CheckpointInfo) -> Vec<String> {
+    vec![
+        info.checkpoint.to_string(),
+        info.time.clone(),
+        info.consistency.clone(),
+        size(info.changed_bytes),
+        duration(info.frozen_ms),
+        info.branch.clone(),
+        info.name.clone(),
+    ]
+}
+
+fn checkpoints(list: &CheckpointList) {
+    match list.checkpoints.is_empty() {
+        true => println!("{} has no checkpoint yet", list.machine),
+        false => println!("{}", table(&CHECKPOINT_HEADER, list.checkpoints.iter().map(checkpoint_row))),
+    }
+    for gap in &list.gaps {
+        let length = match gap.until_ms {
+            0 => "still open".to_owned(),
+            until => duration(until.saturating_sub(gap.from_ms)),
+        };
+        println!("gap from {} ({length}): {}", time_of(gap.from_ms), gap.cause);
+    }
+}
+
+fn time_of(ms: u64) -> String {
+    let at = std::time::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+    humantime::format_rfc3339_seconds(at).to_string()
+}
+
+fn session(info: &SessionInfo) {
+    println!("session   {}", info.session);
+    println!("machine   {} at checkpoint {}", info.machine_name, info.checkpoint);
+    println!("state     {}{}", info.state, if info.drill { " (drill: the machine stays in charge)" } else { "" });
+    if !info.detail.is_empty() {
+        println!("          {}", info.detail);
+    }
+    println!("achieved  RTO {} to the exports, RPO {}", duration(info.rto_ms), duration(info.rpo_ms));
+    for disk in &info.disks {
+        let (len, written) = (size(disk.len), size(disk.written_bytes));
+        println!("disk {}    {len}, {written} written by the guest, {} clients", disk.index, disk.clients);
+        disk.uris.iter().for_each(|uri| println!("          {uri}"));
+        if let Some(migration) = &disk.migration {
+            let (copied, left) = (size(migration.copied_bytes), size(migration.left_bytes));
+            println!(
+                "          migration to {} ({}): {}, {copied} copied, {left} left {}",
+                migration.to, migration.format, migration.state, migration.detail
+            );
+        }
+    }
+}
+
+fn print_sessions(sessions: &[SessionInfo]) {
+    if sessions.is_empty() {
+        println!("no sessions");
+        return;
+    }
+    let rows = sessions.iter().map(|info| {
+        let written = info.disks.iter().map(|disk| disk.written_bytes).sum();
+        let state = if info.drill { format!("{} (drill)", info.state) } else { info.state.clone() };
+        let uris: Vec<_> = info.disks.iter().filter_map(|disk| disk.uris.first().cloned()).collect();
+        vec![
+            info.session.chars().take(8).collect(),
+            info.machine_name.clone(),
+            info.checkpoint.to_string(),
+            state,
+            size(written),
+            uris.join(" "),
+        ]
+    });
+    println!("{}", table(&["SESSION", "MACHINE", "CHECKPOINT", "STATE", "WRITTEN", "DISKS"], rows));
+}
+
+fn failback(info: &FailbackInfo) {
+    let header = ["DISK", "CONTENT", "CHANGED", "HASHED", "READ", "SENT", "ZEROED", "VERIFIED"];
+    let rows = info.disks.iter().map(|disk| {
+        vec![
+            disk.index.to_string(),
+            if disk.known { "known".to_owned() } else { format!("unknown: {}", disk.reason) },
+            size(disk.changed_bytes),
+            size(disk.hashed_bytes),
+            size(disk.read_bytes),
+            size(disk.sent_bytes),
+            size(disk.zeroed_bytes),
+            size(disk.verified_bytes),
+        ]
+    });
+    println!("{}", table(&header, rows));
+    match info.checkpoint {
+        Some(checkpoint) => println!(
+            "{} is home and in charge at checkpoint {checkpoint}; downtime {}",
+            info.machine,
+            duration(info.downtime_ms)
+        ),
+        None => println!("in step; shut the guest down and repeat with --cutover"),
+    }
+}
+
+fn verified(info: &VerifyInfo) {
+    let rows = info.disks.iter().map(|disk| {
+        let differing = disk.differing.iter().map(|(_, len)| len).sum();
+        vec![disk.index.to_string(), size(disk.equal_bytes), size(disk.skipped_bytes), size(differing)]
+    });
+    println!("{} at checkpoint {}", info.machine, info.checkpoint);
+    println!("{}", table(&["DISK", "EQUAL", "SKIPPED", "DIFFERING"], rows));
+    for disk in &info.disks {
+        for (start, len) in &disk.differing {
+            println!("disk {}: bytes {start}..{} differ", disk.index, start + len);
+        }
+    }
+}

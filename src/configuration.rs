@@ -1,0 +1,79 @@
+//! The configuration file: what flags and `UNDERSTUDY_*` variables do not say.
+
+use anyhow::Context;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+const DEFAULT_PATH: &str = "/etc/understudy.toml";
+
+/// The whole file. Unknown keys are errors: a misspelt one must not be silently without effect.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Configuration {
+    /// Where the control socket is.
+    pub control: Option<PathBuf>,
+    /// `[server]`
+    #[serde(default)]
+    pub server: ServerSection,
+    /// `[agent]`
+    #[serde(default)]
+    pub agent: AgentSection,
+}
+
+/// The keys are the long flags of `understudy server`.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ServerSection {
+    pub data: Option<PathBuf>,
+    pub listen: Option<String>,
+    pub agent_socket: Option<PathBuf>,
+    #[serde(default)]
+    pub nbd: Vec<String>,
+    pub keep: Option<String>,
+    pub heartbeat_deadline: Option<String>,
+    pub image_format: Option<String>,
+    pub reserve: Option<String>,
+}
+
+/// The keys are the long flags of `understudy agent`; `disks` lists devices.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AgentSection {
+    pub server: Option<String>,
+    #[serde(default)]
+    pub disks: Vec<PathBuf>,
+    pub name: Option<String>,
+    pub tracker: Option<String>,
+    pub send: Option<String>,
+    pub checkpoint_every: Option<String>,
+    pub heartbeat: Option<String>,
+    pub freeze_budget: Option<String>,
+    pub state: Option<PathBuf>,
+}
+
+impl Configuration {
+    /// Reads the file that was named, or the usual one where it exists.
+    pub fn load(named: Option<&Path>) -> anyhow::Result<Configuration> {
+        let path = match named {
+            Some(path) => path,
+            None if Path::new(DEFAULT_PATH).exists() => Path::new(DEFAULT_PATH),
+            None => return Ok(Configuration::default()),
+        };
+        let text = std::fs::read_to_string(path).with_context(|| format!("configuration {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("configuration {}", path.display()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_flags_as_keys_and_refuses_others() {
+        let text = "[server]\ndata = '/srv'\nnbd = ['unix:/run/nbd']\nkeep = '2h'\n[agent]\ncheckpoint-every = '30s'\n";
+        let read: Configuration = toml::from_str(text).unwrap();
+        assert_eq!(read.server.keep.as_deref(), Some("2h"));
+        assert_eq!(read.agent.checkpoint_every.as_deref(), Some("30s"));
+        assert!(toml::from_str::<Configuration>("[server]\ndatta = '/srv'\n").is_err());
+    }
+}

@@ -1,0 +1,175 @@
+//! A file or block device of the host as a [`StorageFile`].
+
+use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, Result, StorageFile, Synced};
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+
+/// How much is written at a time where a hole has to be written out as zeroes.
+const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+/// The most buffers that one `pwritev` takes (the kernel's UIO_MAXIOV).
+const VECTORS_MAX: usize = 1024;
+
+/// An open file or block device, through the page cache.
+#[derive(Debug)]
+pub struct HostFile {
+    file: File,
+    /// Its path, for messages.
+    name: String,
+    is_device: bool,
+}
+
+impl HostFile {
+    /// Opens a file or block device, or makes a new file.
+    pub fn open(path: impl AsRef<Path>, mode: OpenMode) -> Result<Arc<dyn StorageFile>> {
+        HostFile::open_with(path.as_ref(), mode, false)
+    }
+
+    /// The same, but a block device is refused with `Busy` while anything else (a mounted file system, RAID, another
+    /// exclusive opener) holds it.
+    pub fn open_exclusive(path: impl AsRef<Path>, mode: OpenMode) -> Result<Arc<dyn StorageFile>> {
+        HostFile::open_with(path.as_ref(), mode, true)
+    }
+
+    fn open_with(path: &Path, mode: OpenMode, exclusive: bool) -> Result<Arc<dyn StorageFile>> {
+        let name = path.display().to_string();
+        let mut options = OpenOptions::new();
+        options.read(true).mode(0o600).write(mode != OpenMode::Read).create_new(mode == OpenMode::CreateNew);
+        // O_EXCL without O_CREAT is defined for block devices only.
+        let is_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+        if exclusive && is_device {
+            options.custom_flags(rustix::fs::OFlags::EXCL.bits().cast_signed());
+        }
+        let file = options.open(path).map_err(|error| Error::io(name.clone(), error))?;
+        Ok(Arc::new(HostFile::from_file(file, name)?))
+    }
+
+    /// Wraps an open file; `name` is for messages. Only regular files and block devices.
+    pub(super) fn from_file(file: File, name: String) -> Result<HostFile> {
+        let kind = file.metadata().map_err(|error| Error::io(name.clone(), error))?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            let context = format!("{name} is neither a regular file nor a block device");
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        Ok(HostFile { file, name, is_device: kind.is_block_device() })
+    }
+
+    fn failed(&self, what: &str, at: impl std::fmt::Display, error: std::io::Error) -> Error {
+        Error::io(format!("{}: {what} at {at}", self.name), error)
+    }
+
+    fn write_out_zeroes(&self, extent: Extent) -> Result<()> {
+        for piece in extent.split(ByteLen::of(&ZEROES)) {
+            self.write_at(piece.start(), &ZEROES[..piece.len().as_usize()])?;
+        }
+        Ok(())
+    }
+}
+
+impl StorageFile for HostFile {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> Result<ByteLen> {
+        let len = if self.is_device {
+            rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(std::io::Error::from)
+        } else {
+            self.file.metadata().map(|metadata| metadata.len())
+        };
+        len.map(ByteLen::new).map_err(|error| Error::io(self.name.clone(), error))
+    }
+
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(buffer, offset.get()).map_err(|error| {
+            if error.kind() == std::io::ErrorKind::UnexpectedEof {
+                let (name, wanted) = (&self.name, buffer.len());
+                return Error::corrupt(format!("{name} ends before the {wanted} bytes wanted at {offset}"));
+            }
+            self.failed("reading", offset, error)
+        })
+    }
+
+    fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
+        self.file.write_all_at(data, offset.get()).map_err(|error| self.failed("writing", offset, error))
+    }
+
+    fn write_vectored_at(&self, offset: ByteOffset, parts: &[&[u8]]) -> Result<()> {
+        let mut at = offset.get();
+        let mut slices: Vec<IoSlice<'_>> =
+            parts.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)).collect();
+        let mut rest = slices.as_mut_slice();
+        while !rest.is_empty() {
+            let batch = &rest[..rest.len().min(VECTORS_MAX)];
+            match rustix::io::pwritev(&self.file, batch, at) {
+                Ok(0) => {
+                    return Err(self.failed("writing", at, std::io::ErrorKind::WriteZero.into()));
+                }
+                Ok(written) => {
+                    at += written as u64;
+                    IoSlice::advance_slices(&mut rest, written);
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(self.failed("writing", at, errno.into())),
+            }
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: ByteLen) -> Result<()> {
+        if !self.is_device {
+            return self.file.set_len(len.get()).map_err(|error| self.failed("setting length", len, error));
+        }
+        let size = self.len()?;
+        if len == size {
+            return Ok(());
+        }
+        let kind = if len > size { ErrorKind::NoSpace } else { ErrorKind::Unsupported };
+        Err(Error::new(kind, format!("{} is a device of {size} bytes, not {len}", self.name)))
+    }
+
+    fn punch_hole(&self, extent: Extent) -> Result<()> {
+        let Some(extent) = Extent::whole(self.len()?).and_then(|whole| whole.intersect(extent)) else {
+            return Ok(());
+        };
+        // On devices the first discards where that is known to leave zeroes, the second lets the kernel write them.
+        let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
+        for way in ways {
+            let flags = way | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&self.file, flags, extent.start().get(), extent.len().get()) {
+                Ok(()) => return Ok(()),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+                Err(errno) => return Err(self.failed("punching a hole", extent, errno.into())),
+            }
+        }
+        self.write_out_zeroes(extent)
+    }
+
+    fn next_data(&self, from: ByteOffset) -> Result<Option<Extent>> {
+        let end = self.len()?.end();
+        let Some(rest) = Extent::between(from, end) else { return Ok(None) };
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(from.get())) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(rest)),
+            Err(errno) => return Err(self.failed("looking for data", from, errno.into())),
+        };
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+            Ok(hole) => ByteOffset::new(hole),
+            Err(Errno::NXIO) => end,
+            Err(errno) => return Err(self.failed("looking for holes", start, errno.into())),
+        };
+        // A file that another process changes between the two calls may give an empty range: call it data.
+        let start = ByteOffset::new(start);
+        Ok(Some(Extent::between(start, hole).unwrap_or(rest)))
+    }
+
+    fn sync(&self) -> Result<Synced> {
+        self.file.sync_data().map_err(|error| Error::io(format!("{}: syncing", self.name), error))?;
+        Ok(Synced::after_completed_sync())
+    }
+}

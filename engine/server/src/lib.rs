@@ -3,4 +3,4 @@
 mod agent;
 pub mod control;
 
-pub use agent::{RESTORE_QUEUE, RestoreLink};
+pub use agent::{AgentHandle, Agents, Charge, RESTORE_QUEUE, RestoreLink};

@@ -2,3 +2,4 @@
 
 #[allow(missing_docs, reason = "fields say what they are; those that do not are documented")]
 pub mod api;
+mod at;

@@ -1,0 +1,244 @@
+//! Who may replicate, from where on, or why not. Pure: a hello and what the store knows go in, an answer comes out.
+
+use blocks::{ByteLen, Generation, MachineId, Seq, SessionId, StoreId};
+use store::ImageFormat;
+use wire::{
+    Continuity, DiskHello, DiskWelcome, Hello, Refusal, RefusalKind, Role, StartFrom, check_machine_name,
+};
+
+/// The largest disk that a dynamic VHD can hold.
+pub(crate) const VHD_BYTES_MAX: ByteLen = ByteLen::new(2040 << 30);
+/// More disks than any machine has; a bound for what a hello can make the server allocate.
+pub(crate) const DISKS_MAX: usize = 256;
+
+/// What the store knows that a hello could mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Knowledge {
+    /// This store.
+    pub store: StoreId,
+    /// What new units' images are made of.
+    pub image_format: ImageFormat,
+    /// The unit of the identity that the hello carries.
+    pub by_machine: Option<Known>,
+    /// The unit of the name that the hello carries.
+    pub by_name: Option<Known>,
+}
+
+/// A machine that has a unit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// Its identity.
+    pub machine: MachineId,
+    /// The name that it was registered with.
+    pub name: String,
+    /// Its generation.
+    pub generation: Generation,
+    /// The session that is in charge of it.
+    pub promoted: Option<SessionId>,
+    /// Its disks.
+    pub disks: Vec<KnownDisk>,
+}
+
+/// A disk that has a journal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KnownDisk {
+    /// Its size.
+    pub len: ByteLen,
+    /// As registered; may be empty.
+    pub serial: String,
+    /// As registered, for messages.
+    pub device: String,
+    /// Everything of the main branch up to here is durable.
+    pub durable: Seq,
+    /// Whether nothing of it was ever received.
+    pub empty: bool,
+}
+
+/// What to do about a hello.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// Make a unit with this identity (a new one for `None`), then decide again.
+    Register(Option<MachineId>),
+    /// Welcome it as this machine.
+    Welcome {
+        /// Which.
+        machine: MachineId,
+        /// Its generation.
+        generation: Generation,
+        /// What it is to do.
+        role: Role,
+        /// One for each disk of the hello.
+        disks: Vec<DiskWelcome>,
+    },
+    /// Send it away.
+    Refuse(Refusal),
+}
+
+/// Decides. `enrolled` is the name that the connection's certificate was made for, where it has one.
+pub(crate) fn decide(hello: &Hello, knowledge: &Knowledge, enrolled: Option<&str>) -> Decision {
+    match try_decide(hello, knowledge, enrolled) {
+        Ok(decision) => decision,
+        Err(refusal) => Decision::Refuse(refusal),
+    }
+}
+
+fn try_decide(hello: &Hello, knowledge: &Knowledge, enrolled: Option<&str>) -> Result<Decision, Refusal> {
+    check_machine_name(&hello.name).map_err(|error| refusal(RefusalKind::Identity, error.to_string()))?;
+    if let Some(enrolled) = enrolled.filter(|enrolled| *enrolled != hello.name) {
+        let reason = format!("the certificate is for machine '{enrolled}', not for '{}'", hello.name);
+        return Err(refusal(RefusalKind::Identity, reason));
+    }
+    if let Some(session) = hello.session {
+        let reason = format!(
+            "'{}' runs inside session {session}: a stand-in's guest is not a second source",
+            hello.name
+        );
+        return Err(refusal(RefusalKind::Busy, reason));
+    }
+    let Some(known) = identify(hello, knowledge)? else {
+        check_new_disks(hello, knowledge.image_format)?;
+        return Ok(Decision::Register(hello.machine));
+    };
+    let role = role(hello, known, knowledge.store);
+    let disks = match role {
+        Role::Source => {
+            check_disks(&hello.disks, &known.disks)?;
+            let pairs = hello.disks.iter().zip(&known.disks);
+            pairs.map(|(disk, known)| welcome_disk(&disk.continuity, known, knowledge.store)).collect()
+        }
+        Role::Standby { .. } => standby_disks(&hello.disks, &known.disks),
+    };
+    Ok(Decision::Welcome { machine: known.machine, generation: known.generation, role, disks })
+}
+
+/// The unit that the hello is about; `None` for a machine not seen before.
+fn identify<'a>(hello: &Hello, knowledge: &'a Knowledge) -> Result<Option<&'a Known>, Refusal> {
+    let taken = |known: &Known| {
+        let reason = format!(
+            "the name '{}' belongs to machine {} here; give this one another name, or remove that machine first",
+            known.name, known.machine
+        );
+        refusal(RefusalKind::Taken, reason)
+    };
+    match (hello.machine, &knowledge.by_machine, &knowledge.by_name) {
+        (Some(_), Some(known), Some(named)) if named.machine != known.machine => Err(taken(named)),
+        (Some(_), Some(known), _) => Ok(Some(known)),
+        (Some(_), None, Some(named)) => Err(taken(named)),
+        // An agent that has lost its memory: it is the machine of that name only if its disks say so, or if it can do no
+        // harm because a session is in charge and it comes as the target of a failback.
+        (None, _, Some(named)) => {
+            let harmless = named.promoted.is_some() || named.generation > Generation::FIRST;
+            if harmless || check_disks(&hello.disks, &named.disks).is_ok() {
+                Ok(Some(named))
+            } else {
+                Err(taken(named))
+            }
+        }
+        (_, _, None) => Ok(None),
+    }
+}
+
+/// Who is fenced: a machine whose stand-in is in charge, or one that has not learnt of the newest promotion.
+fn role(hello: &Hello, known: &Known, store: StoreId) -> Role {
+    let standby = |reason: String| Role::Standby { reason };
+    if let Some(session) = known.promoted {
+        return standby(format!(
+            "session {session} is in charge of '{}'; bring it home with failback",
+            known.name
+        ));
+    }
+    if hello.generation < known.generation && known.generation > Generation::FIRST {
+        return standby(format!(
+            "'{}' was promoted to generation {} while this machine has {}: what it holds is not the newest; bring it \
+             home with failback",
+            known.name, known.generation, hello.generation
+        ));
+    }
+    if hello.generation > known.generation && !comes_from_another_store(hello, store) {
+        return standby(format!(
+            "this machine has generation {} of '{}' and the store only {}: the store is older than what it knows",
+            hello.generation, known.name, known.generation
+        ));
+    }
+    Role::Source
+}
+
+fn comes_from_another_store(hello: &Hello, ours: StoreId) -> bool {
+    hello.disks.iter().all(|disk| match disk.continuity {
+        Continuity::Tracked { store, .. } => store != ours,
+        Continuity::Unknown { .. } => false,
+    })
+}
+
+/// Where replication of a disk goes on.
+fn welcome_disk(continuity: &Continuity, known: &KnownDisk, ours: StoreId) -> DiskWelcome {
+    let start = match continuity {
+        _ if known.empty => StartFrom::Everything,
+        Continuity::Tracked { store, acked, .. } if *store == ours && *acked <= known.durable => {
+            StartFrom::Marked
+        }
+        Continuity::Tracked { .. } | Continuity::Unknown { .. } => StartFrom::Scan,
+    };
+    DiskWelcome { durable: known.durable, start }
+}
+
+fn standby_disks(disks: &[DiskHello], known: &[KnownDisk]) -> Vec<DiskWelcome> {
+    let durable = |index: usize| known.get(index).map_or(Seq(0), |known| known.durable);
+    (0..disks.len()).map(|index| DiskWelcome { durable: durable(index), start: StartFrom::Scan }).collect()
+}
+
+fn check_new_disks(hello: &Hello, format: ImageFormat) -> Result<(), Refusal> {
+    let refuse = |reason: String| Err(refusal(RefusalKind::Disks, reason));
+    if hello.disks.is_empty() || hello.disks.len() > DISKS_MAX {
+        return refuse(format!("{} disks; between 1 and {DISKS_MAX} can be protected", hello.disks.len()));
+    }
+    for disk in &hello.disks {
+        let (device, len) = (&disk.device, disk.len);
+        if len.is_zero() || !len.is_aligned(blocks::BlockShift::SECTOR) {
+            return refuse(format!("{device} has {len} bytes, which is not a disk's size"));
+        }
+        if format == ImageFormat::Vhd && len > VHD_BYTES_MAX {
+            return refuse(format!(
+                "{device} has {len} bytes; an image of format vhd holds at most {VHD_BYTES_MAX} (2040 GiB): start the \
+                 server with --image-format raw"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether these are the disks that were registered.
+fn check_disks(disks: &[DiskHello], known: &[KnownDisk]) -> Result<(), Refusal> {
+    let refuse = |reason: String| Err(refusal(RefusalKind::Disks, reason));
+    if let Some(missing) = known.get(disks.len()) {
+        return refuse(format!("disk {} ({}) has vanished", disks.len(), missing.device));
+    }
+    if let Some(added) = disks.get(known.len()) {
+        return refuse(format!("{} was not registered; disks cannot be added yet", added.device));
+    }
+    for (index, (disk, known)) in disks.iter().zip(known).enumerate() {
+        let (device, len) = (&disk.device, disk.len);
+        if len != known.len {
+            let change = if len > known.len { "grown" } else { "shrunk" };
+            return refuse(format!(
+                "disk {index} ({device}) has {change} from {} to {len} bytes; a change of size is not followed yet",
+                known.len
+            ));
+        }
+        if disk.serial != known.serial && !disk.serial.is_empty() && !known.serial.is_empty() {
+            return refuse(format!(
+                "disk {index} ({device}) is '{}', but '{}' was registered there",
+                disk.serial, known.serial
+            ));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn refusal(kind: RefusalKind, reason: impl Into<String>) -> Refusal {
+    Refusal { kind, reason: reason.into() }
+}
+
+#[cfg(test)]
+#[path = "registration_tests.rs"]
+mod tests;

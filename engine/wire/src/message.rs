@@ -5,7 +5,8 @@
 //! and the other side decides what is missing: nothing, a scan, or everything.
 
 use blocks::{
-    BlockShift, ByteLen, CheckpointId, DiskIndex, Extent, Generation, Id, MachineId, Seq, SessionId, StoreId, WallClock,
+    BlockShift, ByteLen, CheckpointId, DiskIndex, Extent, Generation, Id, MachineId, Seq, SessionId, StoreId,
+    WallClock,
 };
 
 /// BLAKE3 of one block of a disk.

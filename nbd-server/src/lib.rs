@@ -1,1 +1,33 @@
-//! nbd
+//! Serves any [`blocks::Volume`] over the network block device protocol, and reaches volumes that others serve.
+//!
+//! A request's way: `listener` accepts, `handshake` agrees on an export, `connection` reads a `request`, `dispatch`
+//! checks it and asks the `export`'s volume through `byte_access`, `reply` sends the answer. Threads, not async: a
+//! volume is synchronous, and a dropped future must never leave a write half-known. What the specification asks for
+//! and where it is tested: docs/nbd.md. Why threads, measured: docs/design/0003-nbd-threads.md.
+
+mod budget;
+mod byte_access;
+mod client;
+mod connection;
+mod dispatch;
+mod error_code;
+mod export;
+mod fields;
+mod handshake;
+mod limits;
+mod listener;
+mod protocol;
+mod receiver;
+mod reply;
+mod request;
+mod server;
+mod socket;
+mod uri;
+
+pub use client::NbdVolume;
+pub use error_code::NbdError;
+pub use export::{ClientHook, Export, ExportInfo, Exports};
+pub use limits::Limits;
+pub use listener::{ListenAddress, Listener};
+pub use server::NbdServer;
+pub use uri::NbdUri;

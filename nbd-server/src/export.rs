@@ -1,0 +1,216 @@
+//! What is served: names and the volumes behind them.
+
+use crate::byte_access::ByteAccess;
+use crate::protocol::STRING_BYTES_MAX;
+use blocks::{ByteLen, Error, ErrorKind, Result, Volume};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Called with the number of connected clients each time it changes. Must not block.
+pub type ClientHook = Arc<dyn Fn(usize) + Send + Sync>;
+
+/// A volume as it is offered.
+pub struct Export {
+    /// `None` once removed. A request holds the lock, shared, while it is with the volume, so that whoever has taken
+    /// the volume away knows that nobody uses it any more.
+    disk: RwLock<Option<ByteAccess>>,
+    len: ByteLen,
+    preferred_block_bytes: u32,
+    description: String,
+    read_only: bool,
+    clients: AtomicUsize,
+    client_hook: Option<ClientHook>,
+}
+
+/// One line of the list of exports.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExportInfo {
+    /// What clients ask for.
+    pub name: String,
+    /// For a person.
+    pub description: String,
+    /// The size of the disk.
+    pub len: ByteLen,
+    /// Whether changes are refused.
+    pub read_only: bool,
+    /// How many connections are in the transmission phase.
+    pub clients: usize,
+}
+
+impl Export {
+    /// Offers this volume; read-only where the volume is.
+    pub fn new(volume: Arc<dyn Volume>) -> Export {
+        let preferred = volume.alignment().bytes().clamp(4096, 32 << 20);
+        Export {
+            len: volume.len(),
+            preferred_block_bytes: u32::try_from(preferred).unwrap_or(4096),
+            read_only: volume.is_read_only(),
+            disk: RwLock::new(Some(ByteAccess::new(volume))),
+            description: String::new(),
+            clients: AtomicUsize::new(0),
+            client_hook: None,
+        }
+    }
+
+    /// Adds a line for people; cut at 4096 bytes, the protocol's limit.
+    #[must_use]
+    pub fn with_description(mut self, description: impl Into<String>) -> Export {
+        self.description = description.into();
+        let mut end = self.description.len().min(STRING_BYTES_MAX);
+        while !self.description.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.description.truncate(end);
+        self
+    }
+
+    /// Refuses every change, whatever the volume would say.
+    #[must_use]
+    pub fn read_only(mut self) -> Export {
+        self.read_only = true;
+        self
+    }
+
+    /// Has `hook` called with the number of clients each time it changes.
+    #[must_use]
+    pub fn with_client_hook(mut self, hook: ClientHook) -> Export {
+        self.client_hook = Some(hook);
+        self
+    }
+
+    /// The size of the disk.
+    pub fn len(&self) -> ByteLen {
+        self.len
+    }
+
+    /// Whether the disk has no bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len.is_zero()
+    }
+
+    /// Whether changes are refused.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    pub(crate) fn description(&self) -> &str {
+        &self.description
+    }
+
+    pub(crate) fn preferred_block_bytes(&self) -> u32 {
+        self.preferred_block_bytes
+    }
+
+    /// Runs `work` on the disk; `None` once the export is removed. `work` must not send anything: removing waits for it.
+    pub(crate) fn with_disk<T>(&self, work: impl FnOnce(&ByteAccess) -> T) -> Option<T> {
+        self.disk.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(work)
+    }
+
+    pub(crate) fn is_removed(&self) -> bool {
+        self.disk.read().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
+    /// Takes the volume away and waits until no request is with it.
+    fn remove(&self) {
+        self.disk.write().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Counts a client until the returned guard is dropped.
+    pub(crate) fn connect(self: &Arc<Export>) -> Client {
+        self.count(|clients| clients.fetch_add(1, Ordering::SeqCst) + 1);
+        Client { export: self.clone() }
+    }
+
+    fn count(&self, change: impl FnOnce(&AtomicUsize) -> usize) {
+        let clients = change(&self.clients);
+        if let Some(hook) = &self.client_hook {
+            hook(clients);
+        }
+    }
+}
+
+impl fmt::Debug for Export {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Export")
+            .field("len", &self.len)
+            .field("read_only", &self.read_only)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A connected client of an export.
+#[derive(Debug)]
+pub(crate) struct Client {
+    export: Arc<Export>,
+}
+
+impl Client {
+    pub(crate) fn export(&self) -> &Export {
+        &self.export
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.export.count(|clients| clients.fetch_sub(1, Ordering::SeqCst) - 1);
+    }
+}
+
+/// The table of exports: cheap to clone, every clone is the same table. May change while it is served.
+#[derive(Debug, Clone, Default)]
+pub struct Exports {
+    table: Arc<RwLock<BTreeMap<String, Arc<Export>>>>,
+}
+
+impl Exports {
+    /// An empty table.
+    pub fn new() -> Exports {
+        Exports::default()
+    }
+
+    /// Offers `export` as `name`; the empty name is what a client gets that asks for none. Errors: the name is taken,
+    /// longer than 4096 bytes or contains NUL.
+    pub fn insert(&self, name: impl Into<String>, export: Export) -> Result<()> {
+        let name = name.into();
+        if name.len() > STRING_BYTES_MAX || name.contains('\0') {
+            let context =
+                format!("an export's name has up to 4096 bytes and no NUL: '{}'", name.escape_debug());
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        if table.contains_key(&name) {
+            return Err(Error::new(ErrorKind::AlreadyExists, format!("there is an export '{name}' already")));
+        }
+        table.insert(name, Arc::new(export));
+        Ok(())
+    }
+
+    /// Ends the export: returns when no request is with its volume any more and the volume has been let go. Requests
+    /// that come later get `ESHUTDOWN`, and their connections end. Whether there was one of that name.
+    pub fn remove(&self, name: &str) -> bool {
+        let removed = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        if let Some(export) = &removed {
+            export.remove();
+        }
+        removed.is_some()
+    }
+
+    /// What is offered, by name.
+    pub fn list(&self) -> Vec<ExportInfo> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let info = |(name, export): (&String, &Arc<Export>)| ExportInfo {
+            name: name.clone(),
+            description: export.description.clone(),
+            len: export.len,
+            read_only: export.read_only,
+            clients: export.clients.load(Ordering::SeqCst),
+        };
+        table.iter().map(info).collect()
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<Arc<Export>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+}

@@ -1,0 +1,35 @@
+//! How much one server, and one client of it, may take.
+
+use blocks::ByteLen;
+use std::time::Duration;
+
+/// Bounds of a server; the defaults suit a machine that serves a few dozen disks.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Connections at once, handshakes included; further ones are closed at once.
+    pub connections_max: usize,
+    /// Requests of one connection that are worked on at once; threads start as they are needed.
+    pub threads_per_connection_max: usize,
+    /// What requests of more than 256 KiB may hold in memory at once, over all connections; at least 32 MiB.
+    /// Smaller requests are bounded by the number of threads, so that nobody's large ones can hold them up.
+    pub large_request_bytes_max: ByteLen,
+    /// How long a client may take from connecting to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// How long a client may leave a message half sent, or a reply unread, before it is disconnected.
+    pub stall_timeout: Duration,
+    /// How long a shutdown waits for requests in flight.
+    pub drain_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            connections_max: 512,
+            threads_per_connection_max: 16,
+            large_request_bytes_max: ByteLen::new(256 << 20),
+            handshake_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(30),
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Where clients connect.
+
+use crate::socket::Socket;
+use crate::uri::NbdUri;
+use blocks::{Error, ErrorKind, Result};
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Where to listen: `HOST:PORT`, or `unix:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A TCP port; 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// A unix socket at this path.
+    Unix(PathBuf),
+}
+
+/// A socket that listens. Dropping it closes it, and removes a unix socket's file.
+#[derive(Debug)]
+pub struct Listener {
+    socket: ListeningSocket,
+    address: ListenAddress,
+}
+
+#[derive(Debug)]
+enum ListeningSocket {
+    Tcp(TcpListener),
+    /// With the inode of its file, so that a successor's is not removed.
+    Unix(UnixListener, u64),
+}
+
+impl FromStr for ListenAddress {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<ListenAddress> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            return Ok(ListenAddress::Unix(PathBuf::from(path)));
+        }
+        let wrong = |error| {
+            let context = format!("'{text}' is neither HOST:PORT nor unix:PATH");
+            Error::with_source(ErrorKind::InvalidInput, context, error)
+        };
+        let address = text.to_socket_addrs().map_err(wrong)?.next();
+        address.map(ListenAddress::Tcp).ok_or_else(|| wrong(io::ErrorKind::NotFound.into()))
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => address.fmt(f),
+            ListenAddress::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Listener {
+    /// Listens there. The file of a unix socket on which nobody listens any more is replaced; one that is in use, and
+    /// a file that is not a socket, are errors (`Busy`, `AlreadyExists`).
+    pub fn bind(address: &ListenAddress) -> Result<Listener> {
+        let failed = |error| Error::io(format!("cannot listen on {address}"), error);
+        let (socket, address) = match address {
+            ListenAddress::Tcp(wanted) => {
+                let listener = TcpListener::bind(wanted).map_err(failed)?;
+                let bound = listener.local_addr().map_err(failed)?;
+                (ListeningSocket::Tcp(listener), ListenAddress::Tcp(bound))
+            }
+            ListenAddress::Unix(path) => {
+                remove_stale(path)?;
+                let listener = UnixListener::bind(path).map_err(failed)?;
+                let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
+                let path = std::path::absolute(path).map_err(failed)?;
+                (ListeningSocket::Unix(listener, inode), ListenAddress::Unix(path))
+            }
+        };
+        let nonblocking = match &socket {
+            ListeningSocket::Tcp(listener) => listener.set_nonblocking(true),
+            ListeningSocket::Unix(listener, _) => listener.set_nonblocking(true),
+        };
+        nonblocking.map_err(|error| Error::io(format!("cannot listen on {address}"), error))?;
+        Ok(Listener { socket, address })
+    }
+
+    /// Where it listens, with the port that the system has chosen.
+    pub fn address(&self) -> &ListenAddress {
+        &self.address
+    }
+
+    /// How a client on this machine reaches `export` here.
+    pub fn uri(&self, export: &str) -> NbdUri {
+        match &self.address {
+            ListenAddress::Tcp(address) => NbdUri::tcp(*address, export),
+            ListenAddress::Unix(path) => NbdUri::unix(path, export),
+        }
+    }
+
+    pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            ListeningSocket::Tcp(listener) => listener.as_fd(),
+            ListeningSocket::Unix(listener, _) => listener.as_fd(),
+        }
+    }
+
+    /// A connection that has come in; `WouldBlock` where there is none.
+    pub(crate) fn accept(&self) -> io::Result<Socket> {
+        match &self.socket {
+            ListeningSocket::Tcp(listener) => Socket::tcp(listener.accept()?.0),
+            ListeningSocket::Unix(listener, _) => Ok(Socket::unix(listener.accept()?.0)),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let (ListeningSocket::Unix(_, inode), ListenAddress::Unix(path)) = (&self.socket, &self.address)
+            && fs::symlink_metadata(path).is_ok_and(|found| found.ino() == *inode)
+        {
+            // What cannot be removed is found to be stale by the next one who listens.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+fn remove_stale(path: &Path) -> Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(format!("cannot look at {}", path.display()), error)),
+    };
+    if !found.file_type().is_socket() {
+        let context = format!("{} exists and is not a socket", path.display());
+        return Err(Error::new(ErrorKind::AlreadyExists, context));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)
+            .map_err(|error| Error::io(format!("cannot replace {}", path.display()), error)),
+        _ => Err(Error::new(ErrorKind::Busy, format!("somebody else listens on {}", path.display()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd.sock");
+        let address = ListenAddress::Unix(path.clone());
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let listener = Listener::bind(&address).unwrap();
+        assert_eq!(Listener::bind(&address).unwrap_err().kind(), ErrorKind::Busy);
+        drop(listener);
+        assert!(!path.exists());
+        fs::write(&path, "precious").unwrap();
+        assert_eq!(Listener::bind(&address).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn addresses_read_what_they_write() {
+        for text in ["127.0.0.1:10809", "unix:/run/a b.sock", "[::1]:0"] {
+            assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
+        }
+        assert!("nowhere".parse::<ListenAddress>().is_err());
+    }
+}

@@ -1,0 +1,101 @@
+//! The receiving half of a connection: requests and payloads out of a stream, few system calls each.
+//!
+//! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
+//! several of them; the rest of a large payload goes straight to where it is wanted.
+
+use crate::request::Request;
+use crate::socket::Socket;
+use std::io::{self, IoSliceMut};
+use std::time::{Duration, Instant};
+
+/// How often a quiet connection looks up whether it should end. The socket's read timeout.
+pub const TICK: Duration = Duration::from_millis(500);
+const BUFFER_BYTES: usize = 32 << 10;
+
+/// Bytes that have arrived and are not consumed.
+#[derive(Debug)]
+pub struct Receiver {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    stall_timeout: Duration,
+    /// Nothing further is read: the client has left, said goodbye, or is out of step.
+    pub ended: bool,
+}
+
+impl Receiver {
+    /// Nothing arrived yet. A message that stands still for `stall_timeout` is an error.
+    pub fn new(stall_timeout: Duration) -> Receiver {
+        let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
+        Receiver { buffer, start: 0, end: 0, stall_timeout, ended: false }
+    }
+
+    /// The next request's header; `None` where the client has left between requests or `keep_waiting` said no.
+    pub fn header(
+        &mut self,
+        socket: &Socket,
+        keep_waiting: impl Fn() -> bool,
+    ) -> io::Result<Option<[u8; Request::BYTES]>> {
+        while self.start == self.end {
+            match socket.read(&mut self.buffer) {
+                Ok(0) => return Ok(None),
+                Ok(count) => (self.start, self.end) = (0, count),
+                Err(error) if is_timeout(&error) => {
+                    if !keep_waiting() {
+                        return Ok(None);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let mut header = [0; Request::BYTES];
+        self.exact(socket, &mut header)?;
+        Ok(Some(header))
+    }
+
+    /// Fills `wanted`.
+    pub fn exact(&mut self, socket: &Socket, wanted: &mut [u8]) -> io::Result<()> {
+        let ready = wanted.len().min(self.end - self.start);
+        wanted[..ready].copy_from_slice(&self.buffer[self.start..self.start + ready]);
+        self.start += ready;
+        let mut wanted = &mut wanted[ready..];
+        let mut last_progress = None;
+        while !wanted.is_empty() {
+            let wanted_len = wanted.len();
+            let mut buffers = [IoSliceMut::new(wanted), IoSliceMut::new(&mut self.buffer)];
+            match socket.read_vectored(&mut buffers) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => {
+                    last_progress = None;
+                    (self.start, self.end) = (0, count.saturating_sub(wanted_len));
+                    wanted = &mut wanted[count.min(wanted_len)..];
+                }
+                Err(error) if is_timeout(&error) => {
+                    if last_progress.get_or_insert_with(Instant::now).elapsed() >= self.stall_timeout {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads `count` bytes and forgets them, so that the stream stays in step.
+    pub fn skip(&mut self, socket: &Socket, mut count: u64) -> io::Result<()> {
+        let mut waste = [0; 16 << 10];
+        while count > 0 {
+            let step = count.min(waste.len() as u64);
+            self.exact(socket, &mut waste[..step as usize])?;
+            count -= step;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a read or write gave up because of the socket's timeout.
+pub fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
+}

@@ -148,7 +148,7 @@ impl<S: Message> Sender<S> {
         self.torn = true;
         self.write(&head, message.payload()).await?;
         let flushed = bounded(self.timeout, self.writer.flush()).await;
-        flushed.map_err(|error| stalled("sending to", &self.peer, self.timeout, error))?;
+        flushed.map_err(|error| stalled(format_args!("sending to {}", self.peer), self.timeout, error))?;
         self.torn = false;
         Ok(())
     }
@@ -162,7 +162,9 @@ impl<S: Message> Sender<S> {
             let parts = [IoSlice::new(rest_of_head), IoSlice::new(rest_of_payload)];
             let parts = if rest_of_head.is_empty() { &parts[1..] } else { &parts[..] };
             let written = bounded(self.timeout, self.writer.write_vectored(parts)).await;
-            match written.map_err(|error| stalled("sending to", &self.peer, self.timeout, error))? {
+            match written
+                .map_err(|error| stalled(format_args!("sending to {}", self.peer), self.timeout, error))?
+            {
                 0 => {
                     return Err(Error::new(ErrorKind::Io, format!("{} takes no more bytes", self.peer)));
                 }
@@ -180,7 +182,9 @@ impl<S: Message> Sender<S> {
     /// Says that nothing more will be sent; the other side's [`Receiver::recv`] then returns `None`.
     pub async fn close(&mut self) -> Result<()> {
         let closed = bounded(self.timeout, self.writer.shutdown()).await;
-        closed.map_err(|error| stalled("closing the connection to", &self.peer, self.timeout, error))
+        closed.map_err(|error| {
+            stalled(format_args!("closing the connection to {}", self.peer), self.timeout, error)
+        })
     }
 }
 
@@ -209,8 +213,7 @@ impl<R: Message> Receiver<R> {
                 }
                 missing => {
                     let read = bounded(self.timeout, self.reader.read(missing)).await;
-                    let read =
-                        read.map_err(|error| stalled("waiting for", &self.peer, self.timeout, error))?;
+                    let read = read.map_err(|error| stalled("waiting for bytes", self.timeout, error))?;
                     match (read, self.progress.is_between_frames()) {
                         (0, true) => return Ok(None),
                         (0, false) => {
@@ -314,12 +317,12 @@ async fn bounded<T>(
     }
 }
 
-fn stalled(what: &str, peer: &str, timeout: Option<Duration>, error: std::io::Error) -> Error {
+fn stalled(what: impl fmt::Display, timeout: Option<Duration>, error: std::io::Error) -> Error {
     match (error.kind(), timeout) {
         (std::io::ErrorKind::TimedOut, Some(timeout)) => {
-            Error::io(format!("{what} {peer}: nothing moved for {timeout:?}"), error)
+            Error::io(format!("{what}: nothing moved for {timeout:?}"), error)
         }
-        _ => Error::io(format!("{what} {peer}"), error),
+        _ => Error::io(what.to_string(), error),
     }
 }
 

@@ -2,8 +2,8 @@
 
 use crate::connect::connect_to_enroll;
 use crate::{
-    Address, AgentIdentity, AgentMessage, EnrollReply, EnrollRequest, Fingerprint, ServerMessage, Token,
-    check_machine_name,
+    Address, AgentIdentity, AgentMessage, EnrollReply, EnrollRequest, Fingerprint, RefusalKind,
+    ServerMessage, Token, check_machine_name,
 };
 use blocks::{Error, ErrorKind, Result};
 use std::os::unix::fs::DirBuilderExt;
@@ -18,7 +18,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// server has proved to have the token's authority.
 ///
 /// Errors: `InvalidInput` with the reason for a bad name, another server, or a token that is wrong, used or expired;
-/// then nothing in `state_dir` has changed. A token whose answer got lost is used up all the same: ask for another.
+/// `AlreadyExists` for a name that the token may not have; `Busy` where the server cannot answer now. After any error nothing in `state_dir` has changed. A token whose answer got lost is used up all the same: ask for another.
 pub async fn enroll(address: &Address, token: &Token, name: &str, state_dir: &Path) -> Result<AgentIdentity> {
     check_machine_name(name)?;
     std::fs::DirBuilder::new()
@@ -27,29 +27,40 @@ pub async fn enroll(address: &Address, token: &Token, name: &str, state_dir: &Pa
         .create(state_dir)
         .map_err(|error| Error::io(format!("making {}", state_dir.display()), error))?;
     let key = rcgen::KeyPair::generate().map_err(|error| failed("making a key", error))?;
-    let mut connection = connect_to_enroll(address, token.authority()).await?;
-    connection.set_idle_timeout(Some(ANSWER_TIMEOUT));
-    connection.set_write_timeout(Some(ANSWER_TIMEOUT));
     let request = EnrollRequest {
         secret: token.secret().to_text(),
         name: name.to_owned(),
         request_pem: signing_request(&key, name)?,
     };
-    connection.send(&AgentMessage::Enroll(request)).await?;
-    let reply = match connection.recv().await? {
-        Some(ServerMessage::Enrolled(reply)) => reply,
-        Some(ServerMessage::Refused(refusal)) => {
-            let context = format!("{address} refuses to enroll '{name}': {}", refusal.reason);
-            return Err(Error::new(ErrorKind::InvalidInput, context));
-        }
-        other => {
-            let what = if other.is_some() { "answered something else" } else { "closed the connection" };
-            return Err(Error::new(ErrorKind::Io, format!("{address} {what} instead of a certificate")));
-        }
-    };
+    let reply = ask(address, token.authority(), request).await?;
     let identity = identity_of(reply, token.authority(), name, &key)?;
     identity.save(state_dir)?;
     Ok(identity)
+}
+
+async fn ask(address: &Address, authority: Fingerprint, request: EnrollRequest) -> Result<EnrollReply> {
+    let mut connection = connect_to_enroll(address, authority).await?;
+    connection.set_idle_timeout(Some(ANSWER_TIMEOUT));
+    connection.set_write_timeout(Some(ANSWER_TIMEOUT));
+    let name = request.name.clone();
+    connection.send(&AgentMessage::Enroll(request)).await?;
+    let answer = connection.recv().await?;
+    // The answer is here, so a failure to say goodbye changes nothing.
+    let _ = connection.close().await;
+    match answer {
+        Some(ServerMessage::Enrolled(reply)) => Ok(reply),
+        Some(ServerMessage::Refused(refusal)) => {
+            let kind = match refusal.kind {
+                RefusalKind::Busy | RefusalKind::Shutdown => ErrorKind::Busy,
+                RefusalKind::Taken => ErrorKind::AlreadyExists,
+                RefusalKind::Version | RefusalKind::Identity | RefusalKind::Disks => ErrorKind::InvalidInput,
+            };
+            let context = format!("{address} refuses to enroll '{name}': {}", refusal.reason);
+            Err(Error::new(kind, context))
+        }
+        Some(_) => Err(Error::corrupt(format!("{address} answered something else than a certificate"))),
+        None => Err(Error::new(ErrorKind::Io, format!("{address} closed the connection without an answer"))),
+    }
 }
 
 /// The identity in a reply, which must be of the authority that the token names and of the key that we made.

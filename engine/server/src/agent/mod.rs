@@ -1,13 +1,30 @@
 //! The machines' side: who may connect, what they send, and whether they live.
+//!
+//! A connection's way: `greeting` (who is it, may it, from where on) → `conversation` (the task that owns it) →
+//! `ingest` (threads: append, commit, compare).
 
 mod agents;
+mod commit;
+mod compare;
+mod comparers;
+mod context;
+mod conversation;
+mod gaps;
+mod greeting;
 mod handle;
+mod ingest;
 mod liveness;
 mod machine;
 mod registration;
 mod requests;
 mod restore_link;
+mod source;
 
 pub use agents::{Agents, Charge};
+pub(crate) use context::AgentContext;
+pub(crate) use gaps::{SILENT, begin as begin_gap};
+pub(crate) use greeting::serve;
 pub use handle::AgentHandle;
+pub(crate) use liveness::Deadlines;
+pub(crate) use requests::{Comparison, RequestEvent};
 pub use restore_link::{RESTORE_QUEUE, RestoreLink};

@@ -74,20 +74,16 @@ pub(crate) enum Decision {
     Refuse(Refusal),
 }
 
-/// Decides. `enrolled` is the name that the connection's certificate was made for, where it has one.
-pub(crate) fn decide(hello: &Hello, knowledge: &Knowledge, enrolled: Option<&str>) -> Decision {
-    match try_decide(hello, knowledge, enrolled) {
+/// Decides about a hello whose sender may speak for the machine that it names.
+pub(crate) fn decide(hello: &Hello, knowledge: &Knowledge) -> Decision {
+    match try_decide(hello, knowledge) {
         Ok(decision) => decision,
         Err(refusal) => Decision::Refuse(refusal),
     }
 }
 
-fn try_decide(hello: &Hello, knowledge: &Knowledge, enrolled: Option<&str>) -> Result<Decision, Refusal> {
+fn try_decide(hello: &Hello, knowledge: &Knowledge) -> Result<Decision, Refusal> {
     check_machine_name(&hello.name).map_err(|error| refusal(RefusalKind::Identity, error.to_string()))?;
-    if let Some(enrolled) = enrolled.filter(|enrolled| *enrolled != hello.name) {
-        let reason = format!("the certificate is for machine '{enrolled}', not for '{}'", hello.name);
-        return Err(refusal(RefusalKind::Identity, reason));
-    }
     if let Some(session) = hello.session {
         let reason = format!(
             "'{}' runs inside session {session}: a stand-in's guest is not a second source",

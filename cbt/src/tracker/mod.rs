@@ -24,6 +24,24 @@
 //! - after a resumption: compare [`Tracker::base`] with the server, then [`Tracker::requeue`];
 //! - restored: [`Tracker::reset`].
 
+mod changed;
+mod counts;
+mod disk;
+mod ebpf;
+mod ladder;
+mod ledger;
+mod pins;
+mod program;
+mod scan;
+mod words;
+
+pub use ladder::{TrackerWish, best};
+pub use pins::detach;
+
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub use {ladder::open_mutant, program::Mutant};
+
 use blocks::{BlockShift, ByteLen, Extent, ExtentSet, Generation, MachineId, Result, Seq, StoreId};
 use std::fmt;
 use std::time::Duration;

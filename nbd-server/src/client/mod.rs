@@ -29,7 +29,7 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
 const LINKS_MAX: usize = 4;
 /// What one request without a payload covers, so that none of them takes longer than the server may be silent.
 const EFFECT_BYTES_MAX: u64 = 128 << 20;
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// An export of another server. A discard travels as write-zeroes, because a trimmed range may read as anything.
 pub struct NbdVolume {

@@ -1,6 +1,8 @@
 //! A served disk, and other people's programs run with a time limit.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod raw;
+
 use blocks::{ByteLen, MemoryVolume, Volume};
 use nbd_server::{Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri};
 use std::io::Read;
@@ -79,7 +81,10 @@ pub struct Ran {
 
 /// Runs a program; fails with the name of its Debian package where it is missing, and kills it when it takes too long.
 pub fn run(program: &str, args: &[&str]) -> Ran {
+    // The distribution's programs find the distribution's Python, whatever else is installed.
+    let path = format!("/usr/sbin:/usr/bin:{}", std::env::var("PATH").unwrap_or_default());
     let mut child = Command::new(program)
+        .env("PATH", path)
         .args(args)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -1,0 +1,85 @@
+//! Serves a plain file: what scripts/bench-nbd measures. `serve_file FILE HOST:PORT|unix:PATH`
+
+use blocks::{
+    Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, Volume, check_request,
+};
+use nbd_server::{Export, Exports, Limits, Listener, NbdServer};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+/// A file as it is, in the page cache.
+struct FileVolume {
+    file: File,
+    len: ByteLen,
+}
+
+fn failed(error: std::io::Error) -> Error {
+    Error::io("the file", error)
+}
+
+impl FileVolume {
+    fn check(&self, offset: ByteOffset, len: ByteLen) -> Result<()> {
+        check_request(self.len, self.alignment(), offset, len).map(|_| ())
+    }
+}
+
+impl Volume for FileVolume {
+    fn len(&self) -> ByteLen {
+        self.len
+    }
+
+    fn is_read_only(&self) -> bool {
+        false
+    }
+
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
+        self.check(offset, ByteLen::of(buffer))?;
+        self.file.read_exact_at(buffer, offset.get()).map_err(failed)
+    }
+
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
+        self.check(offset, ByteLen::of(data))?;
+        self.file.write_all_at(data, offset.get()).map_err(failed)?;
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn write_zeroes(&self, extent: Extent, _: bool, fua: bool, class: RequestClass) -> Result<()> {
+        let zeroes = vec![0; 1 << 20];
+        for piece in extent.split(ByteLen::of(&zeroes)) {
+            self.write_at(piece.start(), &zeroes[..piece.len().as_usize()], false, class)?;
+        }
+        if fua { self.flush() } else { Ok(()) }
+    }
+
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+        self.write_zeroes(extent, false, fua, class)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.file.sync_data().map_err(failed)
+    }
+
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        self.check(extent.start(), extent.len())?;
+        Ok(vec![ExtentStatus { extent, allocation: Allocation::Data }])
+    }
+}
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(path), Some(address)) = (arguments.next(), arguments.next()) else {
+        eprintln!("usage: serve_file FILE HOST:PORT|unix:PATH");
+        std::process::exit(2);
+    };
+    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
+    let len = ByteLen::new(file.metadata().map_err(failed)?.len());
+    let exports = Exports::new();
+    exports.insert("", Export::new(Arc::new(FileVolume { file, len })))?;
+    let listener = Listener::bind(&address.parse()?)?;
+    println!("{}", listener.uri(""));
+    let _server = NbdServer::start(vec![listener], exports, Limits::default())?;
+    loop {
+        std::thread::park();
+    }
+}

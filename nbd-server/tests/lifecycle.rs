@@ -1,0 +1,233 @@
+//! Exports and servers that come and go while clients are connected.
+
+mod common;
+
+use blocks::{
+    ByteLen, ByteOffset, ErrorKind, Extent, ExtentStatus, MemoryVolume, RequestClass, Result, Volume,
+};
+use common::raw::Raw;
+use common::{MIB, Served};
+use nbd_server::{Export, Exports, Limits};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// A disk whose writes take their time.
+struct Slow(MemoryVolume, Duration);
+
+impl Volume for Slow {
+    fn len(&self) -> ByteLen {
+        self.0.len()
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+        self.0.read_at(offset, buffer, class)
+    }
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+        std::thread::sleep(self.1);
+        self.0.write_at(offset, data, fua, class)
+    }
+    fn write_zeroes(&self, extent: Extent, keep: bool, fua: bool, class: RequestClass) -> Result<()> {
+        self.0.write_zeroes(extent, keep, fua, class)
+    }
+    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> Result<()> {
+        panic!("this disk has a bug in its discard")
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        self.0.status(extent)
+    }
+}
+
+fn slow(delay: Duration) -> (Served, Arc<Slow>) {
+    let disk = Arc::new(Slow(MemoryVolume::new(ByteLen::new(MIB)), delay));
+    (Served::volume(disk.clone()), disk)
+}
+
+#[test]
+fn a_removed_export_finishes_what_is_in_flight_and_refuses_the_rest() {
+    let (served, disk) = slow(Duration::from_millis(500));
+    let mut raw = Raw::ready(served.tcp_port());
+    raw.request(0, 1, 1, 0, 4096);
+    raw.send(&[0xab; 4096]);
+    std::thread::sleep(Duration::from_millis(100));
+    let begun = Instant::now();
+    assert!(served.exports.remove("disk"));
+    assert!(begun.elapsed() >= Duration::from_millis(300), "removing waits for the write");
+    assert_eq!(disk.0.snapshot()[..4096], [0xab; 4096]);
+    assert_eq!(Arc::strong_count(&disk), 1, "the volume has been let go");
+    raw.request(0, 0, 2, 0, 512);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    assert_eq!(raw.simple_reply(), (108, 2));
+    let begun = Instant::now();
+    assert!(raw.is_closed());
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(!served.exports.remove("disk"));
+    assert!(!Raw::greeted(served.tcp_port()).go("disk"));
+}
+
+#[test]
+fn a_client_that_goes_on_asking_a_removed_export_is_cut_off() {
+    let (served, _disk) = Served::memory(MIB);
+    let mut raw = Raw::ready(served.tcp_port());
+    served.exports.remove("disk");
+    let begun = Instant::now();
+    use std::io::Write;
+    let head = [&0x2560_9513u32.to_be_bytes()[..], &[0; 24]].concat();
+    while raw.0.write_all(&head).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(15));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+#[test]
+fn exports_come_while_it_is_served_and_names_are_unique() {
+    let (served, disk) = Served::memory(MIB);
+    let error = served.exports.insert("disk", Export::new(disk.clone())).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        served.exports.insert("x".repeat(4097), Export::new(disk.clone())).unwrap_err().kind(),
+        ErrorKind::InvalidInput
+    );
+    assert!(!Raw::greeted(served.tcp_port()).go("later"));
+    served.exports.insert("later", Export::new(disk.clone())).unwrap();
+    served.exports.insert("", Export::new(disk)).unwrap();
+    assert!(Raw::greeted(served.tcp_port()).go("later"));
+    assert!(Raw::greeted(served.tcp_port()).go(""), "the default export");
+    let names: Vec<String> = served.exports.list().into_iter().map(|info| info.name).collect();
+    assert_eq!(names, ["", "disk", "later"]);
+}
+
+#[test]
+fn the_hook_hears_of_clients() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let exports = Exports::new();
+    let hook = {
+        let heard = heard.clone();
+        Arc::new(move |clients| heard.lock().unwrap().push(clients))
+    };
+    let disk = Arc::new(MemoryVolume::new(ByteLen::new(MIB)));
+    exports.insert("disk", Export::new(disk).with_client_hook(hook)).unwrap();
+    let served = Served::with_limits(exports, Limits::default());
+    let (first, second) = (Raw::ready(served.tcp_port()), Raw::ready(served.tcp_port()));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while served.exports.list()[0].clients < 2 {
+        assert!(Instant::now() < deadline);
+    }
+    drop((first, second));
+    while served.exports.list()[0].clients > 0 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(*heard.lock().unwrap(), [1, 2, 1, 0]);
+}
+
+#[test]
+fn shutdown_answers_what_is_in_flight() {
+    let (served, disk) = slow(Duration::from_millis(300));
+    let mut raw = Raw::ready(served.tcp_port());
+    let idle = Raw::greeted(served.tcp_port());
+    for cookie in 0..4 {
+        raw.request(0, 1, cookie, cookie * 4096, 4096);
+        raw.send(&[0xcd; 4096]);
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    served.server.shutdown().unwrap();
+    let mut answered: Vec<u64> = (0..4)
+        .map(|_| raw.simple_reply())
+        .map(|(error, cookie)| {
+            assert_eq!(error, 0);
+            cookie
+        })
+        .collect();
+    answered.sort_unstable();
+    assert_eq!(answered, [0, 1, 2, 3]);
+    assert!(raw.is_closed());
+    assert_eq!(disk.0.snapshot()[..16384], [0xcd; 16384]);
+    drop(idle);
+    assert!(
+        std::net::TcpStream::connect(("127.0.0.1", served.tcp_port())).is_err(),
+        "nobody listens any more"
+    );
+    assert!(!served.dir.path().join("nbd socket").exists());
+    served.server.shutdown().unwrap();
+}
+
+#[test]
+fn shutdown_cuts_what_does_not_end_and_says_so() {
+    let disk = Arc::new(Slow(MemoryVolume::new(ByteLen::new(MIB)), Duration::from_secs(3)));
+    let exports = Exports::new();
+    exports.insert("disk", Export::new(disk)).unwrap();
+    let limits = Limits { drain_timeout: Duration::from_millis(200), ..Limits::default() };
+    let served = Served::with_limits(exports, limits);
+    let mut raw = Raw::ready(served.tcp_port());
+    raw.request(0, 1, 1, 0, 512);
+    raw.send(&[1; 512]);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(served.server.shutdown().unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a_slow_request_does_not_hold_up_the_next_one_on_the_same_connection() {
+    let (served, _disk) = slow(Duration::from_millis(500));
+    let mut raw = Raw::ready(served.tcp_port());
+    raw.request(0, 1, 1, 0, 512);
+    raw.send(&[1; 512]);
+    raw.request(0, 0, 2, 4096, 512);
+    assert_eq!(raw.simple_reply(), (0, 2), "the read overtakes the write");
+    raw.take(512);
+    assert_eq!(raw.simple_reply(), (0, 1));
+}
+
+#[test]
+fn a_goodbye_waits_for_what_is_in_flight() {
+    let (served, disk) = slow(Duration::from_millis(200));
+    let mut raw = Raw::ready(served.tcp_port());
+    raw.request(0, 1, 1, 0, 512);
+    raw.send(&[9; 512]);
+    raw.request(0, 2, 0, 0, 0);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    assert!(raw.is_closed());
+    assert_eq!(disk.0.snapshot()[..512], [9; 512]);
+}
+
+#[test]
+fn a_panicking_volume_costs_its_client_only() {
+    let (served, _disk) = slow(Duration::ZERO);
+    let mut other = Raw::ready(served.tcp_port());
+    let mut raw = Raw::ready(served.tcp_port());
+    raw.request(0, 4, 1, 0, 512);
+    assert!(raw.is_closed());
+    other.request(0, 0, 3, 0, 512);
+    assert_eq!(other.simple_reply(), (0, 3));
+}
+
+#[test]
+fn neighbours_within_a_sector_on_many_connections_lose_nothing() {
+    let (served, disk) = Served::memory(MIB);
+    let done = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for thread in 0..8u64 {
+            let (served, done) = (&served, &done);
+            scope.spawn(move || {
+                let mut raw = Raw::ready(served.tcp_port());
+                for round in 0..200u64 {
+                    for at in (thread * 32..512 * 4).step_by(256) {
+                        raw.request(0, 1, round, at, 32);
+                        raw.send(&[(round as u8) ^ (thread as u8); 32]);
+                        assert_eq!(raw.simple_reply(), (0, round));
+                    }
+                }
+                done.fetch_add(1, Ordering::SeqCst);
+            });
+        }
+    });
+    assert_eq!(done.load(Ordering::SeqCst), 8);
+    for (number, piece) in disk.snapshot()[..2048].chunks(32).enumerate() {
+        assert_eq!(piece, [199 ^ (number % 8) as u8; 32], "piece {number}");
+    }
+}

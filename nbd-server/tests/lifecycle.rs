@@ -1,4 +1,5 @@
 //! Exports and servers that come and go while clients are connected.
+#![allow(clippy::unwrap_used, reason = "a test fails where it cannot go on")]
 
 mod common;
 

@@ -191,3 +191,21 @@ async fn remove_stale(path: &Path) -> Result<()> {
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+
+    #[tokio::test]
+    async fn another_machine_must_speak_tls() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut agent = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        agent.write_all(b"UNDY").await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let elsewhere = "192.0.2.7:40000".parse().unwrap();
+        let error = accept_tcp(stream, elsewhere, None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("speaks without TLS"), "{error}");
+    }
+}

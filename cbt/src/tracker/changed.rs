@@ -28,7 +28,7 @@ pub(crate) struct Changed {
 struct Takings {
     last: u64,
     /// Where the next taking begins to look, so that a busy start of the disk does not starve the rest.
-    cursor: usize,
+    cursor: u64,
     /// Not acknowledged: number -> runs of blocks.
     open: BTreeMap<u64, Vec<Range<u64>>>,
 }
@@ -64,15 +64,14 @@ impl Changed {
     /// See [`super::Tracker::take`].
     pub fn take(&self, bytes_max: ByteLen) -> Taking {
         let mut takings = self.lock();
-        let count = self.marks.len();
-        let start = takings.cursor.min(count);
+        let end = self.marks.len() as u64 * WORD_BITS;
+        let start = takings.cursor.min(end);
         let mut left = (bytes_max.get() >> self.shift.get()).max(1);
-        let mut upper = Runs::default();
-        let mut lower = Runs::default();
-        let stopped = self.take_words(start..count, &mut left, &mut upper).or_else(|| {
-            // From the top again, up to where this taking began.
-            self.take_words(0..start, &mut left, &mut lower)
-        });
+        let (mut lower, mut upper) = (Runs::default(), Runs::default());
+        // To the end, then from the top up to where this taking began.
+        let stopped = self
+            .take_blocks(start..end, &mut left, &mut upper)
+            .or_else(|| self.take_blocks(0..start, &mut left, &mut lower));
         takings.cursor = stopped.unwrap_or(start);
         let mut runs = lower;
         upper.0.into_iter().for_each(|run| runs.push(run));
@@ -85,24 +84,23 @@ impl Changed {
         Taking { number, extents }
     }
 
-    /// Moves marks to pending until `left` blocks were moved; the word where it stopped.
-    fn take_words(&self, words: Range<usize>, left: &mut u64, runs: &mut Runs) -> Option<usize> {
-        for index in words {
-            let marked = self.marks[index].load(Acquire);
+    /// Moves marks to pending until `left` blocks were moved; the first marked block that was not.
+    fn take_blocks(&self, blocks: Range<u64>, left: &mut u64, runs: &mut Runs) -> Option<u64> {
+        for (index, mask) in words_of(blocks) {
+            let marked = self.marks[index].load(Acquire) & mask;
             if marked == 0 {
                 continue;
             }
-            if *left == 0 {
-                return Some(index);
-            }
             let taken = lowest_bits(marked, *left);
-            self.pending[index].fetch_or(taken, SeqCst);
-            self.since[index].fetch_or(taken, SeqCst);
-            self.marks[index].fetch_and(!taken, SeqCst);
-            *left -= u64::from(taken.count_ones());
-            runs.push_word(index, taken);
+            if taken != 0 {
+                self.pending[index].fetch_or(taken, SeqCst);
+                self.since[index].fetch_or(taken, SeqCst);
+                self.marks[index].fetch_and(!taken, SeqCst);
+                *left -= u64::from(taken.count_ones());
+                runs.push_word(index, taken);
+            }
             if taken != marked {
-                return Some(index);
+                return Some(index as u64 * WORD_BITS + u64::from((marked & !taken).trailing_zeros()));
             }
         }
         None
@@ -122,9 +120,9 @@ impl Changed {
             }
         }
         for (extent, ()) in done.iter() {
-            for_words(extent.blocks(self.shift), |index, mask| {
+            for (index, mask) in words_of(extent.blocks(self.shift)) {
                 self.pending[index].fetch_and(!mask, SeqCst);
-            });
+            }
         }
         Ok(())
     }
@@ -150,9 +148,9 @@ impl Changed {
             return Err(Error::new(ErrorKind::OutOfRange, context));
         }
         for extent in extents {
-            for_words(extent.blocks(self.shift), |index, mask| {
+            for (index, mask) in words_of(extent.blocks(self.shift)) {
                 self.marks[index].fetch_or(mask, SeqCst);
-            });
+            }
         }
         Ok(())
     }
@@ -257,16 +255,19 @@ fn lowest_bits(word: u64, count: u64) -> u64 {
     word & !rest
 }
 
-/// Calls `each` with every word that holds one of these blocks and the mask of them in it.
-fn for_words(blocks: Range<u64>, mut each: impl FnMut(usize, u64)) {
+/// Every word that holds one of these blocks, and the mask of them in it.
+fn words_of(blocks: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
     let mut at = blocks.start;
-    while at < blocks.end {
-        let word_end = (at / WORD_BITS + 1) * WORD_BITS;
-        let end = blocks.end.min(word_end);
+    std::iter::from_fn(move || {
+        if at >= blocks.end {
+            return None;
+        }
+        let end = blocks.end.min((at / WORD_BITS + 1) * WORD_BITS);
         let mask = (u64::MAX >> (WORD_BITS - (end - at))) << (at % WORD_BITS);
-        each(usize::try_from(at / WORD_BITS).expect("a bitmap fits the address space"), mask);
+        let index = usize::try_from(at / WORD_BITS).expect("a bitmap fits the address space");
         at = end;
-    }
+        Some((index, mask))
+    })
 }
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ impl EbpfTracker {
         EbpfTracker::open_disk(disk, mutant)
     }
 
-    fn open_disk(disk: WholeDisk, mutant: Mutant) -> Result<(EbpfTracker, String)> {
+    /// The same without asking whether the disk can be tracked.
+    pub fn open_disk(disk: WholeDisk, mutant: Mutant) -> Result<(EbpfTracker, String)> {
         let pins = Pins::lock(disk.name())?;
         let reason = if pins.exist() {
             match EbpfTracker::adopt(&disk, &pins) {

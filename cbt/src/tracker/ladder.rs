@@ -1,5 +1,7 @@
 //! The best rung that a disk, a kernel and an administrator's wish allow, and why.
 
+#[cfg(debug_assertions)]
+use super::disk::WholeDisk;
 use super::ebpf::EbpfTracker;
 use super::program::Mutant;
 use super::scan::ScanTracker;
@@ -62,9 +64,10 @@ fn is_final(kind: ErrorKind) -> bool {
     matches!(kind, ErrorKind::Busy | ErrorKind::InvalidInput | ErrorKind::NotFound)
 }
 
-/// A tracker with a deliberate defect, for the tests that must notice it. Debug builds only.
+/// A tracker with a deliberate defect, for the tests that must notice it; also takes disks that [`best`] refuses. Debug
+/// builds only.
 #[cfg(debug_assertions)]
 #[doc(hidden)]
 pub fn open_mutant(device: &Path, mutant: Mutant) -> Result<Arc<dyn Tracker>> {
-    Ok(Arc::new(EbpfTracker::open(device, mutant)?.0))
+    Ok(Arc::new(EbpfTracker::open_disk(WholeDisk::open(device)?, mutant)?.0))
 }

@@ -1,5 +1,7 @@
 //! Messages over streams that deliver as they like, break, stall, or are given up on half way.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod messages;
 
 use blocks::{DiskIndex, ErrorKind, Result, Seq};

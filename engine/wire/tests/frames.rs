@@ -1,5 +1,7 @@
 //! Every message is read as it was written, and every version-1 frame as it was written then.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod messages;
 
 use blocks::{ByteLen, DiskIndex, ErrorKind, Extent, Seq};

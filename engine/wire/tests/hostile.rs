@@ -1,6 +1,8 @@
 //! Random and mutated frames: never a panic, never more memory than the limits say. The only test of its process,
 //! because it counts every allocation.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod messages;
 
 use rand_free::Random;

@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// How much is written at a time where a hole has to be written out as zeroes.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// The most buffers that one `pwritev` takes (the kernel's UIO_MAXIOV).
 const VECTORS_MAX: usize = 1024;
 

@@ -1,8 +1,11 @@
-//! What tests of this and other rooms need: a storage that fails like hardware, and numbers from a seed.
+//! What tests of this and other rooms need: a storage that fails like hardware, numbers from a seed, random histories
+//! of a volume with a model of what it must hold.
 
 mod crash_file;
 mod crash_storage;
+mod history;
 mod random;
 
 pub use crash_storage::CrashStorage;
+pub use history::History;
 pub use random::Random;

@@ -11,7 +11,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -21,7 +21,7 @@ impl Random {
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.number() % bound
     }
 
     /// True in `percent` of 100 cases.
@@ -32,7 +32,7 @@ impl Random {
     /// Fills the buffer with bytes, none of them zero, so that a test never writes zeroes by chance.
     pub fn fill(&mut self, buffer: &mut [u8]) {
         for chunk in buffer.chunks_mut(8) {
-            let bytes = (self.next() | 0x0101_0101_0101_0101).to_le_bytes();
+            let bytes = (self.number() | 0x0101_0101_0101_0101).to_le_bytes();
             chunk.copy_from_slice(&bytes[..chunk.len()]);
         }
     }

@@ -1,0 +1,183 @@
+//! The checksum sidecar of an image: a header and one CRC32C for each 64 KiB of the disk.
+//!
+//! | at | bytes | what |
+//! | --- | --- | --- |
+//! | 0 | 8 | magic "USTYSUMS" |
+//! | 8 | 4 | version, 1 |
+//! | 12 | 4 | log2 of the block size, 16 |
+//! | 16 | 8 | the disk's length in bytes |
+//! | 24 | 4 | CRC32C of the 24 bytes above |
+//! | 4096 | 4 each | the block's CRC32C; 0: the block is all zeroes (a checksum that happens to be 0 is stored as 1) |
+//!
+//! All little-endian. The table has a page of its own so that an entry never shares a sector with the header.
+
+use blocks::{
+    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, Error, Extent, Result, StorageFile, Synced,
+    is_zero,
+};
+use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What one checksum covers: a small read stays small, and the table of 1 TiB is 64 MiB.
+pub(super) const BLOCK: BlockShift = BlockShift::KIB_64;
+const MAGIC: [u8; 8] = *b"USTYSUMS";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 28;
+const TABLE_START: ByteOffset = ByteOffset::new(4096);
+const ENTRY_BYTES: u64 = 4;
+const PAGE_BYTES: usize = 4096;
+const PAGE_ENTRIES: u64 = PAGE_BYTES as u64 / ENTRY_BYTES;
+/// 4 MiB of table: the checksums of 64 GiB.
+const PAGES_MAX: usize = 1024;
+
+/// A block's checksum as it is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sum(u32);
+
+impl Sum {
+    /// Of a block that is all zeroes, written or not.
+    pub(super) const ZERO: Sum = Sum(0);
+
+    /// Of these bytes.
+    pub(super) fn of(block: &[u8]) -> Sum {
+        if is_zero(block) { Sum::ZERO } else { Sum(crc32c::crc32c(block).max(1)) }
+    }
+}
+
+/// The sidecar, open.
+#[derive(Debug)]
+pub(super) struct SumTable {
+    file: Arc<dyn StorageFile>,
+    blocks: u64,
+    cache: Mutex<Cache>,
+}
+
+/// Pages of the table as they are in the file: always written through, so any of them can be dropped.
+#[derive(Debug, Default)]
+struct Cache {
+    pages: HashMap<u64, Box<[u8; PAGE_BYTES]>>,
+    order: VecDeque<u64>,
+}
+
+impl SumTable {
+    /// Opens the sidecar of a disk of `len` bytes; an empty file becomes the sidecar of a disk of zeroes, on the medium
+    /// when this returns. `Corrupt` where the file is not the sidecar of such a disk.
+    pub(super) fn open(file: Arc<dyn StorageFile>, len: ByteLen) -> Result<SumTable> {
+        let blocks = len.blocks(BLOCK);
+        let file_len = ByteLen::new(TABLE_START.get() + blocks * ENTRY_BYTES);
+        let found = file.len()?;
+        if found.is_zero() {
+            file.set_len(file_len)?;
+            file.write_at(ByteOffset::ZERO, &header(len))?;
+            file.sync()?;
+        } else {
+            let mut bytes = [0; HEADER_BYTES];
+            file.read_at(ByteOffset::ZERO, &mut bytes)?;
+            check_header(&bytes, len).map_err(|error| error.context(file.name()))?;
+            if found != file_len {
+                let context = format!("{} has {found} bytes instead of {file_len}", file.name());
+                return Err(Error::corrupt(context));
+            }
+        }
+        Ok(SumTable { file, blocks, cache: Mutex::default() })
+    }
+
+    /// The file's name.
+    pub(super) fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    /// The checksums of these blocks.
+    pub(super) fn get(&self, blocks: Range<u64>) -> Result<Vec<Sum>> {
+        let mut cache = self.cache();
+        blocks
+            .map(|block| {
+                let at = entry_in_page(block);
+                let page = self.page(&mut cache, block / PAGE_ENTRIES)?;
+                let bytes = page[at..at + 4].try_into().expect("an entry has four bytes");
+                Ok(Sum(u32::from_le_bytes(bytes)))
+            })
+            .collect()
+    }
+
+    /// Stores the checksums of consecutive blocks from `first` on, a few pages at most.
+    pub(super) fn set(&self, first: u64, sums: &[Sum]) -> Result<()> {
+        let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.0.to_le_bytes()).collect();
+        let mut cache = self.cache();
+        for (block, entry) in (first..).zip(bytes.chunks_exact(4)) {
+            if let Some(page) = cache.pages.get_mut(&(block / PAGE_ENTRIES)) {
+                let at = entry_in_page(block);
+                page[at..at + 4].copy_from_slice(entry);
+            }
+        }
+        self.file.write_at(entry_offset(first), &bytes)
+    }
+
+    /// Marks these blocks as all zeroes.
+    pub(super) fn clear(&self, blocks: Range<u64>) -> Result<()> {
+        let Some(entries) = Extent::between(entry_offset(blocks.start), entry_offset(blocks.end)) else {
+            return Ok(());
+        };
+        let mut cache = self.cache();
+        let gone = blocks.start / PAGE_ENTRIES..blocks.end.div_ceil(PAGE_ENTRIES);
+        cache.pages.retain(|page, _| !gone.contains(page));
+        cache.order.retain(|page| !gone.contains(page));
+        self.file.punch_hole(entries)
+    }
+
+    /// Puts the table on the medium.
+    pub(super) fn sync(&self) -> Result<Synced> {
+        self.file.sync()
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn page<'a>(&self, cache: &'a mut Cache, page: u64) -> Result<&'a [u8; PAGE_BYTES]> {
+        if !cache.pages.contains_key(&page) {
+            let mut bytes = Box::new([0; PAGE_BYTES]);
+            let first = page * PAGE_ENTRIES;
+            let count = PAGE_ENTRIES.min(self.blocks.saturating_sub(first)) * ENTRY_BYTES;
+            let wanted = ByteLen::new(count).as_usize();
+            self.file.read_at(entry_offset(first), &mut bytes[..wanted])?;
+            if cache.order.len() >= PAGES_MAX
+                && let Some(oldest) = cache.order.pop_front()
+            {
+                cache.pages.remove(&oldest);
+            }
+            cache.order.push_back(page);
+            cache.pages.insert(page, bytes);
+        }
+        Ok(&cache.pages[&page])
+    }
+}
+
+fn entry_offset(block: u64) -> ByteOffset {
+    TABLE_START + ByteLen::new(block * ENTRY_BYTES)
+}
+
+fn entry_in_page(block: u64) -> usize {
+    ByteLen::new(block % PAGE_ENTRIES * ENTRY_BYTES).as_usize()
+}
+
+fn header(len: ByteLen) -> Vec<u8> {
+    let mut writer = ByteWriter::new();
+    writer.bytes(&MAGIC).u32(VERSION).u32(u32::from(BLOCK.get())).u64(len.get()).checksum();
+    writer.into_bytes()
+}
+
+fn check_header(bytes: &[u8; HEADER_BYTES], len: ByteLen) -> Result<()> {
+    let mut reader = ByteReader::checksummed(bytes, "checksum sidecar")?;
+    let (magic, version) = (reader.array::<8>()?, reader.u32()?);
+    let (shift, stored_len) = (reader.u32()?, reader.u64()?);
+    reader.finish()?;
+    if magic != MAGIC || version != VERSION || shift != u32::from(BLOCK.get()) {
+        return Err(Error::corrupt(format!("not a checksum sidecar of version {VERSION}")));
+    }
+    if stored_len != len.get() {
+        return Err(Error::corrupt(format!("it belongs to a disk of {stored_len} bytes, not of {len}")));
+    }
+    Ok(())
+}

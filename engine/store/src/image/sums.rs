@@ -1,0 +1,316 @@
+//! An image whose every 64 KiB carry a checksum, so that rot in it is found and told from data.
+//!
+//! The checksum of a block and its bytes are two writes in two files; a crash between them leaves a block that does not
+//! match. Images are changed by replays alone, and a replay is repeated after a crash: [`SummedImage::redo`] names the
+//! blocks that the interrupted one may have touched, and they are not held against their checksums until they have
+//! been written again.
+
+use super::poison::{Poison, check_writable};
+use super::sum_table::{BLOCK, Sum, SumTable};
+use blocks::{
+    BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentSet, ExtentStatus, RequestClass, Result,
+    StorageFile, Volume, check_request,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+/// What one lock covers and one step handles: 16 blocks.
+pub(super) const REGION: ByteLen = ByteLen::new(1 << 20);
+/// Regions share this many locks, so that readers of different places seldom meet.
+const STRIPES: usize = 64;
+/// Zeroes are written in steps of this size, for which all regions are locked.
+const ZERO_STEP: ByteLen = ByteLen::new(1 << 30);
+
+/// An image and its checksums, as one volume.
+///
+/// A read verifies every block that it touches; what does not match is `Corrupt`, naming the image and the extent.
+/// Readers see a block as it was before a write or after it, never between.
+pub struct SummedImage {
+    image: Arc<dyn Volume>,
+    sums: SumTable,
+    stripes: Vec<RwLock<()>>,
+    redo: Mutex<ExtentSet>,
+    poison: Poison,
+}
+
+/// A change of a part of one region.
+#[derive(Clone, Copy)]
+pub(super) enum Patch<'a> {
+    Data(Extent, &'a [u8]),
+    Zero(Extent),
+    Discard(Extent),
+}
+
+impl Patch<'_> {
+    fn extent(&self) -> Extent {
+        match self {
+            Patch::Data(extent, _) | Patch::Zero(extent) | Patch::Discard(extent) => *extent,
+        }
+    }
+}
+
+/// Puts the checksums in `sums` beside an image. An empty file becomes the checksums of an image that is all zeroes.
+/// `Corrupt` where the file belongs to an image of another length or is no sidecar.
+pub fn with_sums(image: Arc<dyn Volume>, sums: Arc<dyn StorageFile>) -> Result<Arc<SummedImage>> {
+    let sums = SumTable::open(sums, image.len())?;
+    let stripes = (0..STRIPES).map(|_| RwLock::new(())).collect();
+    Ok(Arc::new(SummedImage { image, sums, stripes, redo: Mutex::default(), poison: Poison::default() }))
+}
+
+impl std::fmt::Debug for SummedImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SummedImage").field("sums", &self.sums.name()).finish_non_exhaustive()
+    }
+}
+
+impl SummedImage {
+    /// Says that an interrupted replay may have touched these extents: their blocks are not verified until they are
+    /// written again. To be called after opening, before the replay is repeated.
+    pub fn redo(&self, extents: &ExtentSet) {
+        let mut redo = self.redo_blocks();
+        for (extent, ()) in extents.iter() {
+            redo.insert(extent.align_out(BLOCK), ());
+        }
+    }
+
+    /// How many bytes [`SummedImage::redo`] has excused from verification and nothing has written since.
+    pub fn unverified(&self) -> ByteLen {
+        self.redo_blocks().covered()
+    }
+
+    fn redo_blocks(&self) -> MutexGuard<'_, ExtentSet> {
+        self.redo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stripe(&self, at: ByteOffset) -> &RwLock<()> {
+        let region = at.get() / REGION.get();
+        &self.stripes[ByteLen::new(region % STRIPES as u64).as_usize()]
+    }
+
+    fn reading(&self, at: ByteOffset) -> RwLockReadGuard<'_, ()> {
+        self.stripe(at).read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writing(&self, at: ByteOffset) -> RwLockWriteGuard<'_, ()> {
+        self.stripe(at).write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The blocks that `extent` touches; the last block of a disk may be short.
+    fn blocks_of(&self, extent: Extent) -> Extent {
+        let whole = extent.align_out(BLOCK);
+        Extent::between(whole.start(), whole.end().min(self.len().end())).unwrap_or(extent)
+    }
+
+    /// Reads whole blocks and holds them against their checksums. The region is locked by the caller.
+    fn read_blocks(&self, blocks: Extent, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+        self.image.read_at(blocks.start(), buffer, class)?;
+        let sums = self.sums.get(blocks.blocks(BLOCK))?;
+        for (block, sum) in blocks.split(BLOCK.len()).zip(sums) {
+            let skip = (block.start() - blocks.start()).as_usize();
+            let found = Sum::of(&buffer[skip..skip + block.len().as_usize()]);
+            if found != sum && !self.redo_blocks().overlaps(block) {
+                let context = format!(
+                    "{block} of the image do not match their checksum in {}: {found:?} instead of {sum:?}",
+                    self.sums.name()
+                );
+                return Err(Error::corrupt(context));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies patches that lie in one region, in ascending order and disjoint: reads and verifies the blocks that are
+    /// changed only in part, writes what changed, and sums each block once.
+    pub(super) fn patch_region(&self, patches: &[Patch<'_>], class: RequestClass) -> Result<()> {
+        let (Some(first), Some(last)) = (patches.first(), patches.last()) else { return Ok(()) };
+        let (start, end) = (first.extent().start(), last.extent().end());
+        let changed = check_request(self.len(), BlockShift::SECTOR, start, end - start)?;
+        check_writable(!self.is_read_only(), self.sums.name())?;
+        let Some(changed) = changed else { return Ok(()) };
+        let blocks = self.blocks_of(changed);
+        debug_assert!(blocks.len() <= REGION, "patches of one region");
+        let _lock = self.writing(start);
+        let mut content = vec![0; blocks.len().as_usize()];
+        let range = |extent: Extent| {
+            let skip = (extent.start() - blocks.start()).as_usize();
+            skip..skip + extent.len().as_usize()
+        };
+        for block in blocks.split(BLOCK.len()) {
+            let touched = patches.iter().filter_map(|patch| patch.extent().intersect(block));
+            let touched: ByteLen = touched.map(Extent::len).sum();
+            // Blocks between the patches are left alone.
+            if !touched.is_zero() && touched < block.len() {
+                self.read_blocks(block, &mut content[range(block)], class)?;
+            }
+        }
+        for patch in patches {
+            match patch {
+                Patch::Data(extent, bytes) => content[range(*extent)].copy_from_slice(bytes),
+                Patch::Zero(extent) | Patch::Discard(extent) => content[range(*extent)].fill(0),
+            }
+        }
+        self.poison.guard(self.sums.name(), || {
+            self.write_patches(patches, |extent| &content[range(extent)], class)?;
+            for run in touched_blocks(patches, blocks) {
+                let sums: Vec<Sum> =
+                    run.split(BLOCK.len()).map(|block| Sum::of(&content[range(block)])).collect();
+                self.sums.set(BLOCK.block_of(run.start()), &sums)?;
+                self.redo_blocks().remove(run.align_out(BLOCK));
+            }
+            Ok(())
+        })
+    }
+
+    /// Data that lies side by side goes down as one write.
+    fn write_patches<'a>(
+        &self,
+        patches: &[Patch<'_>],
+        content: impl Fn(Extent) -> &'a [u8],
+        class: RequestClass,
+    ) -> Result<()> {
+        let mut run: Option<Extent> = None;
+        let write = |run: Option<Extent>| match run {
+            Some(run) => self.image.write_at(run.start(), content(run), false, class),
+            None => Ok(()),
+        };
+        for patch in patches {
+            match (patch, run) {
+                (Patch::Data(extent, _), Some(before)) if before.end() == extent.start() => {
+                    run = Extent::between(before.start(), extent.end());
+                }
+                (Patch::Data(extent, _), _) => {
+                    write(run.replace(*extent))?;
+                }
+                (Patch::Zero(extent), _) => self.image.write_zeroes(*extent, false, false, class)?,
+                (Patch::Discard(extent), _) => self.image.discard(*extent, false, class)?,
+            }
+        }
+        write(run)
+    }
+
+    /// Zeroes of any length: blocks that they cover in part as patches, all others at once.
+    fn zero(
+        &self,
+        extent: Extent,
+        make_zero: &dyn Fn(Extent) -> Result<()>,
+        class: RequestClass,
+    ) -> Result<()> {
+        let end = self.len().end();
+        let first = extent.start().align_up(BLOCK).min(extent.end());
+        let last = if extent.end() == end { end } else { extent.end().align_down(BLOCK) }.max(first);
+        for piece in Extent::between(extent.start(), first).into_iter().flat_map(|head| head.split(REGION)) {
+            self.patch_region(&[Patch::Zero(piece)], class)?;
+        }
+        for step in Extent::between(first, last).into_iter().flat_map(|middle| middle.split(ZERO_STEP)) {
+            let _locks: Vec<_> = self
+                .stripes
+                .iter()
+                .map(|stripe| stripe.write().unwrap_or_else(PoisonError::into_inner))
+                .collect();
+            self.poison.guard(self.sums.name(), || {
+                make_zero(step)?;
+                self.sums.clear(step.blocks(BLOCK))?;
+                self.redo_blocks().remove(step.align_out(BLOCK));
+                Ok(())
+            })?;
+        }
+        match Extent::between(last, extent.end()) {
+            Some(tail) => self.patch_region(&[Patch::Zero(tail)], class),
+            None => Ok(()),
+        }
+    }
+
+    fn check_change(&self, offset: ByteOffset, len: ByteLen) -> Result<Option<Extent>> {
+        let extent = check_request(self.len(), BlockShift::SECTOR, offset, len)?;
+        check_writable(!self.is_read_only(), self.sums.name())?;
+        Ok(extent)
+    }
+
+    fn flush_if(&self, fua: bool) -> Result<()> {
+        if fua { self.flush() } else { Ok(()) }
+    }
+}
+
+/// Runs of blocks that a patch touches.
+fn touched_blocks(patches: &[Patch<'_>], blocks: Extent) -> Vec<Extent> {
+    let touched: ExtentSet =
+        patches.iter().filter_map(|patch| patch.extent().align_out(BLOCK).intersect(blocks)).collect();
+    touched.iter().map(|(run, ())| run).collect()
+}
+
+impl Volume for SummedImage {
+    fn len(&self) -> ByteLen {
+        self.image.len()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.image.is_read_only()
+    }
+
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+        let Some(extent) = check_request(self.len(), BlockShift::SECTOR, offset, ByteLen::of(buffer))? else {
+            return Ok(());
+        };
+        let mut rest = buffer;
+        for piece in extent.split(REGION) {
+            let (part, after) = rest.split_at_mut(piece.len().as_usize());
+            rest = after;
+            let blocks = self.blocks_of(piece);
+            let _lock = self.reading(piece.start());
+            if blocks == piece {
+                self.read_blocks(blocks, part, class)?;
+                continue;
+            }
+            let mut whole = vec![0; blocks.len().as_usize()];
+            self.read_blocks(blocks, &mut whole, class)?;
+            let skip = (piece.start() - blocks.start()).as_usize();
+            part.copy_from_slice(&whole[skip..skip + part.len()]);
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+        let Some(extent) = self.check_change(offset, ByteLen::of(data))? else { return Ok(()) };
+        for piece in extent.split(REGION) {
+            let skip = (piece.start() - offset).as_usize();
+            self.patch_region(&[Patch::Data(piece, &data[skip..skip + piece.len().as_usize()])], class)?;
+        }
+        self.flush_if(fua)
+    }
+
+    fn write_zeroes(
+        &self,
+        extent: Extent,
+        keep_allocated: bool,
+        fua: bool,
+        class: RequestClass,
+    ) -> Result<()> {
+        self.check_change(extent.start(), extent.len())?;
+        let make_zero = |step| self.image.write_zeroes(step, keep_allocated, false, class);
+        self.zero(extent, &make_zero, class)?;
+        self.flush_if(fua)
+    }
+
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+        self.check_change(extent.start(), extent.len())?;
+        self.zero(extent, &|step| self.image.discard(step, false, class), class)?;
+        self.flush_if(fua)
+    }
+
+    fn flush(&self) -> Result<()> {
+        if self.is_read_only() {
+            return Ok(());
+        }
+        self.poison.guard(self.sums.name(), || {
+            self.image.flush()?;
+            self.sums.sync().map(drop)
+        })
+    }
+
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        self.image.status(extent)
+    }
+}
+
+#[cfg(test)]
+#[path = "sums_tests.rs"]
+mod tests;

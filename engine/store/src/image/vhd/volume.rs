@@ -1,0 +1,243 @@
+//! A dynamic VHD as a volume.
+//!
+//! Where a sector is: not allocated (its block has no table entry, or its bit is clear), else in the block's data. What
+//! was discarded stays allocated in the table and is a hole in the file, so bits and entries are only ever set and a
+//! crash cannot bring old content back. New blocks are marked wholly present at once, as QEMU marks them, which ignores
+//! bitmaps: both see the same disk, because room for blocks is made of zeroes.
+
+use super::super::poison::{Poison, check_writable};
+use super::super::status::{Runs, write_out_zeroes};
+use super::Parts;
+use super::bat::Bat;
+use super::block::{Bitmap, BitmapCache, BlockLayout};
+use super::footer::Footer;
+use super::slots::Slots;
+use blocks::{
+    Allocation, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, RequestClass, Result, StorageFile,
+    Volume, check_request,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A dynamic VHD, open.
+#[derive(Debug)]
+pub(in super::super) struct VhdVolume {
+    file: Arc<dyn StorageFile>,
+    footer: Footer,
+    len: ByteLen,
+    layout: BlockLayout,
+    bat: Bat,
+    bitmaps: BitmapCache,
+    slots: Mutex<Slots>,
+    writable: bool,
+    poison: Poison,
+}
+
+/// A part of a request that lies in one block.
+struct BlockPart {
+    block: u64,
+    /// On the disk.
+    extent: Extent,
+    /// From the block's start.
+    inside: Extent,
+}
+
+impl VhdVolume {
+    /// The disk of checked structures. Opened for writing, a footer that a crash has left behind is put right.
+    pub(in super::super) fn new(
+        file: Arc<dyn StorageFile>,
+        parts: Parts,
+        writable: bool,
+    ) -> Result<VhdVolume> {
+        let Parts { footer, footers_agree, header, bat } = parts;
+        let layout = BlockLayout { block: header.block };
+        let mut slots = Slots::new(layout, bat.used_end(), bat.allocated());
+        if writable && !footers_agree {
+            file.write_at(ByteOffset::ZERO, &footer.encode())?;
+            slots.make_ready(&*file, &footer, bat.used_end())?;
+        }
+        let bitmaps = BitmapCache::new(bat.blocks());
+        let (len, slots) = (footer.current_size, Mutex::new(slots));
+        Ok(VhdVolume { file, footer, len, layout, bat, bitmaps, slots, writable, poison: Poison::default() })
+    }
+
+    fn parts(&self, extent: Extent) -> impl Iterator<Item = BlockPart> {
+        let shift = self.layout.block;
+        extent.split(shift.len()).map(move |extent| {
+            let block = shift.block_of(extent.start());
+            let skip = extent.start() - shift.start_of(block);
+            let inside = Extent::new(skip.end(), extent.len()).expect("a part of a block is not empty");
+            BlockPart { block, extent, inside }
+        })
+    }
+
+    fn data_at(&self, bitmap: ByteOffset, inside: Extent) -> ByteOffset {
+        self.layout.data_at(bitmap, ByteLen::new(inside.start().get()))
+    }
+
+    fn slots(&self) -> MutexGuard<'_, Slots> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The part's runs, with where their bytes lie in the file, `None` for those that are zero without being stored.
+    fn resolve(&self, part: &BlockPart) -> Result<Vec<(Extent, Option<ByteOffset>)>> {
+        let Some(bitmap_at) = self.bat.get(part.block) else { return Ok(vec![(part.inside, None)]) };
+        let Some(bitmap) = self.bitmaps.get(&*self.file, part.block, bitmap_at, self.layout)? else {
+            return Ok(vec![(part.inside, Some(self.data_at(bitmap_at, part.inside)))]);
+        };
+        let stored = |run, present: bool| present.then(|| self.data_at(bitmap_at, run));
+        Ok(bitmap.runs(part.inside).into_iter().map(|(run, present)| (run, stored(run, present))).collect())
+    }
+
+    fn write_part(&self, part: &BlockPart, data: &[u8]) -> Result<()> {
+        let bitmap_at = match self.bat.get(part.block) {
+            Some(bitmap_at) => bitmap_at,
+            None => match self.allocate(part, data)? {
+                Some(other) => other,
+                None => return Ok(()),
+            },
+        };
+        self.make_full(part.block, bitmap_at)?;
+        self.file.write_at(self.data_at(bitmap_at, part.inside), data)
+    }
+
+    /// Gives the block room and writes its first data; where the block is, if another thread was quicker and nothing
+    /// has been written.
+    fn allocate(&self, part: &BlockPart, data: &[u8]) -> Result<Option<ByteOffset>> {
+        let mut slots = self.slots();
+        if let Some(bitmap_at) = self.bat.get(part.block) {
+            return Ok(Some(bitmap_at));
+        }
+        let bitmap_at = slots.take(&*self.file, &self.footer, self.bat.blocks())?;
+        self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
+        self.file.write_at(self.data_at(bitmap_at, part.inside), data)?;
+        self.bitmaps.set_full(part.block);
+        self.bat.set(&*self.file, part.block, bitmap_at)?;
+        Ok(None)
+    }
+
+    /// Marks every sector of an allocated block as present. Sectors that were not are zeroed on the medium first: what
+    /// lies there is a crash's or another writer's remains, and must not appear.
+    fn make_full(&self, block: u64, bitmap_at: ByteOffset) -> Result<()> {
+        if self.bitmaps.is_full(block) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.slots();
+        let Some(bitmap) = self.bitmaps.get(&*self.file, block, bitmap_at, self.layout)? else {
+            return Ok(());
+        };
+        let whole = Extent::new(ByteOffset::ZERO, self.layout.block.len())?;
+        for (run, _) in bitmap.runs(whole).into_iter().filter(|(_, present)| !present) {
+            self.file.punch_hole(Extent::new(self.data_at(bitmap_at, run), run.len())?)?;
+        }
+        self.file.sync()?;
+        self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
+        self.bitmaps.set_full(block);
+        Ok(())
+    }
+
+    fn change(
+        &self,
+        offset: ByteOffset,
+        len: ByteLen,
+        fua: bool,
+        change: impl FnOnce(Extent) -> Result<()>,
+    ) -> Result<()> {
+        let extent = check_request(self.len, BlockShift::SECTOR, offset, len)?;
+        check_writable(self.writable, self.file.name())?;
+        let Some(extent) = extent else { return Ok(()) };
+        self.poison.guard(self.file.name(), || {
+            change(extent)?;
+            if fua { self.file.sync().map(drop) } else { Ok(()) }
+        })
+    }
+
+    fn write_extent(&self, extent: Extent, data: &[u8]) -> Result<()> {
+        self.parts(extent).try_for_each(|part| {
+            let skip = (part.extent.start() - extent.start()).as_usize();
+            self.write_part(&part, &data[skip..skip + part.extent.len().as_usize()])
+        })
+    }
+
+    fn punch(&self, extent: Extent) -> Result<()> {
+        for part in self.parts(extent) {
+            if let Some(bitmap_at) = self.bat.get(part.block) {
+                self.file
+                    .punch_hole(Extent::new(self.data_at(bitmap_at, part.inside), part.inside.len())?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Volume for VhdVolume {
+    fn len(&self) -> ByteLen {
+        self.len
+    }
+
+    fn is_read_only(&self) -> bool {
+        !self.writable
+    }
+
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
+        let extent = check_request(self.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
+        let mut rest = buffer;
+        for part in extent.into_iter().flat_map(|extent| self.parts(extent)) {
+            for (run, stored) in self.resolve(&part)? {
+                let (bytes, after) = rest.split_at_mut(run.len().as_usize());
+                rest = after;
+                match stored {
+                    Some(at) => self.file.read_at(at, bytes)?,
+                    None => bytes.fill(0),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
+        self.change(offset, ByteLen::of(data), fua, |extent| self.write_extent(extent, data))
+    }
+
+    fn write_zeroes(&self, extent: Extent, keep_allocated: bool, fua: bool, _: RequestClass) -> Result<()> {
+        self.change(extent.start(), extent.len(), fua, |extent| {
+            if !keep_allocated {
+                return self.punch(extent);
+            }
+            write_out_zeroes(extent, |at, zeroes| {
+                self.write_extent(Extent::new(at, ByteLen::of(zeroes))?, zeroes)
+            })
+        })
+    }
+
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+        self.write_zeroes(extent, false, fua, class)
+    }
+
+    fn flush(&self) -> Result<()> {
+        if !self.writable {
+            return Ok(());
+        }
+        self.poison.guard(self.file.name(), || self.file.sync().map(drop))
+    }
+
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        check_request(self.len, BlockShift::SECTOR, extent.start(), extent.len())?;
+        let mut runs = Runs::default();
+        for part in self.parts(extent) {
+            for (run, stored) in self.resolve(&part)? {
+                let on_disk = Extent::new(
+                    self.layout.block.start_of(part.block) + (run.start() - ByteOffset::ZERO),
+                    run.len(),
+                )?;
+                match stored {
+                    Some(at) => runs.push_stored(&*self.file, on_disk, at)?,
+                    None => runs.push(on_disk, Allocation::Hole),
+                }
+                if runs.is_full() {
+                    return Ok(runs.into_vec());
+                }
+            }
+        }
+        Ok(runs.into_vec())
+    }
+}

@@ -1,0 +1,70 @@
+//! What all sessions of a server share.
+
+use blocks::{Error, Result, Storage};
+use nbd_server::{Exports, ListenAddress, NbdUri};
+use std::sync::Arc;
+
+/// What sessions need besides the store.
+#[derive(Clone)]
+pub struct SessionsOptions {
+    /// Where disks are served.
+    pub exports: Exports,
+    /// Where the exports' server listens, for URIs: the addresses that it really has.
+    pub listeners: Vec<ListenAddress>,
+    /// The server's data folder, which holds the store; sessions keep their dirty maps in `sessions/`.
+    pub storage: Arc<dyn Storage>,
+    /// Tells one boot of the server's host from another; see [`host_boot`].
+    pub boot: String,
+}
+
+/// The same with what only this module needs.
+pub(crate) struct Context {
+    pub exports: Exports,
+    pub listeners: Vec<ListenAddress>,
+    pub storage: Arc<dyn Storage>,
+    pub boot: String,
+    #[cfg(test)]
+    pub on_step: Option<StepHook>,
+}
+
+#[cfg(test)]
+pub(crate) type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
+
+impl Context {
+    /// What `options` say.
+    pub fn new(options: SessionsOptions) -> Context {
+        Context {
+            exports: options.exports,
+            listeners: options.listeners,
+            storage: options.storage,
+            boot: options.boot,
+            #[cfg(test)]
+            on_step: None,
+        }
+    }
+
+    /// How clients reach an export, one URI a listener.
+    pub fn uris(&self, export: &str) -> Vec<String> {
+        let uri = |address: &ListenAddress| match address {
+            ListenAddress::Tcp(address) => NbdUri::tcp(*address, export).to_string(),
+            ListenAddress::Unix(path) => NbdUri::unix(path, export).to_string(),
+        };
+        self.listeners.iter().map(uri).collect()
+    }
+
+    /// A named step was made durable: here a test may have the server die.
+    pub fn step(&self, name: &'static str) {
+        blocks::crash_point(name);
+        #[cfg(test)]
+        if let Some(hook) = &self.on_step {
+            hook(name);
+        }
+    }
+}
+
+/// The kernel's boot id of the host that this runs on.
+pub fn host_boot() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    Ok(id.trim().to_owned())
+}

@@ -1,0 +1,76 @@
+use super::*;
+use blocks::Id;
+use store::testing::{CrashStorage, Random};
+
+fn owner() -> MapOwner {
+    let id = Id::from_bytes([7; 16]).unwrap();
+    MapOwner { session: SessionId(id), disk: DiskIndex(0), len: ByteLen::new(10_000 << BLOCK.get()) }
+}
+
+fn block(block: u64) -> Extent {
+    Extent::new(BLOCK.start_of(block), BLOCK.len()).unwrap()
+}
+
+#[test]
+fn no_mark_that_was_promised_is_lost_to_a_power_cut() {
+    for seed in 0..200 {
+        let mut random = Random::new(seed);
+        let storage = CrashStorage::new();
+        let initial = BlockSet::touched(&[block(1), block(2), block(900)].into_iter().collect());
+        let map = DirtyMap::create(&storage, "map", owner(), &initial).unwrap();
+        let mut promised = initial.clone();
+        storage.power_off_after(random.below(60));
+        for _ in 0..40 {
+            let first = random.below(9_000);
+            let mut wanted = BlockSet::new();
+            (0..1 + random.below(60))
+                .for_each(|step| wanted.insert_block(first + step * (1 + random.below(3))));
+            match map.mark_all(&wanted) {
+                Ok(()) => promised.union(&wanted),
+                Err(_) => break,
+            }
+        }
+        let after = storage.crash(seed);
+        let map =
+            DirtyMap::open(&after, "map", owner()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let mut union = map.blocks();
+        union.union(&promised);
+        assert_eq!(union, map.blocks(), "seed {seed}: a promised mark is gone");
+        // What memory says must be what the medium says, also after the next cut.
+        map.mark(block(9_999)).unwrap();
+        let again = DirtyMap::open(&after.crash(seed + 1), "map", owner()).unwrap();
+        assert_eq!(again.blocks(), map.blocks(), "seed {seed}");
+    }
+}
+
+#[test]
+fn damage_in_the_middle_is_an_error_and_a_foreign_map_is_refused() {
+    let storage = CrashStorage::new();
+    let map = DirtyMap::create(&storage, "map", owner(), &BlockSet::new()).unwrap();
+    map.mark(block(1)).unwrap();
+    map.mark(block(5)).unwrap();
+    drop(map);
+    let other = MapOwner { disk: DiskIndex(1), ..owner() };
+    assert_eq!(DirtyMap::open(&storage, "map", other).unwrap_err().kind(), ErrorKind::Corrupt);
+    storage.flip_bit("map", ByteOffset::new(HEADER_BYTES + 6), 0).unwrap();
+    let error = DirtyMap::open(&storage, "map", owner()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt);
+    assert!(error.to_string().contains("byte 512"), "{error}");
+}
+
+#[test]
+fn marks_of_many_threads_share_syncs_and_a_failed_one_poisons() {
+    let storage = CrashStorage::new();
+    let map = DirtyMap::create(&storage, "map", owner(), &BlockSet::new()).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..8 {
+            let map = &map;
+            scope.spawn(move || (0..200).for_each(|step| map.mark(block(thread * 200 + step)).unwrap()));
+        }
+    });
+    assert_eq!(map.blocks().count(), 1600);
+    storage.fail_sync(1);
+    assert!(map.mark(block(1)).is_ok(), "marked already: nothing to sync");
+    assert!(map.mark(block(5_000)).is_err());
+    assert_eq!(map.mark(block(5_001)).unwrap_err().kind(), ErrorKind::Poisoned);
+}

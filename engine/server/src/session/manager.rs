@@ -1,0 +1,505 @@
+//! All sessions of a server.
+
+use crate::agent::{Charge, RestoreLink};
+use crate::control::api::{CheckpointInfo, FailbackInfo, Progress, SessionInfo};
+use crate::session::context::{Context, SessionsOptions};
+use crate::session::failback::{self, FailbackOptions};
+use crate::session::info::{checkpoint_info, session_info};
+use crate::session::live::{LiveSession, session_dir};
+use crate::session::migrate::{Migration, MigrationProgress, Target};
+use crate::session::pull;
+use crate::session::record::{
+    MigrationEvent, MigrationRecord, MigrationState, SessionEvent, SessionRecord, SessionState,
+};
+use crate::session::volume::lock;
+use blocks::{
+    CheckpointId, DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, SessionId, Volume,
+    WallClock,
+};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use store::{BranchKind, Store, Unit};
+
+/// How long a disk must be flushed and idle before it is durably noted that nothing waits for a flush.
+const MARK_IDLE: Duration = Duration::from_secs(30);
+/// How often waiting calls look at what they wait for.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// Every session of a server. Methods block; call them where that is allowed (`spawn_blocking`), never on a task.
+/// Dropping it ends the exports and stops background work; sessions go on at the next [`Sessions::open`].
+pub struct Sessions {
+    store: Arc<Store>,
+    context: Arc<Context>,
+    live: Mutex<BTreeMap<SessionId, Arc<LiveSession>>>,
+    /// Held while a session begins or ends, so that no two take charge of a machine.
+    turn: Mutex<()>,
+    closing: Arc<AtomicBool>,
+}
+
+/// What is wanted of a migration; see [`crate::control::api::Request::Migrate`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MigrateOptions {
+    /// Which disk; may be missing where there is one.
+    pub disk: Option<DiskIndex>,
+    /// An absolute path or an NBD URI; missing where only a pivot of the running copy is wanted.
+    pub to: Option<String>,
+    /// `raw` or `vhd`; raw where it is missing.
+    pub format: Option<String>,
+    /// Bytes a second at most.
+    pub rate: Option<u64>,
+    /// Switch to the copy as soon as it is in step.
+    pub pivot: bool,
+}
+
+impl Sessions {
+    /// Resumes every session of the store: exports under the same names, migrations from their last marks. A session
+    /// whose disks cannot be opened is held, and the others are not affected.
+    pub fn open(store: Arc<Store>, options: SessionsOptions) -> Result<Arc<Sessions>> {
+        Sessions::open_in(store, Context::new(options))
+    }
+
+    pub(crate) fn open_in(store: Arc<Store>, context: Context) -> Result<Arc<Sessions>> {
+        let sessions = Arc::new(Sessions {
+            store,
+            context: Arc::new(context),
+            live: Mutex::default(),
+            turn: Mutex::default(),
+            closing: Arc::default(),
+        });
+        for unit in sessions.store.units() {
+            sessions.resume_unit(&unit)?;
+        }
+        sessions.watch_marks()?;
+        Ok(sessions)
+    }
+
+    fn resume_unit(&self, unit: &Arc<Unit>) -> Result<()> {
+        let records = SessionRecord::load_all(unit)?;
+        for branch in unit.branches() {
+            // A fork whose record did not make it: nobody was told of the session.
+            if let BranchKind::Session(id) = branch.kind
+                && !records.iter().any(|(known, _)| *known == id)
+            {
+                tracing::warn!("session {id} of {} was never begun; its branch goes", unit.name());
+                unit.drop_branch(branch.id)?;
+            }
+        }
+        for (id, record) in records {
+            let session = self.resume(id, unit, record)?;
+            lock(&self.live).insert(id, session);
+        }
+        Ok(())
+    }
+
+    fn resume(&self, id: SessionId, unit: &Arc<Unit>, mut record: SessionRecord) -> Result<Arc<LiveSession>> {
+        if let SessionState::Adopting { .. } = record.state() {
+            match failback::adoption(unit, &record)? {
+                Some(superseded) => record.apply(SessionEvent::Adopted { superseded })?,
+                None => record.apply(SessionEvent::Undo)?,
+            }
+            record.save(unit)?;
+        }
+        let takes_charge = !record.drill && record.state() == SessionState::Running;
+        while takes_charge && unit.generation() < record.generation() {
+            unit.promote()?;
+        }
+        let session = Arc::new(LiveSession::open(id, Arc::clone(unit), Arc::clone(&self.context), record));
+        match session.held() {
+            Some(why) => tracing::error!("session {id} of {} is not served: {why}", unit.name()),
+            None => self.start(&session)?,
+        }
+        Ok(session)
+    }
+
+    /// Serves a session's disks and lets its migrations go on.
+    fn start(&self, session: &Arc<LiveSession>) -> Result<()> {
+        let record = session.record.get();
+        if record.state() != SessionState::Running {
+            return Ok(());
+        }
+        session.serve()?;
+        session.start_migrations()
+    }
+
+    /// Begins a session: a branch at the checkpoint, served. Unless it is a drill, it takes charge of the machine: the
+    /// unit's generation rises, and the old primary is fenced. Reads indexes, never data.
+    pub fn recover(&self, unit: &Arc<Unit>, checkpoint: CheckpointId, drill: bool) -> Result<SessionInfo> {
+        let begun = Instant::now();
+        let _turn = lock(&self.turn);
+        let base = unit.checkpoint(checkpoint).ok_or_else(|| {
+            let context = format!("{} has no checkpoint {checkpoint}", unit.name());
+            Error::new(ErrorKind::NotFound, context)
+        })?;
+        if let (false, Some(other)) = (drill, self.session_in_charge(unit.machine())) {
+            let context =
+                format!("session {other} is in charge of {} already: stop it, or run a drill", unit.name());
+            return Err(Error::new(ErrorKind::Busy, context));
+        }
+        let id = new_session()?;
+        let branch = unit.fork(checkpoint, BranchKind::Session(id))?;
+        self.context.step("recover-forked");
+        let generation = if drill { unit.generation() } else { Generation(unit.generation().0 + 1) };
+        let disks = unit.disks().len();
+        let mut record =
+            SessionRecord::begin(id, unit.machine(), checkpoint, branch, generation, drill, disks);
+        record.rpo_ms = WallClock::now().0.saturating_sub(base.server_time.0);
+        record.save(unit)?;
+        self.context.step("recover-recorded");
+        if !drill {
+            unit.promote()?;
+            self.context.step("recover-promoted");
+        }
+        let session = Arc::new(LiveSession::open(id, Arc::clone(unit), Arc::clone(&self.context), record));
+        if let Some(why) = session.held() {
+            return Err(Error::new(ErrorKind::Io, format!("session {id} cannot be opened: {why}")));
+        }
+        session.serve()?;
+        let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        lock(&self.live).insert(id, Arc::clone(&session));
+        session.record.update(|record| {
+            record.rto_ms = rto_ms;
+            Ok(())
+        })?;
+        session_info(&session)
+    }
+
+    /// Every session, ended ones that are still remembered included.
+    pub fn list(&self) -> Result<Vec<SessionInfo>> {
+        let all: Vec<_> = lock(&self.live).values().cloned().collect();
+        all.iter().map(|session| session_info(session)).collect()
+    }
+
+    /// The session of that identity, or whose identity begins so and no other's does.
+    pub fn get(&self, session: &str) -> Result<SessionInfo> {
+        session_info(&*self.find(session)?)
+    }
+
+    /// The unit that a session belongs to, and the session's whole identity.
+    pub fn unit_of(&self, session: &str) -> Result<(SessionId, Arc<Unit>)> {
+        let session = self.find(session)?;
+        Ok((session.id, Arc::clone(&session.unit)))
+    }
+
+    /// A disk of a session as it is now, for reading; writes by guests go on meanwhile.
+    pub fn volume(&self, session: &str, disk: Option<DiskIndex>) -> Result<Arc<dyn Volume>> {
+        let session = self.find(session)?;
+        Ok(Arc::clone(&session.disk(disk)?.volume) as Arc<dyn Volume>)
+    }
+
+    fn find(&self, wanted: &str) -> Result<Arc<LiveSession>> {
+        let wanted = wanted.to_ascii_lowercase();
+        let live = lock(&self.live);
+        let mut found =
+            live.iter().filter(|(id, _)| !wanted.is_empty() && id.to_string().starts_with(&wanted));
+        match (found.next(), found.next()) {
+            (Some((_, session)), None) => Ok(Arc::clone(session)),
+            (None, _) => Err(Error::new(ErrorKind::NotFound, format!("there is no session '{wanted}'"))),
+            (Some(_), Some(_)) => {
+                let context = format!("more than one session begins with '{wanted}'");
+                Err(Error::new(ErrorKind::InvalidInput, context))
+            }
+        }
+    }
+
+    /// Ends a session: its clients are disconnected once their requests are answered, its migrations stop, and the
+    /// machine may be the source again. What the guest wrote stays as a branch, or goes with `discard`; of a session
+    /// that has ended already, the branch and the record go with `discard`. A pivoted disk's target is left as it is.
+    pub fn stop(&self, session: &str, discard: bool) -> Result<SessionInfo> {
+        let session = self.find(session)?;
+        let _turn = lock(&self.turn);
+        let occupied = session.occupy()?;
+        if session.record.get().state() == SessionState::Running {
+            session.withdraw();
+            session.stop_migrations();
+            for disk in &session.disks {
+                disk.volume.close(true);
+                disk.volume.flush()?;
+            }
+            session.record.update(|record| {
+                record.disks.iter_mut().for_each(|disk| disk.unflushed_boot = None);
+                record.apply(SessionEvent::Stop)
+            })?;
+            self.context.step("stop-recorded");
+        }
+        let record = session.record.get();
+        match record.state() {
+            SessionState::Stopped | SessionState::Home { .. } => {}
+            state => {
+                let context =
+                    format!("session {} is on its way home ({state:?}); repeat the failback", session.id);
+                return Err(Error::new(ErrorKind::Busy, context));
+            }
+        }
+        let info = session_info(&session)?;
+        let id = session.id;
+        lock(&self.live).remove(&id);
+        drop(occupied);
+        drop(session);
+        let unit = self.unit(&info)?;
+        if discard {
+            if record.state() == SessionState::Stopped {
+                unit.drop_branch(record.branch())?;
+            }
+            record.forget(&unit)?;
+            self.context.storage.remove_dir(&session_dir(id))?;
+        } else {
+            let ended = LiveSession::open(id, unit, Arc::clone(&self.context), record);
+            lock(&self.live).insert(id, Arc::new(ended));
+        }
+        Ok(info)
+    }
+
+    fn unit(&self, info: &SessionInfo) -> Result<Arc<Unit>> {
+        let gone = || Error::new(ErrorKind::NotFound, format!("there is no machine {}", info.machine));
+        self.store.unit(info.machine.parse()?).ok_or_else(gone)
+    }
+
+    /// The guest of a held session was restarted after the server's host was: serve its disks again.
+    pub fn guest_restarted(&self, session: &str) -> Result<SessionInfo> {
+        let session = self.find(session)?;
+        let _turn = lock(&self.turn);
+        if session.held().is_none() {
+            return session_info(&session);
+        }
+        session.release()?;
+        let (id, unit, record) = (session.id, Arc::clone(&session.unit), session.record.get());
+        lock(&self.live).remove(&id);
+        drop(session);
+        let session = self.resume(id, &unit, record)?;
+        lock(&self.live).insert(id, Arc::clone(&session));
+        match session.held() {
+            Some(why) => Err(Error::new(ErrorKind::Busy, why)),
+            None => session_info(&session),
+        }
+    }
+
+    /// Seals a crash-consistent checkpoint on a session's branch. Writers wait for it a short while.
+    pub fn checkpoint(&self, session: &str, name: &str) -> Result<CheckpointInfo> {
+        let session = self.find(session)?;
+        let _occupied = session.occupy()?;
+        self.running(&session)?;
+        let id = pull::seal_session(&session, name)?;
+        let missing = || Error::new(ErrorKind::NotFound, format!("checkpoint {id} is gone"));
+        let checkpoint = session.unit.checkpoint(id).ok_or_else(missing)?;
+        Ok(checkpoint_info(&checkpoint, format!("session {}", session.id)))
+    }
+
+    fn running(&self, session: &LiveSession) -> Result<()> {
+        match (session.record.get().state(), session.held()) {
+            (SessionState::Running, None) => Ok(()),
+            (SessionState::Running, Some(why)) => Err(Error::new(ErrorKind::Busy, why)),
+            (state, _) => {
+                let context = format!("session {} does not run any more ({state:?})", session.id);
+                Err(Error::new(ErrorKind::InvalidInput, context))
+            }
+        }
+    }
+
+    /// Begins to copy a disk elsewhere, or changes what is wanted of the copy that runs. Returns at once.
+    pub fn migrate(&self, session: &str, options: &MigrateOptions) -> Result<SessionInfo> {
+        let session = self.find(session)?;
+        let _turn = lock(&self.turn);
+        self.running(&session)?;
+        let disk = session.disk(options.disk)?;
+        let before = session.record.get().disk(disk.index)?.migration.clone();
+        let record = plan(before.as_ref(), disk, options)?;
+        let is_new = match record {
+            Plan::Begin(ref target) => {
+                target.check_new(disk.len())?;
+                true
+            }
+            Plan::Retry | Plan::GoOn => false,
+        };
+        let mut migration = match (record, before) {
+            (Plan::Begin(target), _) => {
+                let to = target.to_string();
+                MigrationRecord::begin(to, target.format().to_string(), disk.branch.seal_part()?)
+            }
+            (Plan::Retry, Some(mut before)) => {
+                before.apply(MigrationEvent::Retry)?;
+                before
+            }
+            (_, Some(before)) => before,
+            (_, None) => return Err(Error::new(ErrorKind::InvalidInput, "say where to with --to")),
+        };
+        migration.pivot = options.pivot || (migration.pivot && options.to.is_none());
+        migration.rate = options.rate.or(migration.rate);
+        let wanted = migration.clone();
+        session.record.update(|record| {
+            record.disk_mut(disk.index)?.migration = Some(migration);
+            Ok(())
+        })?;
+        self.context.step("migrate-recorded");
+        let runs = disk.with_migration(|running| {
+            let runs = !is_new && !running.progress().ended;
+            if runs {
+                running.set(wanted.pivot, wanted.rate);
+            }
+            runs
+        });
+        if runs != Some(true) {
+            disk.set_migration(Some(Migration::start(&session, disk.index, &wanted, is_new)?));
+        }
+        session_info(&session)
+    }
+
+    /// Waits until a disk's copy is in step, or with `pivot` until it is the disk. `progress` returns whether to wait
+    /// on; the migration goes on either way. An error where it failed.
+    pub fn wait_migration(
+        &self,
+        session: &str,
+        disk: Option<DiskIndex>,
+        pivot: bool,
+        progress: &dyn Fn(Progress) -> bool,
+    ) -> Result<SessionInfo> {
+        let session = self.find(session)?;
+        let index = session.disk(disk)?.index;
+        loop {
+            let record = session.record.get();
+            let migration = record.disk(index)?.migration.clone();
+            let state = migration.map(|migration| migration.state().clone());
+            let running = session.disk(Some(index))?.with_migration(Migration::progress).unwrap_or_default();
+            match state {
+                Some(MigrationState::Pivoted) if running.ended || running == MigrationProgress::default() => {
+                    return session_info(&session);
+                }
+                Some(MigrationState::InStep { .. }) if !pivot && running.in_step => {
+                    return session_info(&session);
+                }
+                Some(MigrationState::Failed { detail, .. }) => return Err(Error::new(ErrorKind::Io, detail)),
+                None => {
+                    return Err(Error::new(
+                        ErrorKind::NotFound,
+                        format!("disk {index} is not being migrated"),
+                    ));
+                }
+                _ => {}
+            }
+            let copied = running.copied.get();
+            let step = format!("copying disk {index}");
+            if !progress(Progress { step, done: copied, total: copied + running.left.get() }) {
+                return session_info(&session);
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Brings the machine's disks to the session's state over a link to its agent; see [`FailbackOptions`].
+    /// `progress` returns whether to go on. After an error the session goes on serving, and repeating the call goes on
+    /// where this one stopped, unless the machine was already given charge: then repeating it is the only way.
+    pub fn failback(
+        &self,
+        session: &str,
+        link: RestoreLink,
+        options: &FailbackOptions,
+        progress: &dyn Fn(Progress) -> bool,
+    ) -> Result<FailbackInfo> {
+        let session = self.find(session)?;
+        let occupied = session.occupy()?;
+        let info = failback::run(&self.store, &session, link, options, progress);
+        drop(occupied);
+        if session.record.get().state() != SessionState::Running {
+            let (id, unit, record) = (session.id, Arc::clone(&session.unit), session.record.get());
+            let ended = LiveSession::open(id, unit, Arc::clone(&self.context), record);
+            lock(&self.live).insert(id, Arc::new(ended));
+        }
+        info
+    }
+
+    /// Takes marks of unflushed writes away where disks have come to rest.
+    fn watch_marks(self: &Arc<Self>) -> Result<()> {
+        let (weak, closing) = (Arc::downgrade(self), Arc::clone(&self.closing));
+        let watch = move || {
+            while !closing.load(Ordering::SeqCst) {
+                std::thread::park_timeout(MARK_IDLE / 3);
+                let Some(sessions) = weak.upgrade() else { return };
+                sessions.settle_marks(MARK_IDLE);
+            }
+        };
+        let thread = std::thread::Builder::new().name("sessions".into()).spawn(watch);
+        thread.map(drop).map_err(|error| Error::io("starting the thread that watches sessions", error))
+    }
+
+    pub(crate) fn settle_marks(&self, idle: Duration) {
+        let all: Vec<_> = lock(&self.live).values().cloned().collect();
+        for session in all {
+            for disk in &session.disks {
+                if let Err(error) = disk.volume.settle_mark(idle) {
+                    tracing::warn!("disk {} of session {}: {error}", disk.index, session.id);
+                }
+            }
+        }
+    }
+}
+
+/// What [`Sessions::migrate`] comes to.
+enum Plan {
+    Begin(Target),
+    Retry,
+    GoOn,
+}
+
+fn plan(
+    before: Option<&MigrationRecord>,
+    disk: &crate::session::live::LiveDisk,
+    options: &MigrateOptions,
+) -> Result<Plan> {
+    let target = options.to.as_ref().map(|to| Target::parse(to, options.format.as_deref())).transpose()?;
+    let same = |record: &MigrationRecord, target: &Target| {
+        target.to_string() == record.to && target.format().to_string() == record.format
+    };
+    let Some(record) = before else {
+        let missing = || Error::new(ErrorKind::InvalidInput, "say where the disk shall be copied to");
+        return Ok(Plan::Begin(target.ok_or_else(missing)?));
+    };
+    match (record.state(), target) {
+        (MigrationState::Pivoted, None) => Ok(Plan::GoOn),
+        (MigrationState::Pivoted, Some(target)) if same(record, &target) => Ok(Plan::GoOn),
+        (MigrationState::Pivoted, Some(_)) => {
+            let context = format!("disk {} was pivoted to {} already", disk.index, record.to);
+            Err(Error::new(ErrorKind::Unsupported, context))
+        }
+        (MigrationState::Failed { .. }, Some(target)) if !same(record, &target) => Ok(Plan::Begin(target)),
+        (MigrationState::Failed { .. }, _) => Ok(Plan::Retry),
+        (_, Some(target)) if !same(record, &target) => {
+            let context = format!("disk {} is being copied to {} already", disk.index, record.to);
+            Err(Error::new(ErrorKind::Busy, context))
+        }
+        _ => Ok(Plan::GoOn),
+    }
+}
+
+fn new_session() -> Result<SessionId> {
+    let bytes: [u8; 16] = rand::random();
+    let zero = || Error::new(ErrorKind::Io, "the random numbers are all zero");
+    Id::from_bytes(bytes).map(SessionId).ok_or_else(zero)
+}
+
+impl Charge for Sessions {
+    fn session_in_charge(&self, machine: MachineId) -> Option<SessionId> {
+        let live = lock(&self.live);
+        let in_charge = |session: &&Arc<LiveSession>| {
+            let record = session.record.get();
+            session.unit.machine() == machine && !record.drill && record.state().has_disks()
+        };
+        live.values().find(in_charge).map(|session| session.id)
+    }
+}
+
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::SeqCst);
+        for session in lock(&self.live).values() {
+            session.withdraw();
+            session.stop_migrations();
+        }
+    }
+}
+
+impl std::fmt::Debug for Sessions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sessions").field("sessions", &lock(&self.live).len()).finish_non_exhaustive()
+    }
+}

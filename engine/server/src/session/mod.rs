@@ -1,0 +1,23 @@
+//! Recoveries in progress: served at once, copied while in use, brought home by their differences.
+//!
+//! `manager` has the commands. A session's durable truth is its `record`; while it runs it is a `live` session with a
+//! switchable `volume` under each export. `migrate` copies a disk elsewhere and pivots, `failback` brings a machine's disks
+//! to the session's state. docs/design/0007-sessions.md says what a crash at each step comes to.
+
+mod block_set;
+mod context;
+mod dirty_map;
+mod failback;
+mod info;
+mod live;
+mod manager;
+mod migrate;
+mod pivoted_volume;
+mod pull;
+mod record;
+mod volume;
+
+pub use context::{SessionsOptions, host_boot};
+pub use failback::FailbackOptions;
+pub(crate) use info::checkpoint_info;
+pub use manager::{MigrateOptions, Sessions};

@@ -1,0 +1,65 @@
+//! A disk after its pivot: the target takes the writes, the map remembers where.
+
+use crate::session::dirty_map::DirtyMap;
+use blocks::{ByteLen, ByteOffset, Extent, ExtentStatus, RequestClass, Result, Volume};
+use std::sync::Arc;
+
+/// A target whose writes are marked in a [`DirtyMap`] first. As long as the target; the session's volume above cuts it
+/// to the disk.
+pub(crate) struct PivotedVolume {
+    target: Arc<dyn Volume>,
+    map: Arc<DirtyMap>,
+}
+
+impl PivotedVolume {
+    /// `target`, with its writes marked in `map`.
+    pub fn new(target: Arc<dyn Volume>, map: Arc<DirtyMap>) -> PivotedVolume {
+        PivotedVolume { target, map }
+    }
+}
+
+impl Volume for PivotedVolume {
+    fn len(&self) -> ByteLen {
+        self.target.len()
+    }
+
+    fn is_read_only(&self) -> bool {
+        self.target.is_read_only()
+    }
+
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+        self.target.read_at(offset, buffer, class)
+    }
+
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+        if let Some(extent) = Extent::between(offset, offset + ByteLen::of(data)) {
+            self.map.mark(extent)?;
+        }
+        self.target.write_at(offset, data, fua, class)
+    }
+
+    fn write_zeroes(
+        &self,
+        extent: Extent,
+        keep_allocated: bool,
+        fua: bool,
+        class: RequestClass,
+    ) -> Result<()> {
+        self.map.mark(extent)?;
+        self.target.write_zeroes(extent, keep_allocated, fua, class)
+    }
+
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+        self.map.mark(extent)?;
+        // A target of others may ignore a discard; the session's disks promise zeroes after one.
+        self.target.write_zeroes(extent, false, fua, class)
+    }
+
+    fn flush(&self) -> Result<()> {
+        self.target.flush()
+    }
+
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        self.target.status(extent)
+    }
+}

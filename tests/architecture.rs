@@ -62,7 +62,9 @@ fn rooms_import_only_what_the_table_allows() {
 fn every_member_of_the_workspace_is_a_room() {
     let text = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
     let members = text.split("members = [").nth(1).and_then(|rest| rest.split(']').next()).unwrap();
-    for member in members.split(',').map(|member| member.trim().trim_matches('"')).filter(|member| !member.is_empty()) {
+    for member in
+        members.split(',').map(|member| member.trim().trim_matches('"')).filter(|member| !member.is_empty())
+    {
         let room = Path::new(member).file_name().unwrap().to_str().unwrap();
         assert!(ROOMS.contains(&room), "{member} is not in the table of rooms");
     }
@@ -70,7 +72,8 @@ fn every_member_of_the_workspace_is_a_room() {
 
 #[test]
 fn the_files_of_the_walks_exist() {
-    let steps: Vec<_> = ["## A replicated write", "## A recovery read"].into_iter().flat_map(fenced_block_after).collect();
+    let steps: Vec<_> =
+        ["## A replicated write", "## A recovery read"].into_iter().flat_map(fenced_block_after).collect();
     assert!(steps.len() >= 10, "the walks are short: {}", steps.len());
     for step in steps {
         let path = step.split_whitespace().next().unwrap();

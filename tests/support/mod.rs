@@ -1,0 +1,229 @@
+//! A machine, a server and an agent for end-to-end tests: real loop devices, file systems and processes, all gone
+//! afterwards, also after a panic.
+
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+pub mod disk;
+pub mod guest;
+pub mod process;
+pub mod proxy;
+
+use disk::Disk;
+use process::Process;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// The machine's name in every test.
+pub const NAME: &str = "stage";
+
+/// Everything of one test; fields are dropped in this order.
+pub struct Stage {
+    pub writer: Option<Process>,
+    pub agent: Option<Process>,
+    pub server: Option<Process>,
+    pub disk: Disk,
+    pub port: u16,
+    folder: tempfile::TempDir,
+}
+
+impl Stage {
+    /// A disk of that size and nothing running yet.
+    pub fn new(disk_mib: u64) -> Stage {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let disk = Disk::new(folder.path(), "disk", disk_mib);
+        Stage { writer: None, agent: None, server: None, disk, port: free_port(), folder }
+    }
+
+    /// A path in the test's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Starts the server, to die at that step if one is given, and waits until it answers (or is dead).
+    pub fn start_server(&mut self, crash_at: Option<&str>) {
+        self.start_server_with(crash_at, &[]);
+    }
+
+    /// The same with more flags.
+    pub fn start_server_with(&mut self, crash_at: Option<&str>, more: &[&str]) {
+        self.server = None;
+        let mut command = program();
+        command.args([
+            "server",
+            "--listen",
+            &format!("127.0.0.1:{}", self.port),
+            "--heartbeat-deadline",
+            "2s",
+        ]);
+        command.arg("--data").arg(self.path("store"));
+        command.arg("--nbd").arg(format!("unix:{}", self.path("nbd.sock").display()));
+        command.args(more);
+        self.server = Some(Process::start(command, crash_at, &self.path("server.log")));
+        let started = Instant::now();
+        while self.us(&["status"]).is_err() && self.server_alive() {
+            assert!(started.elapsed() < Duration::from_secs(20), "the server does not answer");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Starts an agent for the disk, to die at that step if one is given.
+    pub fn start_agent(&mut self, crash_at: Option<&str>) {
+        self.start_agent_towards(crash_at, self.port, &[]);
+    }
+
+    /// The same towards another port (a proxy's) and with more flags.
+    pub fn start_agent_towards(&mut self, crash_at: Option<&str>, port: u16, more: &[&str]) {
+        self.agent = None;
+        let mut command = program();
+        command.args(["agent", "--server", &format!("127.0.0.1:{port}"), "--name", NAME]);
+        command.args(["--heartbeat", "500ms", "--checkpoint-every", "2s"]);
+        command.arg("--disk").arg(self.disk.device()).arg("--state").arg(self.path("agent"));
+        command.args(more);
+        self.agent = Some(Process::start(command, crash_at, &self.path("agent.log")));
+    }
+
+    /// Whether the server runs.
+    pub fn server_alive(&mut self) -> bool {
+        self.server.as_mut().is_some_and(Process::alive)
+    }
+
+    /// Whether the agent runs.
+    pub fn agent_alive(&mut self) -> bool {
+        self.agent.as_mut().is_some_and(Process::alive)
+    }
+
+    /// Runs a command against the server; its JSON, or what it printed to standard error.
+    pub fn us(&self, arguments: &[&str]) -> Result<Value, String> {
+        let socket = self.path("store").join("control.sock");
+        let output =
+            program().arg("--json").arg("--control").arg(socket).args(arguments).output().expect("it runs");
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout).expect("--json prints JSON")),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    /// Repeats a command until it succeeds, restarting whatever died, as an administrator would.
+    pub fn insist(&mut self, arguments: &[&str]) -> Value {
+        let started = Instant::now();
+        loop {
+            let error = match self.us(arguments) {
+                Ok(reply) => return reply,
+                Err(error) => error,
+            };
+            self.revive();
+            assert!(
+                started.elapsed() < Duration::from_secs(60),
+                "{arguments:?} fails: {error}\n{}",
+                self.logs()
+            );
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// Restarts what died, without crash points.
+    pub fn revive(&mut self) {
+        if self.server.is_some() && !self.server_alive() {
+            self.start_server(None);
+        }
+        if self.agent.is_some() && !self.agent_alive() {
+            self.start_agent(None);
+        }
+    }
+
+    /// Waits until the condition holds.
+    pub fn wait_until(&mut self, what: &str, seconds: u64, mut holds: impl FnMut(&mut Stage) -> bool) {
+        let started = Instant::now();
+        while !holds(self) {
+            assert!(
+                started.elapsed() < Duration::from_secs(seconds),
+                "waited {seconds} s for {what}\n{}",
+                self.logs()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// A field of the machine's status, by JSON pointer.
+    pub fn status(&self, pointer: &str) -> Value {
+        let reply = self.us(&["status", NAME]).unwrap_or_default();
+        reply.pointer(&format!("/machines/0{pointer}")).cloned().unwrap_or_default()
+    }
+
+    /// Waits until a checkpoint can be offered.
+    pub fn wait_protected(&mut self) {
+        self.wait_until("the first checkpoint", 60, |stage| {
+            stage.status("/checkpoints").as_u64().unwrap_or(0) > 0
+        });
+    }
+
+    /// A writer with a ledger on the mounted file system at `mount`.
+    pub fn start_writer(&mut self, mount: &Path) {
+        let mut command = Command::new(ledger_program());
+        command.arg("write").arg(mount.join("slots")).arg(self.path("ledger"));
+        self.writer = Some(Process::start(command, None, &self.path("writer.log")));
+    }
+
+    /// Stops the writer where it stands.
+    pub fn stop_writer(&mut self) {
+        self.writer = None;
+    }
+
+    /// Checks a recovered file system against the ledger; how many promises were kept.
+    pub fn check_ledger(&self, mount: &Path, until_ms: Option<u64>) -> u64 {
+        let mut command = Command::new(ledger_program());
+        command.arg("check").arg(mount.join("slots")).arg(self.path("ledger"));
+        command.args(until_ms.map(|until| until.to_string()));
+        run(&mut command).trim().parse().expect("the ledger prints a number")
+    }
+
+    /// The ends of the logs, for messages.
+    pub fn logs(&self) -> String {
+        ["server.log", "agent.log"]
+            .map(|name| {
+                let text = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+                let lines: Vec<&str> = text.lines().collect();
+                format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(15)..].join("\n"))
+            })
+            .concat()
+    }
+}
+
+/// The program under test.
+pub fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_understudy"))
+}
+
+fn ledger_program() -> PathBuf {
+    let folder = Path::new(env!("CARGO_BIN_EXE_understudy")).parent().expect("a folder").to_owned();
+    let ledger = folder.join("examples/ledger");
+    assert!(ledger.exists(), "{} is missing: cargo build --examples", ledger.display());
+    ledger
+}
+
+/// Runs a command that must succeed; what it printed.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{command:?}: {}\n{out}{err}", output.status);
+    out.into_owned()
+}
+
+/// Runs a command line, split at spaces, that must succeed; what it printed.
+pub fn sh(line: &str) -> String {
+    let mut words = line.split(' ');
+    run(Command::new(words.next().expect("a program")).args(words))
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
+/// The first NBD URI of a session's disk.
+pub fn uri(session: &Value, disk: usize) -> String {
+    session["disks"][disk]["uris"][0].as_str().expect("a URI").to_owned()
+}

@@ -1,8 +1,20 @@
 //! The server: receives, keeps, serves and sends back.
+//!
+//! [`Server::start`] opens a data folder and serves it; everything else is asked for over the control socket, in the
+//! words of [`control::api`]. docs/design/0006-server.md has the states and the crash points.
 
 mod agent;
 mod authority;
+mod config;
 pub mod control;
+mod retention;
+mod server;
+mod services;
+mod session;
+mod stop;
 
 pub use agent::{AgentHandle, Agents, Charge, RESTORE_QUEUE, RestoreLink};
 pub use authority::{Authority, EnrolledMachine, TOKEN_TTL_DEFAULT};
+pub use config::ServerConfig;
+pub use server::{RunningServer, Server};
+pub use session::{FailbackOptions, MigrateOptions, Sessions, SessionsOptions, host_boot};

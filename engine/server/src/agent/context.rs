@@ -4,7 +4,7 @@ use super::agents::Agents;
 use super::liveness::Deadlines;
 use super::registration::{Knowledge, Known, KnownDisk};
 use crate::authority::Authority;
-use blocks::{DiskIndex, Id, MachineId, Result, Seq};
+use blocks::{DiskIndex, Generation, Id, MachineId, Result, Seq};
 use std::sync::Arc;
 use store::{DiskSpec, ImageFormat, Store, Unit, UnitSpec};
 use wire::Hello;
@@ -38,7 +38,10 @@ impl AgentContext {
 
     fn known(&self, unit: &Unit, committed: bool) -> Result<Known> {
         let (machine, branch) = (unit.machine(), unit.main_branch());
-        let never_sealed = unit.checkpoints().is_empty();
+        let checkpoints = unit.checkpoints();
+        let never_sealed = checkpoints.is_empty();
+        let main_line = checkpoints.iter().filter(|checkpoint| checkpoint.branch == branch);
+        let history = main_line.map(|checkpoint| checkpoint.generation).max().unwrap_or(Generation::FIRST);
         let disk = |(index, spec): (u16, DiskSpec)| {
             let disk = unit.disk(branch, DiskIndex(index))?;
             let durable = if committed { disk.sync()?.into_inner() } else { disk.last_seq() };
@@ -49,6 +52,7 @@ impl AgentContext {
             machine,
             name: unit.name(),
             generation: unit.generation(),
+            history,
             promoted: self.agents.session_in_charge(machine),
             disks: (0..).zip(unit.disks()).map(disk).collect::<Result<_>>()?,
         })

@@ -392,7 +392,7 @@ async fn write_all(mut sender: Sender<ServerMessage>, mut messages: mpsc::Receiv
 }
 
 /// Does `work` on a thread that may block. Never cut short: it runs to its end even where nobody waits any more.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {

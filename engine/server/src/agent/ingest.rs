@@ -52,7 +52,6 @@ struct Entry {
 /// A running ingest. Must be finished; dropping it leaves its threads to end by themselves.
 #[derive(Debug)]
 pub(crate) struct Ingest {
-    source: Arc<Source>,
     queue: mpsc::Sender<Entry>,
     room: Arc<Semaphore>,
     stopping: Arc<AtomicBool>,
@@ -67,11 +66,11 @@ impl Ingest {
         let (queue, entries) = mpsc::channel();
         let stopping = Arc::new(AtomicBool::new(false));
         let appender = Appender {
-            source: source.clone(),
             commit: commit.clone(),
             comparers: Comparers::new(source.clone()),
             stopping: stopping.clone(),
             last: vec![None; source.disks.len()],
+            source,
             held: false,
             sealed: HashMap::new(),
         };
@@ -82,12 +81,7 @@ impl Ingest {
         let committer = spawn("commit", Box::new(move || commit.run()))?;
         let threads = vec![spawn("append", Box::new(move || appender.run(&entries)))?, committer];
         let room = Arc::new(Semaphore::new(QUEUE_BYTES as usize));
-        Ok(Ingest { source, queue, room, stopping, threads })
-    }
-
-    /// What it works on.
-    pub fn source(&self) -> &Arc<Source> {
-        &self.source
+        Ok(Ingest { queue, room, stopping, threads })
     }
 
     /// Hands over work, waiting for room. May be dropped: then the work was not handed over. An error means that the

@@ -22,6 +22,7 @@ mod source;
 
 pub use agents::{Agents, Charge};
 pub(crate) use context::AgentContext;
+pub(crate) use conversation::blocking;
 pub(crate) use gaps::{SILENT, begin as begin_gap};
 pub(crate) use greeting::serve;
 pub use handle::AgentHandle;

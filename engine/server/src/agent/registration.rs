@@ -6,8 +6,6 @@ use wire::{
     Continuity, DiskHello, DiskWelcome, Hello, Refusal, RefusalKind, Role, StartFrom, check_machine_name,
 };
 
-/// The largest disk that a dynamic VHD can hold.
-pub(crate) const VHD_BYTES_MAX: ByteLen = ByteLen::new(2040 << 30);
 /// More disks than any machine has; a bound for what a hello can make the server allocate.
 pub(crate) const DISKS_MAX: usize = 256;
 
@@ -33,6 +31,8 @@ pub(crate) struct Known {
     pub name: String,
     /// Its generation.
     pub generation: Generation,
+    /// The highest generation under which something of its history was made: what a session brought home, in the end.
+    pub history: Generation,
     /// The session that is in charge of it.
     pub promoted: Option<SessionId>,
     /// Its disks.
@@ -123,7 +123,7 @@ fn identify<'a>(hello: &Hello, knowledge: &'a Knowledge) -> Result<Option<&'a Kn
         // An agent that has lost its memory: it is the machine of that name only if its disks say so, or if it can do no
         // harm because a session is in charge and it comes as the target of a failback.
         (None, _, Some(named)) => {
-            let harmless = named.promoted.is_some() || named.generation > Generation::FIRST;
+            let harmless = named.promoted.is_some() || named.history > Generation::FIRST;
             if harmless || check_disks(&hello.disks, &named.disks).is_ok() {
                 Ok(Some(named))
             } else {
@@ -134,7 +134,8 @@ fn identify<'a>(hello: &Hello, knowledge: &'a Knowledge) -> Result<Option<&'a Kn
     }
 }
 
-/// Who is fenced: a machine whose stand-in is in charge, or one that has not learnt of the newest promotion.
+/// Who is fenced: a machine whose stand-in is in charge, or one that has not learnt of a promotion that became history.
+/// Of a promotion whose session was given up nothing is left, so the machine goes on and learns the number.
 fn role(hello: &Hello, known: &Known, store: StoreId) -> Role {
     let standby = |reason: String| Role::Standby { reason };
     if let Some(session) = known.promoted {
@@ -143,11 +144,11 @@ fn role(hello: &Hello, known: &Known, store: StoreId) -> Role {
             known.name
         ));
     }
-    if hello.generation < known.generation && known.generation > Generation::FIRST {
+    if hello.generation < known.history && known.history > Generation::FIRST {
         return standby(format!(
-            "'{}' was promoted to generation {} while this machine has {}: what it holds is not the newest; bring it \
-             home with failback",
-            known.name, known.generation, hello.generation
+            "the history of '{}' goes on from generation {} while this machine has {}: what it holds is not the newest; \
+             bring it up to date with failback",
+            known.name, known.history, hello.generation
         ));
     }
     if hello.generation > known.generation && !comes_from_another_store(hello, store) {
@@ -189,15 +190,8 @@ fn check_new_disks(hello: &Hello, format: ImageFormat) -> Result<(), Refusal> {
         return refuse(format!("{} disks; between 1 and {DISKS_MAX} can be protected", hello.disks.len()));
     }
     for disk in &hello.disks {
-        let (device, len) = (&disk.device, disk.len);
-        if len.is_zero() || !len.is_aligned(blocks::BlockShift::SECTOR) {
-            return refuse(format!("{device} has {len} bytes, which is not a disk's size"));
-        }
-        if format == ImageFormat::Vhd && len > VHD_BYTES_MAX {
-            return refuse(format!(
-                "{device} has {len} bytes; an image of format vhd holds at most {VHD_BYTES_MAX} (2040 GiB): start the \
-                 server with --image-format raw"
-            ));
+        if let Err(error) = format.check_len(disk.len) {
+            return refuse(format!("{}: {error}", disk.device));
         }
     }
     Ok(())

@@ -46,6 +46,7 @@ fn known(durable: u64) -> Known {
         machine: machine(),
         name: "web".into(),
         generation: Generation(1),
+        history: Generation(1),
         promoted: None,
         disks: vec![KnownDisk {
             len: ByteLen::new(GIB),
@@ -121,12 +122,19 @@ fn who_was_overtaken_stands_by() {
     promoted.promoted = Some(SessionId(id(4)));
     assert!(standby(decide(&hello(Some(machine()), 1, lost()), &knows(promoted))).contains("is in charge"));
     let mut newer = known(5);
-    newer.generation = Generation(3);
+    (newer.generation, newer.history) = (Generation(3), Generation(3));
     let lower = |generation| hello(Some(machine()), generation, tracked(ours(), 5));
     assert!(standby(decide(&lower(2), &knows(newer.clone()))).contains("generation 3"));
     assert!(standby(decide(&lower(0), &knows(newer.clone()))).contains("generation 3"));
     assert_eq!(start(decide(&lower(3), &knows(newer.clone()))), StartFrom::Marked);
     assert!(standby(decide(&lower(4), &knows(newer))).contains("older than"));
+    let mut given_up = known(5);
+    given_up.generation = Generation(2);
+    assert_eq!(
+        start(decide(&hello(Some(machine()), 1, tracked(ours(), 5)), &knows(given_up))),
+        StartFrom::Marked,
+        "a session that came to nothing does not lock the machine out"
+    );
     let elsewhere = hello(Some(machine()), 4, tracked(StoreId(id(7)), 5));
     assert_eq!(start(decide(&elsewhere, &knows(known(5)))), StartFrom::Scan);
 }
@@ -185,7 +193,7 @@ fn what_an_image_cannot_hold_is_refused_before_anything_is_made() {
     large.disks[0].len = ByteLen::new((2040 << 30) + 512);
     let (kind, reason) = refused(decide(&large, &nothing()));
     assert_eq!(kind, RefusalKind::Disks);
-    assert!(reason.contains("vhd") && reason.contains("2040 GiB"), "{reason}");
+    assert!(reason.contains("VHD") && reason.contains("2040 GiB"), "{reason}");
     let raw = Knowledge { image_format: ImageFormat::Raw, ..nothing() };
     assert_eq!(decide(&large, &raw), Decision::Register(None));
     let odd = |len| {

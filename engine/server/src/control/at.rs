@@ -80,14 +80,14 @@ mod tests {
         }
     }
 
-    /// 2026-11-20 13:00:00.500, 13:01:00.000 and 13:02:00.000 UTC.
+    /// 2026-11-20 13:00:00.500, 13:01:00, 13:02:00 and 13:03:00 UTC.
     fn history() -> Vec<Checkpoint> {
         let noon: u64 = 1_795_179_600_000;
         vec![
             checkpoint(3, "nightly", noon + 500),
             checkpoint(4, "", noon + 60_000),
             checkpoint(7, "nightly", noon + 120_000),
-            checkpoint(9, "2026", noon + 120_000),
+            checkpoint(9, "2026", noon + 180_000),
         ]
     }
 
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(at("2026-11-20T14:01:59+01:00"), 4);
         assert_eq!(at("2026-11-20 13:01"), 4);
         assert_eq!(at("2026-11-20 13:00:59"), 3);
-        assert_eq!(at("2026-11-20 13:02:00"), 9);
+        assert_eq!(at("2026-11-20 13:02:00"), 7);
         assert_eq!(at("2030-01-01 00:00"), 9);
         for checkpoint in &history[..3] {
             assert_eq!(

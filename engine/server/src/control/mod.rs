@@ -1,5 +1,15 @@
-//! The administrator's way in.
+//! The administrator's way in: `listener` takes requests, `dispatch` hands each to the file of its family.
 
 #[allow(missing_docs, reason = "fields say what they are; those that do not are documented")]
 pub mod api;
 mod at;
+mod checkpoints;
+mod dispatch;
+mod export;
+mod job;
+pub(crate) mod listener;
+mod machines;
+mod sessions;
+mod settle;
+mod status;
+mod verify;

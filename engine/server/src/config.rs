@@ -1,0 +1,49 @@
+//! What a server is told at its start.
+
+use nbd_server::ListenAddress;
+use std::path::PathBuf;
+use std::time::Duration;
+use store::{ImageFormat, StoreOptions};
+use wire::Address;
+
+/// How a server is set up. `new` has what suits most.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// The folder that holds the store, the authority and the control socket. Made where it does not exist.
+    pub data: PathBuf,
+    /// Where agents connect over TCP: TLS, and plain from this machine.
+    pub listen: Option<Address>,
+    /// Where agents on this machine connect.
+    pub agent_socket: Option<PathBuf>,
+    /// Where recovered disks are served.
+    pub nbd: Vec<ListenAddress>,
+    /// How long history is kept: checkpoints older than this are consolidated into the images.
+    pub keep: Duration,
+    /// A machine that was not heard of for this long has failed; two thirds of it make it late.
+    pub heartbeat_deadline: Duration,
+    /// What the images of new machines are made of.
+    pub image_format: ImageFormat,
+    /// The store's own.
+    pub store: StoreOptions,
+}
+
+impl ServerConfig {
+    /// A server in this folder that listens nowhere but on its control socket.
+    pub fn new(data: impl Into<PathBuf>) -> ServerConfig {
+        ServerConfig {
+            data: data.into(),
+            listen: None,
+            agent_socket: None,
+            nbd: Vec::new(),
+            keep: Duration::from_secs(24 * 60 * 60),
+            heartbeat_deadline: Duration::from_secs(15),
+            image_format: ImageFormat::Vhd,
+            store: StoreOptions::default(),
+        }
+    }
+
+    /// Where an administrator's commands come in.
+    pub fn control_socket(&self) -> PathBuf {
+        self.data.join("control.sock")
+    }
+}

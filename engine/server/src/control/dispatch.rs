@@ -1,0 +1,36 @@
+//! Which request goes where.
+
+use super::api::{Reply, Request};
+use super::job::Job;
+use super::{checkpoints, export, machines, sessions, settle, status, verify};
+use crate::services::Services;
+use blocks::Result;
+use std::sync::Arc;
+
+/// Does what is asked. Must be driven to its end.
+pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job) -> Result<Reply> {
+    match request {
+        Request::Status { machine } => status::status(services, machine).await,
+        Request::Enroll { name, seconds } => machines::enroll(services, name, seconds).await,
+        Request::RemoveMachine { machine } => machines::remove(services, machine).await,
+        Request::Checkpoint { of, name } => checkpoints::take(services, of, name, job).await,
+        Request::Checkpoints { machine } => checkpoints::list(services, machine).await,
+        Request::Settle { machine, at } => settle::settle(services, machine, at, job).await,
+        Request::Export { of, disk, at, format, output } => {
+            export::export(services, export::Wanted { of, disk, at, format, output }, job).await
+        }
+        Request::Verify { machine } => verify::verify(services, machine, job).await,
+        Request::Recover { machine, at, drill } => sessions::recover(services, machine, at, drill).await,
+        Request::Sessions => sessions::list(services).await,
+        Request::Session { session } => sessions::get(services, session).await,
+        Request::StopSession { session, discard } => sessions::stop(services, session, discard).await,
+        Request::Migrate { session, disk, to, format, rate, pivot } => {
+            sessions::migrate(services, sessions::Wanted { session, disk, to, format, rate, pivot }, job)
+                .await
+        }
+        Request::Failback { session, to, disks, cutover, discard_unsent } => {
+            let wanted = sessions::Homecoming { session, to, disks, cutover, discard_unsent };
+            sessions::failback(services, wanted, job).await
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! How everything is doing.
+
+use super::api::{DiskStatus, MachineStatus, Reply, Status};
+use super::machines;
+use crate::agent::blocking;
+use crate::services::Services;
+use blocks::{ByteLen, DiskIndex, Error, Result, WallClock};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use store::{DiskSpec, Unit};
+
+pub(super) async fn status(services: Arc<Services>, machine: Option<String>) -> Result<Reply> {
+    blocking(move || {
+        let mut units = match machine {
+            Some(machine) => vec![machines::find(&services.store, &machine)?],
+            None => services.store.units(),
+        };
+        units.sort_by_key(|unit| unit.name());
+        Ok(Reply::Status(Status {
+            store: services.store.id().to_string(),
+            free_bytes: services.store.free_space()?.map(ByteLen::get),
+            memory_bytes: resident_bytes()?,
+            machines: units.iter().map(|unit| machine_status(&services, unit)).collect::<Result<_>>()?,
+        }))
+    })
+    .await
+}
+
+fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
+    let machine = services.agents.machine(unit.machine());
+    let (state, detail) = machine.state();
+    let main = unit.main_branch();
+    let checkpoints = unit.checkpoints();
+    let newest = checkpoints.iter().rev().find(|checkpoint| checkpoint.branch == main);
+    let horizon = unit.horizon().map(|horizon| horizon.0);
+    let disk = |(index, spec): (u16, DiskSpec)| {
+        let progress = machine.progress(DiskIndex(index));
+        Ok(DiskStatus {
+            index,
+            device: spec.device,
+            len: spec.len.get(),
+            tracker: progress.tracker,
+            backlog_bytes: progress.backlog.get(),
+            churn_bytes_per_second: progress.churn_bytes_per_second,
+            received_bytes: progress.received.get(),
+            eta_ms: eta_ms(progress.backlog, progress.received_bytes_per_second),
+            image: image_path(services, unit, DiskIndex(index))?,
+            horizon,
+        })
+    };
+    Ok(MachineStatus {
+        machine: unit.machine().to_string(),
+        name: unit.name(),
+        generation: unit.generation().0,
+        state: state.into(),
+        detail,
+        heartbeat_age_ms: machine.silent_for(Instant::now()).map(milliseconds),
+        rpo_ms: newest.map(|checkpoint| WallClock::now().0.saturating_sub(checkpoint.server_time.0)),
+        checkpoints: checkpoints.len() as u64,
+        gaps: unit.gaps().len() as u64,
+        disks: (0..).zip(unit.disks()).map(disk).collect::<Result<_>>()?,
+        pins: unit
+            .pins()
+            .iter()
+            .map(|pin| format!("checkpoint {} by {}", pin.checkpoint, pin.holder))
+            .collect(),
+    })
+}
+
+/// Where the image of a disk is on the host.
+pub(super) fn image_path(services: &Services, unit: &Unit, disk: DiskIndex) -> Result<String> {
+    Ok(services.data.join(unit.image_name(disk)?).to_string_lossy().into_owned())
+}
+
+/// Until the backlog is received at this rate; `None` where there is no telling.
+fn eta_ms(backlog: ByteLen, bytes_per_second: u64) -> Option<u64> {
+    if backlog.is_zero() {
+        return Some(0);
+    }
+    let milliseconds = u128::from(backlog.get()) * 1000;
+    u64::try_from(milliseconds.checked_div(u128::from(bytes_per_second))?).ok()
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// This process's resident memory.
+fn resident_bytes() -> Result<u64> {
+    let path = "/proc/self/statm";
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(path, error))?;
+    let pages = text.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    let pages = pages.ok_or_else(|| Error::corrupt(format!("{path}: '{text}'")))?;
+    Ok(pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_left() {
+        assert_eq!(eta_ms(ByteLen::ZERO, 0), Some(0));
+        assert_eq!(eta_ms(ByteLen::new(10), 0), None);
+        assert_eq!(eta_ms(ByteLen::new(1 << 30), 1 << 20), Some(1024 * 1000));
+        assert!(resident_bytes().unwrap() > 1 << 20);
+    }
+}

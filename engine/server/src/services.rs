@@ -1,0 +1,49 @@
+//! What the parts of a server share.
+
+use crate::agent::{AgentContext, Agents};
+use crate::authority::Authority;
+use crate::session::Sessions;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use store::Store;
+
+/// A running server, as its front ends see it.
+#[derive(Debug)]
+pub(crate) struct Services {
+    pub data: PathBuf,
+    pub store: Arc<Store>,
+    pub agents: Arc<Agents>,
+    pub agent_context: Arc<AgentContext>,
+    pub authority: Arc<Authority>,
+    pub sessions: Arc<Sessions>,
+    pub consolidating: Turns,
+}
+
+/// Whose turn it is to consolidate: one unit at a time, and whoever is waited for by a person goes first.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    turn: Mutex<()>,
+    people: AtomicUsize,
+}
+
+impl Turns {
+    /// For somebody who waits for the result. Blocks until background work has made room.
+    pub fn for_a_person(&self) -> MutexGuard<'_, ()> {
+        self.people.fetch_add(1, Ordering::SeqCst);
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.people.fetch_sub(1, Ordering::SeqCst);
+        turn
+    }
+
+    /// For background work, which then asks [`Turns::must_make_room`] again and again. `None` while others have it.
+    pub fn for_the_background(&self) -> Option<MutexGuard<'_, ()>> {
+        if self.must_make_room() { None } else { self.turn.try_lock().ok() }
+    }
+
+    /// Whether somebody waits.
+    pub fn must_make_room(&self) -> bool {
+        self.people.load(Ordering::SeqCst) > 0
+    }
+}

@@ -1,9 +1,31 @@
-//! What the server keeps: units with their journals, images and views. No network, no threads that decide.
+//! What the server keeps: units with their journals, images and views. No network.
+//!
+//! A disk is an image under a stack of deltas ([`Unit`], [`BranchDisk`], [`View`]); docs/formats/store.md has the files
+//! and docs/design/0001-journal.md the reasons.
 
-mod outline;
+mod branch_disk;
+mod copy;
+mod image;
+mod index;
+mod journal;
+mod plan;
+mod storage;
+mod store;
+mod stored_file;
+pub mod testing;
 mod unit;
+mod view;
 
-pub use outline::*;
+pub use branch_disk::{BranchDisk, Payload};
+pub use copy::copy_volume;
+pub use image::{
+    ImageFormat, ReplayContent, ReplayPiece, SummedImage, create_image, open_image, replay, with_sums,
+};
+pub use storage::{HostFile, HostStorage};
+pub use store::{Store, StoreOptions};
 pub use unit::branch::{BranchId, BranchInfo, BranchKind, DeltaId, Point};
 pub use unit::checkpoint::{Checkpoint, CheckpointSpec, Consistency, Gap};
+pub use unit::manifest::{DiskSpec, UnitSpec};
 pub use unit::pins::{Pin, PinHolder};
+pub use unit::{ConsolidateReport, Unit};
+pub use view::View;

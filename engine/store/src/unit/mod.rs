@@ -1,5 +1,20 @@
 //! A unit: everything of one machine in one place.
 
 pub(crate) mod branch;
+mod changes;
 pub(crate) mod checkpoint;
+mod consolidate;
+pub(crate) mod files;
+mod inventory;
+mod lineage;
+pub(crate) mod manifest;
+mod manifest_codec;
+pub(crate) mod merging;
+mod opening;
 pub(crate) mod pins;
+mod seal;
+#[allow(clippy::module_inception, reason = "a unit is what this room is about")]
+pub(crate) mod unit;
+
+pub use consolidate::ConsolidateReport;
+pub use unit::Unit;

@@ -1,0 +1,111 @@
+//! Appending to a log.
+
+use super::location::{Location, LogLocation, RecordKind};
+use super::record::{HEADER_BYTES, LogIdentity, PAYLOAD_BYTES_MAX, RecordHeader};
+use blocks::{ByteLen, ByteOffset, Extent, Result, SECTOR_BYTES, Seq, StorageFile};
+use std::sync::Arc;
+
+/// A write, cut into what becomes one record each, with the checksums already taken.
+#[derive(Debug)]
+pub(crate) struct PreparedWrite<'a> {
+    pieces: Vec<PreparedPiece<'a>>,
+}
+
+#[derive(Debug)]
+struct PreparedPiece<'a> {
+    kind: RecordKind,
+    extent: Extent,
+    payload: &'a [u8],
+    crc: u32,
+}
+
+/// The end of a log that is being appended to.
+#[derive(Debug)]
+pub(crate) struct LogWriter {
+    file: Arc<dyn StorageFile>,
+    identity: LogIdentity,
+    len: ByteOffset,
+}
+
+impl<'a> PreparedWrite<'a> {
+    /// `extent` gets `data`, which is as long.
+    pub(crate) fn data(extent: Extent, data: &'a [u8]) -> PreparedWrite<'a> {
+        let piece = |part: Extent| {
+            let from = (part.start() - extent.start()).as_usize();
+            let payload = &data[from..from + part.len().as_usize()];
+            PreparedPiece { kind: RecordKind::Data, extent: part, payload, crc: crc32c::crc32c(payload) }
+        };
+        PreparedWrite { pieces: extent.split(ByteLen::new(PAYLOAD_BYTES_MAX)).map(piece).collect() }
+    }
+
+    /// `extent` gets no bytes.
+    pub(crate) fn empty(extent: Extent, kind: RecordKind) -> PreparedWrite<'a> {
+        PreparedWrite { pieces: vec![PreparedPiece { kind, extent, payload: &[], crc: 0 }] }
+    }
+
+    /// How much longer it makes a log.
+    pub(crate) fn log_len(&self) -> ByteLen {
+        self.pieces.iter().map(|piece| ByteLen::new((HEADER_BYTES + piece.payload.len()) as u64)).sum()
+    }
+}
+
+impl LogWriter {
+    /// Appends to `file` from `len` on.
+    pub(crate) fn new(file: Arc<dyn StorageFile>, identity: LogIdentity, len: ByteOffset) -> LogWriter {
+        LogWriter { file, identity, len }
+    }
+
+    pub(crate) fn file(&self) -> &Arc<dyn StorageFile> {
+        &self.file
+    }
+
+    pub(crate) fn len(&self) -> ByteOffset {
+        self.len
+    }
+
+    /// Appends all records of one write in one go; returns where its pieces are. Not synced. After an error the log
+    /// must not be appended to any more.
+    pub(crate) fn append(
+        &mut self,
+        seq: Seq,
+        write: &PreparedWrite<'_>,
+        synced_to: ByteOffset,
+    ) -> Result<Vec<(Extent, Location)>> {
+        let mut headers = Vec::with_capacity(write.pieces.len());
+        let mut locations = Vec::with_capacity(write.pieces.len());
+        let mut at = self.len;
+        for (index, piece) in write.pieces.iter().enumerate() {
+            let header = RecordHeader {
+                kind: piece.kind,
+                last: index + 1 == write.pieces.len(),
+                seq,
+                extent: piece.extent,
+                synced_to,
+                payload_crc: piece.crc,
+            };
+            headers.push(header.encode(self.identity, at));
+            let payload = at + ByteLen::new(HEADER_BYTES as u64);
+            locations.push((piece.extent, location(&header, payload)));
+            at = payload + header.payload_len();
+        }
+        let parts: Vec<&[u8]> =
+            headers.iter().zip(&write.pieces).flat_map(|(header, piece)| [&header[..], piece.payload]).collect();
+        self.file.write_vectored_at(self.len, &parts)?;
+        self.len = at;
+        Ok(locations)
+    }
+}
+
+/// Where the bytes are that a record at hand describes.
+pub(crate) fn location(header: &RecordHeader, payload: ByteOffset) -> Location {
+    match header.kind {
+        RecordKind::Data => Location::Log(LogLocation {
+            payload,
+            crc: header.payload_crc,
+            sectors: u8::try_from(header.extent.len().get() / SECTOR_BYTES)
+                .expect("a payload has at most 128 sectors"),
+            skip: 0,
+        }),
+        kind => Location::Empty(kind),
+    }
+}

@@ -1,0 +1,147 @@
+//! One record of a log: a header that is checked by itself, then the payload. docs/formats/store.md has the table.
+
+use super::location::RecordKind;
+use crate::unit::branch::DeltaId;
+use blocks::{BlockShift, ByteLen, ByteOffset, Extent, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq};
+
+/// Headers are this long, and so every record starts at a multiple of it.
+pub(crate) const HEADER_BYTES: usize = 64;
+/// The most that one checksum covers, and so the most that a small read has to read.
+pub(crate) const PAYLOAD_BYTES_MAX: u64 = 64 << 10;
+
+const MAGIC: [u8; 4] = *b"URc1";
+const FLAG_LAST: u8 = 1;
+
+const _: () = assert!(PAYLOAD_BYTES_MAX / SECTOR_BYTES <= u8::MAX as u64);
+const _: () = assert!(SECTOR_BYTES.is_multiple_of(HEADER_BYTES as u64));
+
+/// What ties a record to its log, so that bytes of another log are never taken for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct LogIdentity {
+    /// Random, of the unit.
+    pub salt: u64,
+    pub delta: DeltaId,
+}
+
+/// The header of a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct RecordHeader {
+    pub kind: RecordKind,
+    /// Whether this record ends its write.
+    pub last: bool,
+    pub seq: Seq,
+    pub extent: Extent,
+    /// How much of the log was known to be on the medium when this was appended.
+    pub synced_to: ByteOffset,
+    /// CRC32C of the payload; 0 without one.
+    pub payload_crc: u32,
+}
+
+impl RecordHeader {
+    /// How many bytes follow the header.
+    pub(crate) fn payload_len(&self) -> ByteLen {
+        match self.kind {
+            RecordKind::Data => self.extent.len(),
+            RecordKind::Zero | RecordKind::Discard => ByteLen::ZERO,
+        }
+    }
+
+    /// The header's bytes for a record at offset `at` of that log.
+    pub(crate) fn encode(&self, log: LogIdentity, at: ByteOffset) -> [u8; HEADER_BYTES] {
+        let mut bytes = [0; HEADER_BYTES];
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
+        put(0, &MAGIC);
+        put(4, &[self.kind.to_byte(), if self.last { FLAG_LAST } else { 0 }]);
+        put(8, &log.salt.to_le_bytes());
+        put(16, &log.delta.0.to_le_bytes());
+        put(24, &self.seq.0.to_le_bytes());
+        put(32, &self.extent.start().lba().get().to_le_bytes());
+        put(40, &(self.extent.len().get() >> SECTOR_SHIFT).to_le_bytes());
+        put(48, &self.synced_to.get().to_le_bytes());
+        put(56, &self.payload_crc.to_le_bytes());
+        let crc = header_crc(&bytes, at);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        bytes
+    }
+
+    /// The header at offset `at` of that log; `None` where the bytes are not one.
+    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES], log: LogIdentity, at: ByteOffset) -> Option<RecordHeader> {
+        if bytes[..4] != MAGIC
+            || u64_at(bytes, 8) != log.salt
+            || u64_at(bytes, 16) != log.delta.0
+            || u32_at(bytes, 60) != header_crc(bytes, at)
+        {
+            return None;
+        }
+        let start = Lba::new(u64_at(bytes, 32)).offset()?;
+        let len = ByteLen::new(u64_at(bytes, 40).checked_mul(SECTOR_BYTES)?);
+        let header = RecordHeader {
+            kind: RecordKind::from_byte(bytes[4])?,
+            last: bytes[5] & FLAG_LAST != 0,
+            seq: Seq(u64_at(bytes, 24)),
+            extent: Extent::new(start, len).ok()?,
+            synced_to: ByteOffset::new(u64_at(bytes, 48)),
+            payload_crc: u32_at(bytes, 56),
+        };
+        let fits = header.payload_len().get() <= PAYLOAD_BYTES_MAX && header.extent.is_aligned(BlockShift::SECTOR);
+        fits.then_some(header)
+    }
+}
+
+/// The offset is part of what is checked, not of what is stored: a header is good only in its place.
+fn header_crc(bytes: &[u8; HEADER_BYTES], at: ByteOffset) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&at.get().to_le_bytes()), &bytes[..60])
+}
+
+fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Data,
+            last: true,
+            seq: Seq(7),
+            extent: Extent::new(ByteOffset::new(1 << 50), ByteLen::new(4096)).unwrap(),
+            synced_to: ByteOffset::new(640),
+            payload_crc: 0xdead_beef,
+        }
+    }
+
+    #[test]
+    fn reads_what_it_writes_only_in_its_place() {
+        let log = LogIdentity { salt: 11, delta: DeltaId(3) };
+        let at = ByteOffset::new(1280);
+        let bytes = header().encode(log, at);
+        assert_eq!(RecordHeader::decode(&bytes, log, at), Some(header()));
+        assert_eq!(RecordHeader::decode(&bytes, log, ByteOffset::new(1344)), None);
+        assert_eq!(RecordHeader::decode(&bytes, LogIdentity { salt: 12, ..log }, at), None);
+        assert_eq!(RecordHeader::decode(&bytes, LogIdentity { delta: DeltaId(4), ..log }, at), None);
+        for bit in 0..HEADER_BYTES * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(RecordHeader::decode(&flipped, log, at), None, "bit {bit}");
+        }
+    }
+
+    /// The bytes of version 1, kept so that they stay readable.
+    #[test]
+    fn the_format_stays() {
+        let log = LogIdentity { salt: 0x0102_0304_0506_0708, delta: DeltaId(9) };
+        let bytes = header().encode(log, ByteOffset::new(64));
+        let hex: String = bytes[..60].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            hex,
+            "555263310101000008070605040302010900000000000000070000000000000000000000000200000800000000000000\
+             8002000000000000efbeadde"
+        );
+    }
+}

@@ -1,0 +1,148 @@
+//! Resolve, then do: where the bytes of a range live is looked up first; only executing the plan touches data.
+
+use crate::journal::location::{Location, LogLocation};
+use crate::stored_file::StoredFile;
+use blocks::{
+    Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, StorageFile, Volume,
+};
+use std::sync::Arc;
+
+/// Where the bytes of an extent live.
+#[derive(Clone, Debug)]
+pub(crate) enum PlanSource {
+    /// Nowhere: they are zero, for that reason.
+    Empty(Allocation),
+    /// In a log.
+    Log(Arc<StoredFile>, LogLocation),
+    /// In the image.
+    Image,
+}
+
+/// One piece of a plan.
+#[derive(Clone, Debug)]
+pub(crate) struct PlanPiece {
+    pub extent: Extent,
+    pub source: PlanSource,
+}
+
+/// Pieces that tile a range, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    pieces: Vec<PlanPiece>,
+}
+
+/// The payload that was read and checked last, where only a part of it was wanted.
+#[derive(Default)]
+struct LastPayload {
+    of: Option<(u64, ByteOffset)>,
+    bytes: Vec<u8>,
+}
+
+impl PlanPiece {
+    /// What a location in that log comes to.
+    pub(crate) fn at(extent: Extent, location: Location, log: &Arc<StoredFile>) -> PlanPiece {
+        let source = match location {
+            Location::Empty(_) => PlanSource::Empty(location.allocation()),
+            Location::Log(location) => PlanSource::Log(Arc::clone(log), location),
+        };
+        PlanPiece { extent, source }
+    }
+}
+
+impl Plan {
+    /// A plan of pieces that are disjoint and together have no gap, in any order.
+    pub(crate) fn new(mut pieces: Vec<PlanPiece>) -> Plan {
+        pieces.sort_unstable_by_key(|piece| piece.extent.start());
+        Plan { pieces }
+    }
+
+    /// Reads what was planned into `buffer`, whose first byte is `start`. Checks every payload it uses; `Corrupt` names
+    /// the file, the offset and the extent.
+    pub(crate) fn read(
+        &self,
+        start: ByteOffset,
+        buffer: &mut [u8],
+        image: &dyn Volume,
+        class: RequestClass,
+    ) -> Result<()> {
+        let mut last = LastPayload::default();
+        for piece in &self.pieces {
+            let from = (piece.extent.start() - start).as_usize();
+            let target = &mut buffer[from..from + piece.extent.len().as_usize()];
+            match &piece.source {
+                PlanSource::Empty(_) => target.fill(0),
+                PlanSource::Image => image.read_at(piece.extent.start(), target, class)?,
+                PlanSource::Log(log, location) => read_payload(log, location, piece.extent, target, &mut last)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What the range holds, without reading it.
+    pub(crate) fn status(&self, image: &dyn Volume) -> Result<Vec<ExtentStatus>> {
+        let mut runs: Vec<ExtentStatus> = Vec::new();
+        for piece in &self.pieces {
+            match &piece.source {
+                PlanSource::Empty(allocation) => push_run(&mut runs, piece.extent, *allocation)?,
+                PlanSource::Log(..) => push_run(&mut runs, piece.extent, Allocation::Data)?,
+                PlanSource::Image => {
+                    let mut rest = Some(piece.extent);
+                    while let Some(asked) = rest {
+                        let found = image.status(asked)?;
+                        let Some(end) = found.last().map(|run| run.extent.end()) else {
+                            return Err(Error::corrupt(format!("the image says nothing about {asked}")));
+                        };
+                        for run in found {
+                            push_run(&mut runs, run.extent, run.allocation)?;
+                        }
+                        rest = Extent::between(end, asked.end());
+                    }
+                }
+            }
+        }
+        Ok(runs)
+    }
+}
+
+fn push_run(runs: &mut Vec<ExtentStatus>, extent: Extent, allocation: Allocation) -> Result<()> {
+    match runs.last_mut() {
+        Some(run) if run.allocation == allocation => {
+            run.extent = Extent::new(run.extent.start(), run.extent.len() + extent.len())?;
+        }
+        _ => runs.push(ExtentStatus { extent, allocation }),
+    }
+    Ok(())
+}
+
+fn read_payload(
+    log: &StoredFile,
+    location: &LogLocation,
+    extent: Extent,
+    target: &mut [u8],
+    last: &mut LastPayload,
+) -> Result<()> {
+    if location.skip == 0 && location.payload_len() == extent.len() {
+        log.open()?.read_at(location.payload, target)?;
+        return check(log, location, extent, target);
+    }
+    if last.of != Some((log.id(), location.payload)) {
+        last.of = None;
+        last.bytes.resize(location.payload_len().as_usize(), 0);
+        let handle: Arc<dyn StorageFile> = log.open()?;
+        handle.read_at(location.payload, &mut last.bytes)?;
+        check(log, location, extent, &last.bytes)?;
+        last.of = Some((log.id(), location.payload));
+    }
+    let skip = location.skip_len().as_usize();
+    target.copy_from_slice(&last.bytes[skip..skip + ByteLen::of(target).as_usize()]);
+    Ok(())
+}
+
+fn check(log: &StoredFile, location: &LogLocation, extent: Extent, payload: &[u8]) -> Result<()> {
+    if crc32c::crc32c(payload) == location.crc {
+        return Ok(());
+    }
+    let (name, at) = (log.name(), location.payload);
+    let context = format!("{name}: payload at offset {at}, needed for {extent} of the disk: checksum mismatch");
+    Err(Error::corrupt(context))
+}

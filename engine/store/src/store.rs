@@ -1,0 +1,274 @@
+//! A store: one pool of units on one storage.
+
+use crate::index::block_cache::BlockCache;
+use crate::stored_file::FileTable;
+use crate::unit::Unit;
+use crate::unit::files;
+use crate::unit::manifest::UnitSpec;
+use crate::unit::merging::{MergeQueue, MergeWorker};
+use crate::unit::unit::UnitContext;
+use blocks::{
+    ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Id, MachineId, Result, Storage, StoreId,
+};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const MARKER: &str = "store";
+const MARKER_NEW: &str = "store.new";
+const UNITS: &str = "units";
+const MAGIC: [u8; 4] = *b"UStr";
+const VERSION: u16 = 1;
+
+/// How a store behaves; nothing of it is written down.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Free space that is kept: appends fail with `NoSpace` rather than touch it, so that seals and manifests fit.
+    pub reserve: ByteLen,
+    /// How many extents the open delta of a disk may have before a part of it is sealed; bounds memory.
+    pub part_extents_max: usize,
+    /// How long the log of an open delta may be before a part of it is sealed; bounds recovery.
+    pub part_log_bytes_max: ByteLen,
+    /// How much of all indexes is kept in memory.
+    pub index_cache: ByteLen,
+    /// Whether a thread merges indexes; otherwise a seal does before it returns.
+    pub merge_in_background: bool,
+}
+
+impl Default for StoreOptions {
+    fn default() -> StoreOptions {
+        StoreOptions {
+            reserve: ByteLen::new(256 << 20),
+            part_extents_max: 128 << 10,
+            part_log_bytes_max: ByteLen::new(4 << 30),
+            index_cache: ByteLen::new(16 << 20),
+            merge_in_background: true,
+        }
+    }
+}
+
+/// A store that is open, by this process alone.
+#[derive(Debug)]
+pub struct Store {
+    id: StoreId,
+    context: UnitContext,
+    units: Mutex<Units>,
+    findings: Mutex<Vec<String>>,
+    // Last, so that it ends after nothing can ask it any more.
+    _worker: Option<MergeWorker>,
+}
+
+#[derive(Debug, Default)]
+struct Units {
+    open: BTreeMap<MachineId, Arc<Unit>>,
+    damaged: BTreeMap<MachineId, String>,
+}
+
+impl Store {
+    /// Opens the store, or makes one where there is none. `Busy`, naming the folder, where another process has it.
+    /// A unit that is damaged does not keep the others from being opened: see [`Store::damaged_units`].
+    pub fn open(storage: Arc<dyn Storage>, options: StoreOptions) -> Result<Store> {
+        storage.lock()?;
+        let id = match read_marker(&*storage)? {
+            Some(id) => id,
+            None => create(&*storage)?,
+        };
+        let worker = if options.merge_in_background { Some(MergeWorker::start()?) } else { None };
+        let context = UnitContext {
+            table: FileTable::new(storage),
+            cache: Arc::new(BlockCache::new(options.index_cache)),
+            options,
+            merges: worker.as_ref().map_or(MergeQueue::Inline, MergeWorker::queue),
+        };
+        let (units, findings) = (Mutex::default(), Mutex::default());
+        let store = Store { id, context, units, findings, _worker: worker };
+        store.open_units()?;
+        Ok(store)
+    }
+
+    /// The store's identity.
+    pub fn id(&self) -> StoreId {
+        self.id
+    }
+
+    /// What opening the store has found and done about it, for the log.
+    pub fn findings(&self) -> Vec<String> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Units that cannot be opened, and why. Nothing of them has been changed.
+    pub fn damaged_units(&self) -> Vec<(MachineId, String)> {
+        self.lock().damaged.iter().map(|(machine, why)| (*machine, why.clone())).collect()
+    }
+
+    /// Makes a new unit. `AlreadyExists` where the machine or the name has one; `InvalidInput` and `Unsupported` for
+    /// disks that cannot be; then nothing is left behind.
+    pub fn create_unit(&self, spec: UnitSpec) -> Result<Arc<Unit>> {
+        spec.check()?;
+        let mut units = self.lock();
+        let exists = |what: String| Err(Error::new(ErrorKind::AlreadyExists, what));
+        if units.open.contains_key(&spec.machine) || units.damaged.contains_key(&spec.machine) {
+            return exists(format!("there is a unit of machine {}", spec.machine));
+        }
+        if units.open.values().any(|unit| unit.name() == spec.name) {
+            return exists(format!("there is a unit named {}", spec.name));
+        }
+        let machine = spec.machine;
+        let dir = unit_dir(machine);
+        let storage = self.storage();
+        let made = Unit::create(&dir, self.id, random_u64(), spec, &self.context)
+            .and_then(|unit| storage.sync_dir(UNITS).map(|_| unit));
+        match made {
+            Ok(unit) => {
+                units.open.insert(machine, Arc::clone(&unit));
+                Ok(unit)
+            }
+            Err(error) => {
+                if let Err(left) = remove_unit_dir(storage, &dir) {
+                    tracing::warn!("{dir} could not be removed again: {left}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// All units, by machine.
+    pub fn units(&self) -> Vec<Arc<Unit>> {
+        self.lock().open.values().cloned().collect()
+    }
+
+    /// The unit of a machine.
+    pub fn unit(&self, machine: MachineId) -> Option<Arc<Unit>> {
+        self.lock().open.get(&machine).cloned()
+    }
+
+    /// The unit of that name.
+    pub fn unit_by_name(&self, name: &str) -> Option<Arc<Unit>> {
+        self.lock().open.values().find(|unit| unit.name() == name).cloned()
+    }
+
+    /// Removes a unit with everything in it. `Busy` where a view or a disk of it is in use.
+    pub fn remove_unit(&self, machine: MachineId) -> Result<()> {
+        let mut units = self.lock();
+        let Some(unit) = units.open.get(&machine) else {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no unit of machine {machine}")));
+        };
+        unit.close()?;
+        units.open.remove(&machine);
+        remove_unit_dir(self.storage(), &unit_dir(machine))
+    }
+
+    /// Room left on the storage, the reserve included; `None` where it cannot be told.
+    pub fn free_space(&self) -> Result<Option<ByteLen>> {
+        self.storage().free_space()
+    }
+
+    fn storage(&self) -> &dyn Storage {
+        &**self.context.table.storage()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Units> {
+        self.units.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_units(&self) -> Result<()> {
+        let mut findings = Vec::new();
+        let mut units = self.lock();
+        for name in self.storage().list(UNITS)? {
+            let Ok(machine) = name.parse::<MachineId>() else {
+                findings.push(format!("{UNITS}/{name} is no unit and is left alone"));
+                continue;
+            };
+            let dir = unit_dir(machine);
+            if is_rubbish(self.storage(), &dir)? {
+                findings.push(format!("{dir} was not made or removed completely and is removed"));
+                remove_unit_dir(self.storage(), &dir)?;
+                continue;
+            }
+            match Unit::open(&dir, &self.context, &mut findings) {
+                Ok(unit) => drop(units.open.insert(machine, unit)),
+                Err(error) => {
+                    findings.push(format!("{dir} cannot be opened: {error}"));
+                    units.damaged.insert(machine, error.to_string());
+                }
+            }
+        }
+        *self.findings.lock().unwrap_or_else(PoisonError::into_inner) = findings;
+        Ok(())
+    }
+}
+
+fn unit_dir(machine: MachineId) -> String {
+    format!("{UNITS}/{machine}")
+}
+
+fn random_bytes() -> [u8; 16] {
+    uuid::Uuid::new_v4().into_bytes()
+}
+
+fn random_u64() -> u64 {
+    let bytes = random_bytes();
+    u64::from_le_bytes(std::array::from_fn(|i| bytes[i] ^ bytes[i + 8]))
+}
+
+/// Whether the unit in that folder was never published, or is being removed. A folder without a manifest that has logs
+/// was published once: that is damage, not rubbish.
+fn is_rubbish(storage: &dyn Storage, dir: &str) -> Result<bool> {
+    let names = storage.list(dir)?;
+    if names.iter().any(|name| files::removed_name(dir).ends_with(&format!("/{name}"))) {
+        return Ok(true);
+    }
+    if names.iter().any(|name| name == "manifest") {
+        return Ok(false);
+    }
+    for name in names.iter().filter(|name| name.starts_with("disk")) {
+        if storage.list(&format!("{dir}/{name}"))?.iter().any(|file| file.ends_with(".log")) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn remove_unit_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
+    let name = files::removed_name(dir);
+    files::create_anew(storage, &name)?.sync()?;
+    storage.sync_dir(dir)?;
+    storage.remove_dir(dir)?;
+    storage.sync_dir(UNITS).map(drop)
+}
+
+fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
+    let names = storage.list("")?;
+    if !names.iter().any(|name| name == MARKER) {
+        if names.iter().any(|name| name == UNITS) && !storage.list(UNITS)?.is_empty() {
+            return Err(Error::corrupt(format!("there are units, but the marker {MARKER} is missing")));
+        }
+        return Ok(None);
+    }
+    let bytes = files::read_small(storage, MARKER)?;
+    let mut reader = ByteReader::checksummed(&bytes, "the marker of a store")?;
+    if reader.array()? != MAGIC {
+        return Err(Error::corrupt(format!("{MARKER} is not the marker of a store")));
+    }
+    let version = reader.u16()?;
+    if version != VERSION {
+        let context = format!("a store of version {version}, which is newer than this program");
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    let id = reader.id()?.ok_or_else(|| Error::corrupt("a store without identity"))?;
+    reader.finish()?;
+    Ok(Some(StoreId(id)))
+}
+
+fn create(storage: &dyn Storage) -> Result<StoreId> {
+    let id = Id::from_bytes(random_bytes()).ok_or_else(|| Error::new(ErrorKind::Io, "no random numbers"))?;
+    storage.make_dir(UNITS)?;
+    storage.sync_dir("")?;
+    let mut writer = ByteWriter::new();
+    writer.bytes(&MAGIC).u16(VERSION).id(Some(id)).checksum();
+    let file = files::create_anew(storage, MARKER_NEW)?;
+    file.write_at(ByteOffset::ZERO, writer.as_bytes())?;
+    file.sync()?;
+    storage.rename(MARKER_NEW, MARKER)?;
+    storage.sync_dir("")?;
+    Ok(StoreId(id))
+}

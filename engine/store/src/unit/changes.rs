@@ -1,0 +1,91 @@
+//! What changed between two states, from the indexes alone; and the change of the main branch.
+
+use crate::index::reader::IndexReader;
+use crate::unit::Unit;
+use crate::unit::branch::{BranchId, DeltaId, Point};
+use crate::unit::lineage::Span;
+use crate::unit::unit::UnitState;
+use blocks::{DiskIndex, Error, ErrorKind, ExtentSet, Result};
+use std::sync::Arc;
+
+impl Unit {
+    /// What may differ between two states of a disk: all that is in deltas which only one of them has. Costs what the
+    /// changes cost, not what the disk does.
+    pub fn difference(&self, a: Point, b: Point, disk: DiskIndex) -> Result<ExtentSet> {
+        let mut state = self.lock_open()?;
+        state.manifest.disk_spec(disk)?;
+        if a == b {
+            self.resolve_point(&state, a, disk)?;
+            return Ok(ExtentSet::new());
+        }
+        let (a_end, a_open) = self.resolve_point(&state, a, disk)?;
+        let (b_end, b_open) = self.resolve_point(&state, b, disk)?;
+        let deltas = state.manifest.line_difference(disk, a_end, b_end)?;
+        let readers = delta_readers(&mut state, disk, &deltas)?;
+        drop(state);
+        let mut changed = a_open;
+        changed.union(&b_open);
+        add_entries(&mut changed, &readers)?;
+        Ok(changed)
+    }
+
+    /// Makes `branch`, which starts from the main branch, the main branch. What the old one has beyond that becomes a
+    /// superseded branch, whose number (the old main branch's) is returned; it pins the fork until it is dropped.
+    pub fn adopt(&self, branch: BranchId) -> Result<BranchId> {
+        let main = self.main_branch();
+        for disk in self.branch_disks(main)?.into_iter().chain(self.branch_disks(branch)?) {
+            self.seal_part(&disk, |_| true)?;
+        }
+        let mut state = self.lock_open()?;
+        let mut next = (*state.manifest).clone();
+        if next.main != main {
+            let context = format!("{}: the main branch has just changed", next.name);
+            return Err(Error::new(ErrorKind::Busy, context));
+        }
+        let superseded = next.adopt(branch)?;
+        state.publish(self.storage(), &self.dir, next)?;
+        Ok(superseded)
+    }
+
+    /// What a branch's own deltas behind `after` have on one disk, the open one included.
+    pub(crate) fn own_changes(&self, branch: BranchId, disk: DiskIndex, after: DeltaId) -> Result<ExtentSet> {
+        let mut state = self.lock_open()?;
+        let mut deltas = state.manifest.own_line(branch, disk)?;
+        deltas.retain(|delta| *delta > after);
+        let (_, mut changed) = self.resolve_point(&state, Point::Head(branch), disk)?;
+        let readers = delta_readers(&mut state, disk, &deltas)?;
+        drop(state);
+        add_entries(&mut changed, &readers)?;
+        Ok(changed)
+    }
+
+    /// The newest sealed delta of that state, and what is not sealed of it.
+    fn resolve_point(&self, state: &UnitState, point: Point, disk: DiskIndex) -> Result<(DeltaId, ExtentSet)> {
+        match point {
+            Point::Checkpoint(id) => {
+                Ok((state.manifest.sealed(id)?.ends[usize::from(disk.0)].0, ExtentSet::new()))
+            }
+            Point::Head(branch) => {
+                let end = state.manifest.end(branch, disk)?;
+                let open = state.disks.get(&(branch, disk)).map(|disk| disk.open_changes());
+                Ok((end.sealed, open.unwrap_or_default()))
+            }
+        }
+    }
+}
+
+fn delta_readers(state: &mut UnitState, disk: DiskIndex, deltas: &[DeltaId]) -> Result<Vec<Arc<IndexReader>>> {
+    let salt = state.manifest.salt;
+    let span = |delta: &DeltaId| Span { first: *delta, last: *delta, tier: 0 };
+    deltas.iter().map(|delta| state.inventory.reader(salt, disk, &span(delta))).collect()
+}
+
+fn add_entries(changed: &mut ExtentSet, readers: &[Arc<IndexReader>]) -> Result<()> {
+    for reader in readers {
+        let mut cursor = reader.cursor();
+        while let Some(entry) = cursor.next()? {
+            changed.insert(entry.extent, ());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! Consolidation: the oldest deltas are merged and replayed into the image, and the horizon moves.
+//!
+//! It is redo. The manifest says up to where the image is being changed before its first byte changes; until it says
+//! that this is done, those deltas stay in every view and hide what the image holds there. After a crash the same is
+//! done again, from the start.
+
+use crate::image::{ReplayContent, ReplayPiece, replay};
+use crate::index::entry::Entry;
+use crate::index::merge::Merge;
+use crate::index::stack::Stack;
+use crate::journal::location::RecordKind;
+use crate::plan::{Plan, PlanPiece};
+use crate::unit::Unit;
+use crate::unit::manifest::Manifest;
+use blocks::{ByteLen, CheckpointId, Error, ErrorKind, RequestClass, Result, Volume};
+use std::sync::{Arc, TryLockError};
+
+/// What a consolidation did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ConsolidateReport {
+    /// Bytes written into images: each byte once, however often it was written before.
+    pub written: ByteLen,
+    /// Bytes that became zero in images.
+    pub zeroed: ByteLen,
+    /// Deltas that are gone.
+    pub deltas: u64,
+    /// How long their logs were.
+    pub freed: ByteLen,
+}
+
+impl Unit {
+    /// Brings the images to a checkpoint of the main branch and forgets what lies before it. `progress` is told how
+    /// many bytes of how many are done, and calls it off by `false`: that is `Cancelled`, and the checkpoints before
+    /// `up_to` are gone nevertheless. `Busy`, naming the holder, where a pin would be passed or another consolidation
+    /// goes on. Memory does not grow with what is consolidated.
+    pub fn consolidate(
+        &self,
+        up_to: CheckpointId,
+        progress: &dyn Fn(ByteLen, ByteLen) -> bool,
+    ) -> Result<ConsolidateReport> {
+        let _alone = match self.consolidating.try_lock() {
+            Ok(guard) => guard,
+            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let context = format!("{} is being consolidated", self.name());
+                return Err(Error::new(ErrorKind::Busy, context));
+            }
+        };
+        let Some(stacks) = self.begin_consolidation(up_to)? else { return Ok(ConsolidateReport::default()) };
+        let mut total = ByteLen::ZERO;
+        for stack in &stacks {
+            let mut merge = stack.merge()?;
+            while let Some(entry) = merge.next()? {
+                total += entry.extent.len();
+            }
+        }
+        let mut report = ConsolidateReport::default();
+        let mut before = ByteLen::ZERO;
+        for (disk, stack) in self.manifest().disk_indexes().zip(&stacks) {
+            let mut pieces = Pieces { merge: stack.merge()?, stack, report: &mut report, done: ByteLen::ZERO };
+            let image = Arc::clone(self.lock().inventory.image(disk));
+            replay(&mut pieces, &image, &|done| progress(before + done, total))?;
+            before += pieces.done;
+            image.flush()?;
+        }
+        self.end_consolidation(&mut report)?;
+        Ok(report)
+    }
+
+    /// Publishes that the images are being changed; `None` where they hold that checkpoint.
+    fn begin_consolidation(&self, up_to: CheckpointId) -> Result<Option<Vec<Arc<Stack>>>> {
+        let mut state = self.lock_open()?;
+        let manifest = Arc::clone(&state.manifest);
+        let sealed = manifest.sealed(up_to)?;
+        if sealed.checkpoint.branch != manifest.main {
+            let context = format!("{}: checkpoint {up_to} is not on the main branch", manifest.name);
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        if manifest.horizon == Some(up_to) && manifest.replay.is_none() {
+            return Ok(None);
+        }
+        self.check_pins(&manifest, up_to)?;
+        let mut stacks = Vec::new();
+        for (disk, (end, _)) in manifest.disk_indexes().zip(&sealed.ends) {
+            stacks.push(state.inventory.stack(&manifest, disk, *end)?);
+        }
+        let mut next = (*manifest).clone();
+        next.begin_replay(up_to)?;
+        state.publish(self.storage(), &self.dir, next)?;
+        Ok(Some(stacks))
+    }
+
+    fn check_pins(&self, manifest: &Manifest, up_to: CheckpointId) -> Result<()> {
+        let on_main = |id| manifest.sealed(id).is_ok_and(|sealed| sealed.checkpoint.branch == manifest.main);
+        match self.pins_of(manifest).into_iter().find(|pin| pin.checkpoint < up_to && on_main(pin.checkpoint)) {
+            None => Ok(()),
+            Some(pin) => {
+                let context = format!(
+                    "{}: the horizon cannot pass checkpoint {}, which is held by {}",
+                    manifest.name, pin.checkpoint, pin.holder
+                );
+                Err(Error::new(ErrorKind::Busy, context))
+            }
+        }
+    }
+
+    fn end_consolidation(&self, report: &mut ConsolidateReport) -> Result<()> {
+        let mut state = self.lock_open()?;
+        let before = Arc::clone(&state.manifest);
+        let mut next = (*before).clone();
+        let removed = next.end_replay()?;
+        state.publish(self.storage(), &self.dir, next)?;
+        report.deltas = removed.deltas.len() as u64;
+        report.freed = removed.deltas.iter().filter_map(|(_, id)| before.deltas.get(id)).map(|d| d.log_len).sum();
+        state.inventory.remove(&removed);
+        state.refresh_stacks(None)
+    }
+}
+
+/// The content of a merge, piece by piece.
+struct Pieces<'a> {
+    merge: Merge,
+    stack: &'a Stack,
+    report: &'a mut ConsolidateReport,
+    done: ByteLen,
+}
+
+impl Pieces<'_> {
+    fn piece(&mut self, entry: &Entry) -> Result<ReplayPiece> {
+        let extent = entry.extent;
+        self.done += extent.len();
+        let content = match entry.location.kind() {
+            RecordKind::Zero => ReplayContent::Zero,
+            RecordKind::Discard => ReplayContent::Discard,
+            RecordKind::Data => {
+                let log = self.stack.log(entry.delta).ok_or_else(|| {
+                    Error::corrupt(format!("an index names delta {}, which is not below it", entry.delta))
+                })?;
+                let mut bytes = vec![0; extent.len().as_usize()];
+                let plan = Plan::new(vec![PlanPiece::at(extent, entry.location, log)]);
+                plan.read(extent.start(), &mut bytes, self.stack.image(), RequestClass::Background)?;
+                ReplayContent::Data(bytes)
+            }
+        };
+        match content {
+            ReplayContent::Data(_) => self.report.written += extent.len(),
+            ReplayContent::Zero | ReplayContent::Discard => self.report.zeroed += extent.len(),
+        }
+        Ok(ReplayPiece { extent, content })
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<ReplayPiece>;
+
+    fn next(&mut self) -> Option<Result<ReplayPiece>> {
+        match self.merge.next() {
+            Ok(entry) => entry.map(|entry| self.piece(&entry)),
+            Err(error) => Some(Err(error)),
+        }
+    }
+}

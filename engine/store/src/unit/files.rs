@@ -1,0 +1,169 @@
+//! The names of a unit's files, and publishing its manifest.
+
+use crate::image::{ImageFormat, SummedImage, open_image, with_sums};
+use crate::unit::branch::DeltaId;
+use crate::unit::manifest::{Manifest, MergedIndex};
+use crate::unit::manifest_codec;
+use blocks::{ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Synced};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// No unit needs more; a larger file is not one of ours.
+const MANIFEST_BYTES_MAX: u64 = 1 << 30;
+
+pub(crate) fn disk_dir(unit_dir: &str, disk: DiskIndex) -> String {
+    format!("{unit_dir}/disk{disk}")
+}
+
+pub(crate) fn log_name(unit_dir: &str, disk: DiskIndex, delta: DeltaId) -> String {
+    format!("{}/{delta}.log", disk_dir(unit_dir, disk))
+}
+
+pub(crate) fn index_name(unit_dir: &str, disk: DiskIndex, first: DeltaId, last: DeltaId) -> String {
+    let dir = disk_dir(unit_dir, disk);
+    if first == last { format!("{dir}/{last}.index") } else { format!("{dir}/{first}-{last}.index") }
+}
+
+pub(crate) fn image_name(unit_dir: &str, disk: DiskIndex, format: ImageFormat) -> String {
+    format!("{}/image.{format}", disk_dir(unit_dir, disk))
+}
+
+pub(crate) fn sums_name(unit_dir: &str, disk: DiskIndex) -> String {
+    format!("{}/image.sums", disk_dir(unit_dir, disk))
+}
+
+pub(crate) fn manifest_name(unit_dir: &str) -> String {
+    format!("{unit_dir}/manifest")
+}
+
+/// Says that a unit is being removed: what is left of it is rubbish.
+pub(crate) fn removed_name(unit_dir: &str) -> String {
+    format!("{unit_dir}/removed")
+}
+
+/// A new empty file, in the place of one that an earlier attempt may have left.
+pub(crate) fn create_anew(storage: &dyn Storage, name: &str) -> Result<Arc<dyn StorageFile>> {
+    match storage.remove(name) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    storage.open(name, OpenMode::CreateNew)
+}
+
+/// How far a publication came.
+#[derive(Debug)]
+pub(crate) enum PublishError {
+    /// The version before is still the published one.
+    Unchanged(Error),
+    /// Either may be.
+    Unknown(Error),
+}
+
+/// Replaces the published version.
+pub(crate) fn publish(
+    storage: &dyn Storage,
+    unit_dir: &str,
+    manifest: &Manifest,
+) -> std::result::Result<Synced, PublishError> {
+    let name = manifest_name(unit_dir);
+    let new_name = format!("{name}.new");
+    let write = || {
+        let file = create_anew(storage, &new_name)?;
+        file.write_at(ByteOffset::ZERO, &manifest_codec::encode(manifest))?;
+        file.sync()
+    };
+    write().map_err(PublishError::Unchanged)?;
+    storage.rename(&new_name, &name).map_err(PublishError::Unknown)?;
+    storage.sync_dir(unit_dir).map_err(PublishError::Unknown)
+}
+
+/// The whole of a small file.
+pub(crate) fn read_small(storage: &dyn Storage, name: &str) -> Result<Vec<u8>> {
+    let file = storage.open(name, OpenMode::Read)?;
+    let len = file.len()?;
+    if len.get() > MANIFEST_BYTES_MAX {
+        return Err(Error::corrupt(format!("{name}: {len} bytes are too many")));
+    }
+    let mut bytes = vec![0; len.as_usize()];
+    file.read_at(ByteOffset::ZERO, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// The published version.
+pub(crate) fn read_manifest(storage: &dyn Storage, unit_dir: &str) -> Result<Manifest> {
+    let name = manifest_name(unit_dir);
+    manifest_codec::decode(&read_small(storage, &name)?).map_err(|error| error.context(name))
+}
+
+/// A disk's image with its checksums, as [`create_unit_image`] made it.
+pub(crate) fn open_unit_image(
+    storage: &dyn Storage,
+    unit_dir: &str,
+    disk: DiskIndex,
+    (format, len): (ImageFormat, ByteLen),
+) -> Result<Arc<SummedImage>> {
+    let file = storage.open(&image_name(unit_dir, disk, format), OpenMode::ReadWrite)?;
+    let name = file.name().to_owned();
+    let image = open_image(file, Some(format), true)?;
+    if image.len() != len {
+        return Err(Error::corrupt(format!("{name} is an image of {} bytes, not of {len}", image.len())));
+    }
+    with_sums(image, storage.open(&sums_name(unit_dir, disk), OpenMode::ReadWrite)?)
+}
+
+/// Makes a disk's folder with an empty image; durable but for the folder's own name.
+pub(crate) fn create_unit_image(
+    storage: &dyn Storage,
+    unit_dir: &str,
+    disk: DiskIndex,
+    (format, len): (ImageFormat, ByteLen),
+) -> Result<()> {
+    let dir = disk_dir(unit_dir, disk);
+    storage.make_dir(&dir)?;
+    let image = crate::image::create_image(storage, &image_name(unit_dir, disk, format), format, len)?;
+    let sums = storage.open(&sums_name(unit_dir, disk), OpenMode::CreateNew)?;
+    with_sums(image, Arc::clone(&sums))?;
+    sums.sync()?;
+    storage.sync_dir(&dir).map(drop)
+}
+
+/// Removes what the manifest does not know of; says what it was. `Corrupt` where something that it knows is missing.
+pub(crate) fn tidy(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
+    for disk in manifest.disk_indexes() {
+        let dir = disk_dir(unit_dir, disk);
+        let needed = needed_names(unit_dir, manifest, disk);
+        let optional: BTreeSet<String> =
+            manifest.branches.values().map(|b| log_name(unit_dir, disk, b.ends[usize::from(disk.0)].open)).collect();
+        let present: BTreeSet<String> =
+            storage.list(&dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();
+        if let Some(missing) = needed.iter().find(|name| !present.contains(*name)) {
+            return Err(Error::corrupt(format!("{missing} is missing")));
+        }
+        for name in present {
+            if !needed.contains(&name) && !optional.contains(&name) {
+                storage.remove(&name)?;
+                removed.push(name);
+            }
+        }
+    }
+    let new_name = format!("{}.new", manifest_name(unit_dir));
+    match storage.remove(&new_name) {
+        Ok(()) => removed.push(new_name),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    Ok(removed)
+}
+
+fn needed_names(unit_dir: &str, manifest: &Manifest, disk: DiskIndex) -> BTreeSet<String> {
+    let deltas = manifest.deltas.iter().filter(|(_, delta)| delta.disk == disk);
+    let mut names: BTreeSet<String> = deltas
+        .flat_map(|(id, _)| [log_name(unit_dir, disk, *id), index_name(unit_dir, disk, *id, *id)])
+        .collect();
+    let merged = manifest.merged.iter().filter(|merged| merged.disk == disk);
+    names.extend(merged.map(|MergedIndex { first, last, .. }| index_name(unit_dir, disk, *first, *last)));
+    names.insert(image_name(unit_dir, disk, manifest.image_format));
+    names.insert(sums_name(unit_dir, disk));
+    names
+}

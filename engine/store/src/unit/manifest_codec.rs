@@ -1,0 +1,288 @@
+//! The bytes of a manifest. docs/formats/store.md has the table.
+
+use crate::image::ImageFormat;
+use crate::unit::branch::{BranchId, BranchKind, DeltaId};
+use crate::unit::checkpoint::{Checkpoint, Consistency, Gap};
+use crate::unit::manifest::{
+    Branch, BranchEnd, Delta, DiskSpec, Manifest, MergedIndex, Replay, SealedCheckpoint,
+};
+use blocks::{
+    ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind, Extent, Generation,
+    Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
+};
+
+const MAGIC: [u8; 4] = *b"UMan";
+const VERSION: u16 = 1;
+
+/// The bytes of that version.
+pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
+    let mut w = ByteWriter::new();
+    w.bytes(&MAGIC).u16(VERSION).id(Some(manifest.store.0)).id(Some(manifest.machine.0)).u64(manifest.salt);
+    w.text(&manifest.name).blob(&manifest.definition);
+    w.u8(match manifest.image_format {
+        ImageFormat::Raw => 0,
+        ImageFormat::Vhd => 1,
+    });
+    list(&mut w, &manifest.disks, |w, disk| {
+        w.u64(disk.len.get()).text(&disk.serial).text(&disk.device);
+    });
+    w.u64(manifest.generation.0).u64(manifest.next_delta).u64(manifest.next_branch);
+    w.u64(manifest.next_checkpoint).u64(manifest.main.0);
+    w.u64(manifest.horizon.map_or(0, |id| id.0));
+    list(&mut w, &manifest.floors, |w, floor| {
+        w.u64(floor.0);
+    });
+    w.bool(manifest.replay.is_some());
+    if let Some(replay) = &manifest.replay {
+        w.u64(replay.up_to.0);
+        list(&mut w, &replay.floors, |w, floor| {
+            w.u64(floor.0);
+        });
+    }
+    list(&mut w, &manifest.branches, encode_branch);
+    list(&mut w, &manifest.deltas, |w, (id, delta)| {
+        w.u64(id.0).u16(delta.disk.0).u64(delta.branch.0).u64(delta.parent.0);
+        w.u64(delta.log_len.get()).u64(delta.entries).u64(delta.covered.get());
+    });
+    list(&mut w, &manifest.merged, |w, merged| {
+        w.u16(merged.disk.0).u64(merged.first.0).u64(merged.last.0).u8(merged.tier);
+    });
+    list(&mut w, manifest.checkpoints.values(), encode_checkpoint);
+    list(&mut w, &manifest.gaps, |w, gap| {
+        w.u64(gap.from.0).u64(gap.until.0).text(&gap.cause);
+    });
+    list(&mut w, &manifest.notes, |w, (key, value)| {
+        w.text(key).blob(value);
+    });
+    w.checksum();
+    w.into_bytes()
+}
+
+/// The version that these bytes are; `Corrupt` or `Unsupported` where they are none.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
+    let mut r = ByteReader::checksummed(bytes, "a manifest")?;
+    if r.array()? != MAGIC {
+        return Err(Error::corrupt("not a manifest"));
+    }
+    let version = r.u16()?;
+    if version != VERSION {
+        let context = format!("a manifest of version {version}, which is newer than this program");
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    let manifest = Manifest {
+        store: StoreId(some_id(&mut r)?),
+        machine: MachineId(some_id(&mut r)?),
+        salt: r.u64()?,
+        name: r.text()?.to_owned(),
+        definition: r.blob()?.to_vec(),
+        image_format: match r.u8()? {
+            0 => ImageFormat::Raw,
+            1 => ImageFormat::Vhd,
+            other => return Err(Error::corrupt(format!("image format {other}"))),
+        },
+        disks: items(&mut r, |r| {
+            Ok(DiskSpec { len: ByteLen::new(r.u64()?), serial: r.text()?.to_owned(), device: r.text()?.to_owned() })
+        })?,
+        generation: Generation(r.u64()?),
+        next_delta: r.u64()?,
+        next_branch: r.u64()?,
+        next_checkpoint: r.u64()?,
+        main: BranchId(r.u64()?),
+        horizon: optional_checkpoint(&mut r)?,
+        floors: items(&mut r, |r| Ok(DeltaId(r.u64()?)))?,
+        replay: match r.bool()? {
+            false => None,
+            true => Some(Replay {
+                up_to: CheckpointId(r.u64()?),
+                floors: items(&mut r, |r| Ok(DeltaId(r.u64()?)))?,
+            }),
+        },
+        branches: items(&mut r, decode_branch)?,
+        deltas: items(&mut r, decode_delta)?,
+        merged: items(&mut r, |r| {
+            let (disk, first, last) = (DiskIndex(r.u16()?), DeltaId(r.u64()?), DeltaId(r.u64()?));
+            Ok(MergedIndex { disk, first, last, tier: r.u8()? })
+        })?,
+        checkpoints: items(&mut r, decode_checkpoint)?,
+        gaps: items(&mut r, |r| {
+            Ok(Gap { from: WallClock(r.u64()?), until: WallClock(r.u64()?), cause: r.text()?.to_owned() })
+        })?,
+        notes: items(&mut r, |r| Ok((r.text()?.to_owned(), r.blob()?.to_vec())))?,
+    };
+    r.finish()?;
+    manifest.check()?;
+    Ok(manifest)
+}
+
+fn list<I: IntoIterator>(w: &mut ByteWriter, items: I, mut encode: impl FnMut(&mut ByteWriter, I::Item))
+where
+    I::IntoIter: ExactSizeIterator,
+{
+    let items = items.into_iter();
+    w.u32(u32::try_from(items.len()).expect("lists of a manifest are far shorter"));
+    items.for_each(|item| encode(w, item));
+}
+
+fn items<T, C: FromIterator<T>>(
+    r: &mut ByteReader<'_>,
+    mut decode: impl FnMut(&mut ByteReader<'_>) -> Result<T>,
+) -> Result<C> {
+    (0..r.u32()?).map(|_| decode(r)).collect()
+}
+
+fn some_id(r: &mut ByteReader<'_>) -> Result<Id> {
+    r.id()?.ok_or_else(|| Error::corrupt("an identity of all zero"))
+}
+
+fn optional_checkpoint(r: &mut ByteReader<'_>) -> Result<Option<CheckpointId>> {
+    Ok(Some(r.u64()?).filter(|id| *id != 0).map(CheckpointId))
+}
+
+fn encode_branch(w: &mut ByteWriter, (id, branch): (&BranchId, &Branch)) {
+    let (kind, session) = match branch.kind {
+        BranchKind::Main => (0, None),
+        BranchKind::Session(session) => (1, Some(session.0)),
+        BranchKind::Superseded => (2, None),
+    };
+    w.u64(id.0).u8(kind).id(session).u64(branch.base.map_or(0, |id| id.0));
+    list(w, &branch.ends, |w, end| {
+        w.u64(end.sealed.0).u64(end.sealed_seq.0).u64(end.open.0);
+    });
+}
+
+fn decode_branch(r: &mut ByteReader<'_>) -> Result<(BranchId, Branch)> {
+    let id = BranchId(r.u64()?);
+    let kind = match (r.u8()?, r.id()?) {
+        (0, None) => BranchKind::Main,
+        (1, Some(session)) => BranchKind::Session(SessionId(session)),
+        (2, None) => BranchKind::Superseded,
+        (other, _) => return Err(Error::corrupt(format!("branch kind {other}"))),
+    };
+    let base = optional_checkpoint(r)?;
+    let ends = items(r, |r| {
+        Ok(BranchEnd { sealed: DeltaId(r.u64()?), sealed_seq: Seq(r.u64()?), open: DeltaId(r.u64()?) })
+    })?;
+    Ok((id, Branch { kind, base, ends }))
+}
+
+fn decode_delta(r: &mut ByteReader<'_>) -> Result<(DeltaId, Delta)> {
+    let id = DeltaId(r.u64()?);
+    let delta = Delta {
+        disk: DiskIndex(r.u16()?),
+        branch: BranchId(r.u64()?),
+        parent: DeltaId(r.u64()?),
+        log_len: ByteLen::new(r.u64()?),
+        entries: r.u64()?,
+        covered: ByteLen::new(r.u64()?),
+    };
+    Ok((id, delta))
+}
+
+fn encode_checkpoint(w: &mut ByteWriter, sealed: &SealedCheckpoint) {
+    let checkpoint = &sealed.checkpoint;
+    w.u64(checkpoint.id.0).u64(checkpoint.branch.0).text(&checkpoint.name);
+    w.u8(match checkpoint.consistency {
+        Consistency::Crash => 0,
+        Consistency::FileSystem => 1,
+        Consistency::Application => 2,
+        Consistency::Fuzzy => 3,
+    });
+    w.u64(checkpoint.source_time.0).u64(checkpoint.server_time.0).u64(checkpoint.frozen_ms);
+    w.u64(checkpoint.generation.0).u64(checkpoint.changed.get());
+    list(w, &checkpoint.lens, |w, len| {
+        w.u64(len.get());
+    });
+    list(w, &checkpoint.seqs, |w, seq| {
+        w.u64(seq.0);
+    });
+    list(w, &checkpoint.excluded, |w, extents| {
+        list(w, extents, |w, extent| {
+            w.u64(extent.start().get()).u64(extent.len().get());
+        });
+    });
+    list(w, &sealed.ends, |w, (delta, seq)| {
+        w.u64(delta.0).u64(seq.0);
+    });
+}
+
+fn decode_checkpoint(r: &mut ByteReader<'_>) -> Result<(CheckpointId, SealedCheckpoint)> {
+    let id = CheckpointId(r.u64()?);
+    let branch = BranchId(r.u64()?);
+    let name = r.text()?.to_owned();
+    let consistency = match r.u8()? {
+        0 => Consistency::Crash,
+        1 => Consistency::FileSystem,
+        2 => Consistency::Application,
+        3 => Consistency::Fuzzy,
+        other => return Err(Error::corrupt(format!("consistency {other}"))),
+    };
+    let (source_time, server_time) = (WallClock(r.u64()?), WallClock(r.u64()?));
+    let (frozen_ms, generation, changed) = (r.u64()?, Generation(r.u64()?), ByteLen::new(r.u64()?));
+    let lens = items(r, |r| Ok(ByteLen::new(r.u64()?)))?;
+    let seqs = items(r, |r| Ok(Seq(r.u64()?)))?;
+    let excluded = items(r, |r| {
+        items(r, |r| Ok(Extent::new(ByteOffset::new(r.u64()?), ByteLen::new(r.u64()?))?))
+    })?;
+    let ends = items(r, |r| Ok((DeltaId(r.u64()?), Seq(r.u64()?))))?;
+    let checkpoint = Checkpoint {
+        id,
+        branch,
+        name,
+        consistency,
+        source_time,
+        server_time,
+        frozen_ms,
+        generation,
+        lens,
+        seqs,
+        excluded,
+        changed,
+    };
+    Ok((id, SealedCheckpoint { checkpoint, ends }))
+}
+
+impl Manifest {
+    /// Whether everything that is named exists; after this, code may rely on it.
+    fn check(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::corrupt(format!("manifest of {}: {what}", self.name)));
+        let disks = self.disks.len();
+        if disks == 0 || disks > usize::from(u16::MAX) || self.floors.len() != disks {
+            return wrong(format!("{disks} disks, {} floors", self.floors.len()));
+        }
+        if !self.branches.contains_key(&self.main) {
+            return wrong("there is no main branch".to_owned());
+        }
+        for (id, delta) in &self.deltas {
+            if delta.parent >= *id || usize::from(delta.disk.0) >= disks {
+                return wrong(format!("delta {id} cannot be"));
+            }
+        }
+        for (id, branch) in &self.branches {
+            if branch.ends.len() != disks {
+                return wrong(format!("branch {id} has {} of {disks} disks", branch.ends.len()));
+            }
+            if branch.base.is_some_and(|base| !self.checkpoints.contains_key(&base)) {
+                return wrong(format!("branch {id} starts nowhere"));
+            }
+            for (disk, end) in self.disk_indexes().zip(&branch.ends) {
+                self.line(disk, end.sealed)?;
+            }
+        }
+        for (id, sealed) in &self.checkpoints {
+            if sealed.ends.len() != disks || sealed.checkpoint.lens.len() != disks {
+                return wrong(format!("checkpoint {id} has {} of {disks} disks", sealed.ends.len()));
+            }
+            for (disk, (end, _)) in self.disk_indexes().zip(&sealed.ends) {
+                self.line(disk, *end)?;
+            }
+        }
+        if self.replay.as_ref().is_some_and(|replay| replay.floors.len() != disks) {
+            return wrong("a replay of other disks".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "manifest_codec_tests.rs"]
+mod tests;

@@ -1,5 +1,25 @@
 //! The agent's side of a protected machine: knowing what changed on its disks and copying it.
 
+mod agent;
+mod barrier;
+mod copy;
+mod disk;
+mod inventory;
+mod link;
+mod mounts;
+mod restore;
 mod tracker;
+mod watchdog;
 
-pub use tracker::{Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, Trust};
+pub use agent::{Agent, AgentConfig, DiskConfig, SendMode, Stop, StopHandle, stop_pair};
+pub use barrier::BarrierSettings;
+pub use disk::{AlignedBuffer, DeviceNumber, Disk, IoCounts};
+pub use inventory::collect as collect_inventory;
+pub use tracker::{
+    Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, TrackerWish, Trust, best as best_tracker,
+    detach as detach_tracker,
+};
+#[cfg(debug_assertions)]
+#[doc(hidden)]
+pub use tracker::{Mutant, open_mutant};
+pub use watchdog::watchdog_main;

@@ -1,0 +1,23 @@
+//! The agent: one connection, one worker thread that owns the disks.
+//!
+//! ```text
+//!   run (async): connect, hello, welcome ──► worker thread: copy, barriers, verify, restores
+//!        ▲   ▲                                   │ link: bounded queues
+//!        │   └── heartbeats, sends, receives ◄───┘
+//!        └── back-off, again, until it is stopped or refused for good
+//! ```
+
+mod config;
+mod orders;
+mod protect;
+mod run;
+mod session;
+mod state;
+mod stop;
+mod verify;
+mod vitals;
+mod worker;
+
+pub use config::{AgentConfig, DiskConfig, SendMode};
+pub use run::Agent;
+pub use stop::{Stop, StopHandle, stop_pair};

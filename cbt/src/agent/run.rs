@@ -1,0 +1,322 @@
+//! Connecting, again and again, and carrying messages between the connection and the worker.
+
+use super::config::AgentConfig;
+use super::protect::protect_all;
+use super::session::own_session;
+use super::state::State;
+use super::stop::Stop;
+use super::vitals::Vitals;
+use super::worker::{End, Worker};
+use crate::inventory;
+use crate::link::{Inbox, link};
+use blocks::{DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, Seq};
+use rand::Rng;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use wire::{
+    AgentConnection, AgentMessage, Continuity, Hello, Receiver, Refusal, RefusalKind, Role, Sender,
+    ServerMessage, Welcome,
+};
+
+/// How long the server may take to answer the hello, and a send may go without moving a byte.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// The first wait after a connection was lost.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// How long an agent that was never welcomed takes "another one is connected" for what an earlier run left behind.
+const TAKEN_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a clean stop may take.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The agent.
+#[derive(Debug)]
+pub struct Agent;
+
+/// How one connection ended.
+enum Ended {
+    /// Try again.
+    Lost(Error),
+    /// The server said no.
+    Refused(Refusal),
+    /// A clean stop.
+    Stopped,
+}
+
+impl Agent {
+    /// Protects the disks until `stop` is asked for (then `Ok`) or the agent cannot go on: a disk that cannot be
+    /// protected, a final refusal. A lost connection is no reason to end.
+    pub async fn run(config: AgentConfig, mut stop: Stop) -> Result<()> {
+        wire::check_machine_name(&config.name)?;
+        let config = Arc::new(config);
+        let vitals = Arc::new(Vitals::default());
+        let opened = Arc::clone(&config);
+        let replicas = on_thread(move || protect_all(&opened)).await??;
+        let state = State::load(&config.state_dir);
+        let mut worker = Worker::new(Arc::clone(&config), replicas, state, Arc::clone(&vitals));
+        let mut backoff = BACKOFF_MIN;
+        let mut welcomed = false;
+        let started = Instant::now();
+        loop {
+            let attempt =
+                Box::pin(one_connection(&config, worker, &vitals, &mut stop, &mut welcomed)).await?;
+            worker = attempt.0;
+            match attempt.1 {
+                Ended::Stopped => return Ok(()),
+                Ended::Lost(error) => {
+                    if wire::refused_identity(&error) || error.kind() == ErrorKind::InvalidInput {
+                        return Err(error);
+                    }
+                    tracing::warn!("{error}");
+                }
+                Ended::Refused(refusal) => {
+                    let taken = refusal.kind == RefusalKind::Taken && !welcomed;
+                    if is_final(refusal.kind) || (taken && started.elapsed() > TAKEN_PATIENCE) {
+                        let context = format!("{} refuses this agent: {}", config.server, refusal.reason);
+                        return Err(Error::new(ErrorKind::InvalidInput, context));
+                    }
+                    tracing::warn!("{} refuses for now: {}", config.server, refusal.reason);
+                }
+            }
+            if std::mem::take(&mut worker.was_connected) {
+                backoff = BACKOFF_MIN;
+            }
+            let jittered = backoff.mul_f64(rand::rng().random_range(0.5..1.5));
+            backoff = (backoff * 2).min(config.backoff_max);
+            tokio::select! {
+                () = stop.wait() => return Ok(()),
+                () = tokio::time::sleep(jittered) => {}
+            }
+        }
+    }
+}
+
+/// Whether trying again cannot help.
+fn is_final(kind: RefusalKind) -> bool {
+    match kind {
+        RefusalKind::Version | RefusalKind::Identity | RefusalKind::Disks => true,
+        RefusalKind::Taken | RefusalKind::Busy | RefusalKind::Shutdown => false,
+    }
+}
+
+async fn one_connection(
+    config: &Arc<AgentConfig>,
+    mut worker: Worker,
+    vitals: &Arc<Vitals>,
+    stop: &mut Stop,
+    welcomed: &mut bool,
+) -> Result<(Worker, Ended)> {
+    let greeted = tokio::select! {
+        () = stop.wait() => return Ok((worker, Ended::Stopped)),
+        greeted = greet(config, &worker) => greeted,
+    };
+    let (connection, welcome) = match greeted {
+        Ok(Ok(greeted)) => greeted,
+        Ok(Err(refusal)) => return Ok((worker, Ended::Refused(refusal))),
+        Err(error) => return Ok((worker, Ended::Lost(error))),
+    };
+    *welcomed = true;
+    worker.was_connected = true;
+    if let Err(error) = worker.state.remember(welcome.machine, welcome.generation) {
+        tracing::warn!("{error}");
+    }
+    match &welcome.role {
+        Role::Source => tracing::info!("connected to {} as {}", config.server, config.name),
+        Role::Standby { reason } => tracing::warn!("standing by, sending nothing: {reason}"),
+    }
+    carry(config, worker, vitals, stop, connection, welcome).await
+}
+
+/// Connects and says hello.
+async fn greet(
+    config: &AgentConfig,
+    worker: &Worker,
+) -> Result<std::result::Result<(AgentConnection, Welcome), Refusal>> {
+    let mut connection = wire::connect(&config.server, config.identity.as_ref()).await?;
+    connection.set_idle_timeout(Some(ANSWER_TIMEOUT));
+    connection.set_write_timeout(Some(ANSWER_TIMEOUT));
+    connection.send(&AgentMessage::Hello(hello(config, worker)?)).await?;
+    match connection.recv().await? {
+        Some(ServerMessage::Welcome(welcome)) => {
+            if welcome.disks.len() != worker.replicas.len() {
+                let context = format!("{} welcomed {} disks", config.server, welcome.disks.len());
+                return Err(Error::new(ErrorKind::Io, context));
+            }
+            Ok(Ok((connection, welcome)))
+        }
+        Some(ServerMessage::Refused(refusal)) => Ok(Err(refusal)),
+        Some(_) => Err(Error::new(
+            ErrorKind::Io,
+            format!("{} answered the hello with something else", config.server),
+        )),
+        None => {
+            Err(Error::new(ErrorKind::Io, format!("{} closed the connection at the hello", config.server)))
+        }
+    }
+}
+
+fn hello(config: &AgentConfig, worker: &Worker) -> Result<Hello> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map_err(|error| Error::io("the boot id", error))?;
+    let boot: Id = boot.trim().parse()?;
+    // What is pinned in the kernel is from this boot; what lies on the disk may have been rolled back with it.
+    let base = worker.replicas.iter().find_map(|replica| replica.tracker.base());
+    let machine: Option<MachineId> = worker.state.machine().or(base.map(|base| base.machine));
+    let generation = worker.state.generation().max(base.map_or(Generation(0), |base| base.generation));
+    let disks = worker.describe();
+    for disk in &disks {
+        if let Continuity::Unknown { reason } = &disk.continuity {
+            tracing::debug!("{}: {reason}", disk.device);
+        }
+    }
+    let inventory = inventory::collect().to_json();
+    Ok(Hello {
+        machine,
+        name: config.name.clone(),
+        generation,
+        boot,
+        session: own_session(),
+        inventory,
+        disks,
+    })
+}
+
+/// Runs the worker and carries its messages until either side ends.
+async fn carry(
+    config: &Arc<AgentConfig>,
+    worker: Worker,
+    vitals: &Arc<Vitals>,
+    stop: &mut Stop,
+    mut connection: AgentConnection,
+    welcome: Welcome,
+) -> Result<(Worker, Ended)> {
+    connection.set_idle_timeout(None);
+    let (sender, receiver) = connection.split();
+    let (link, ends) = link();
+    let inbox = ends.inbox;
+    let mut worker = worker;
+    let work = on_thread(move || {
+        let end = worker.work(link, &welcome);
+        (worker, end)
+    });
+    tokio::pin!(work);
+    let reading = tokio::spawn(read(receiver, Arc::clone(&inbox)));
+    let pulse =
+        Pulse { vitals: Arc::clone(vitals), every: config.heartbeat, silence_max: config.silence_max };
+    let writing = tokio::spawn(write(sender, ends.outgoing, Arc::clone(&inbox), pulse));
+    tokio::pin!(reading, writing);
+    let mut ended = None;
+    let patience = tokio::time::sleep(Duration::from_secs(1 << 30));
+    tokio::pin!(patience);
+    let (worker, end) = loop {
+        tokio::select! {
+            done = &mut work => break done?,
+            read = &mut reading, if ended.is_none() => {
+                inbox.close();
+                // A worker that waits for room in the queue is woken by the writer's end.
+                writing.abort();
+                ended = Some(flat(read));
+            }
+            () = stop.wait(), if ended.is_none() => {
+                inbox.stop();
+                patience.as_mut().reset(tokio::time::Instant::now() + STOP_TIMEOUT);
+                ended = Some(Ok(Ended::Stopped));
+            }
+            () = &mut patience => writing.abort(),
+            // It ends before the worker only where the connection fails.
+            wrote = &mut writing, if ended.is_none() => {
+                inbox.close();
+                ended = Some(wrote.map_err(broken).and_then(|wrote| wrote.map(|_| Ended::Lost(lost()))));
+            }
+        }
+    };
+    // The worker has let go of its end: the writer sends what is left, and a goodbye where that is wanted.
+    let clean = matches!(ended, Some(Ok(Ended::Stopped))) || matches!(end, End::Final(_));
+    if clean
+        && !writing.is_finished()
+        && let Ok(Ok(Ok(mut sender))) = tokio::time::timeout(STOP_TIMEOUT, &mut writing).await
+    {
+        let _ = tokio::time::timeout(STOP_TIMEOUT, goodbye(&mut sender)).await;
+    }
+    writing.abort();
+    reading.abort();
+    match (end, ended) {
+        (End::Final(error), _) => Err(error),
+        (End::Gone, Some(Ok(ended))) => Ok((worker, ended)),
+        (End::Gone, Some(Err(error))) => Ok((worker, Ended::Lost(error))),
+        (End::Gone, None) => Ok((worker, Ended::Lost(lost()))),
+    }
+}
+
+fn flat(read: std::result::Result<Result<Ended>, tokio::task::JoinError>) -> Result<Ended> {
+    read.map_err(broken)?
+}
+
+fn broken(error: tokio::task::JoinError) -> Error {
+    Error::with_source(ErrorKind::Io, "a task of the connection failed", error)
+}
+
+fn lost() -> Error {
+    Error::new(ErrorKind::Io, "the connection to the server was lost")
+}
+
+/// Takes in what the server says.
+async fn read(mut receiver: Receiver<ServerMessage>, inbox: Arc<Inbox>) -> Result<Ended> {
+    loop {
+        match receiver.recv().await? {
+            Some(ServerMessage::Ack { disk, seq }) => inbox.ack(disk, seq),
+            Some(ServerMessage::Refused(refusal)) => return Ok(Ended::Refused(refusal)),
+            Some(order) => inbox.order(order).await,
+            None => return Ok(Ended::Lost(lost())),
+        }
+    }
+}
+
+struct Pulse {
+    vitals: Arc<Vitals>,
+    every: Duration,
+    silence_max: Duration,
+}
+
+/// Sends what the worker has, and heartbeats; gives the sender back when the worker has ended.
+async fn write(
+    mut sender: Sender<AgentMessage>,
+    mut outgoing: mpsc::Receiver<AgentMessage>,
+    inbox: Arc<Inbox>,
+    pulse: Pulse,
+) -> Result<Sender<AgentMessage>> {
+    let mut beats = tokio::time::interval(pulse.every.max(Duration::from_millis(10)));
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut owed: Option<(DiskIndex, Seq)> = None;
+    loop {
+        // Decided first, sent afterwards: a send must not be dropped half-way.
+        let message = tokio::select! {
+            biased;
+            _ = beats.tick() => {
+                if owed.is_some_and(|(disk, seq)| inbox.acked(disk) < seq) && inbox.silence() > pulse.silence_max {
+                    let context = format!("the server has said nothing for {:?}", pulse.silence_max);
+                    return Err(Error::new(ErrorKind::Io, context));
+                }
+                Some(AgentMessage::Heartbeat(pulse.vitals.heartbeat()))
+            }
+            message = outgoing.recv() => message,
+        };
+        let Some(message) = message else { return Ok(sender) };
+        if let AgentMessage::Write(write) = &message {
+            if owed.is_none_or(|(disk, seq)| inbox.acked(disk) >= seq) {
+                inbox.heard();
+            }
+            owed = Some((write.disk, write.seq));
+        }
+        sender.send(&message).await?;
+    }
+}
+
+async fn goodbye(sender: &mut Sender<AgentMessage>) -> Result<()> {
+    sender.send(&AgentMessage::Goodbye).await?;
+    sender.close().await
+}
+
+/// Runs what blocks on a thread of its own.
+async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(broken)
+}

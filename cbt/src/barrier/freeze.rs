@@ -1,0 +1,144 @@
+//! File systems that stand still.
+
+use crate::mounts::Superblock;
+use crate::watchdog::{Guarded, Watchdog, freeze, thaw};
+use blocks::{Error, ErrorKind, Result};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::time::{Duration, Instant};
+
+/// Writable file systems, frozen upper before lower. Dropping thaws them all.
+#[derive(Debug)]
+pub(crate) struct FrozenSystems<'a> {
+    watchdog: Option<&'a mut Watchdog>,
+    guarded: Vec<Guarded>,
+    /// Which of `guarded` are frozen, in the order of freezing.
+    frozen: Vec<usize>,
+    armed: bool,
+}
+
+impl<'a> FrozenSystems<'a> {
+    /// Freezes what can be frozen of `systems`, which come upper before lower. With anything to freeze there must be a
+    /// living watchdog. On error nothing stays frozen.
+    pub fn freeze(
+        systems: &[Superblock],
+        watchdog: Option<&'a mut Watchdog>,
+        budget: Duration,
+    ) -> Result<FrozenSystems<'a>> {
+        let mut guarded = Vec::new();
+        for system in systems.iter().filter(|system| !system.read_only) {
+            guarded.push(Guarded { file: open(system)?, mount_point: system.mount_point.clone() });
+        }
+        let mut this = FrozenSystems { watchdog, guarded, frozen: Vec::new(), armed: false };
+        if this.guarded.is_empty() {
+            return Ok(this);
+        }
+        let Some(watchdog) = this.watchdog.as_deref_mut() else {
+            return Err(Error::new(ErrorKind::Unsupported, "no watchdog runs, so nothing is frozen"));
+        };
+        let armed = watchdog.arm(budget, &this.guarded)?;
+        this.armed = true;
+        for index in 0..this.guarded.len() {
+            if armed.elapsed() >= budget {
+                return Err(over_budget(budget));
+            }
+            this.freeze_one(index)?;
+        }
+        if armed.elapsed() >= budget { Err(over_budget(budget)) } else { Ok(this) }
+    }
+
+    fn freeze_one(&mut self, index: usize) -> Result<()> {
+        let Some(watchdog) = self.watchdog.as_deref_mut() else { return Ok(()) };
+        watchdog.freezing(index)?;
+        let Guarded { file, mount_point } = &self.guarded[index];
+        match freeze(file) {
+            Ok(()) => {
+                self.frozen.push(index);
+                watchdog.frozen(index)
+            }
+            Err(error) => {
+                watchdog.thawed(index)?;
+                match error.raw_os_error() {
+                    // vfat and its like: what is written to them meanwhile is seen by the tracker.
+                    Some(libc::EOPNOTSUPP | libc::ENOTTY) => Ok(()),
+                    Some(libc::EBUSY) => {
+                        let context = format!("{} is frozen by somebody else", mount_point.display());
+                        Err(Error::new(ErrorKind::Busy, context))
+                    }
+                    _ => Err(Error::io(format!("freezing {}", mount_point.display()), error)),
+                }
+            }
+        }
+    }
+
+    /// How many are frozen.
+    pub fn count(&self) -> usize {
+        self.frozen.len()
+    }
+
+    /// Whether the watchdog is gone: then thaw at once.
+    pub fn watchdog_hung_up(&self) -> bool {
+        self.armed && self.watchdog.as_ref().is_some_and(|watchdog| watchdog.hung_up())
+    }
+
+    /// Thaws everything, lower before upper. `Cancelled` where something was not frozen any more: whatever was done
+    /// meanwhile was not done at an instant.
+    pub fn thaw(mut self) -> Result<()> {
+        self.thaw_all()
+    }
+
+    fn thaw_all(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        while let Some(index) = self.frozen.pop() {
+            let Guarded { file, mount_point } = &self.guarded[index];
+            if let Err(error) = thaw(file) {
+                let context = format!("{} was thawed by somebody else ({error})", mount_point.display());
+                result = Err(Error::new(ErrorKind::Cancelled, context));
+            }
+            if let Some(watchdog) = self.watchdog.as_deref_mut() {
+                let _ = watchdog.thawed(index);
+            }
+        }
+        if std::mem::take(&mut self.armed)
+            && let Some(watchdog) = self.watchdog.as_deref_mut()
+        {
+            result = watchdog.release().and(result);
+        }
+        result
+    }
+}
+
+impl Drop for FrozenSystems<'_> {
+    fn drop(&mut self) {
+        let _ = self.thaw_all();
+    }
+}
+
+/// Writes out what a file system holds back, so that freezing has little left to do.
+pub(super) fn sync(system: &Superblock) {
+    if let Ok(file) = open(system)
+        && !system.read_only
+    {
+        let _ = rustix::fs::syncfs(&file);
+    }
+}
+
+/// How long writing out takes.
+pub(super) fn sync_all(systems: &[Superblock]) -> Duration {
+    let began = Instant::now();
+    systems.iter().for_each(sync);
+    began.elapsed()
+}
+
+fn open(system: &Superblock) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC)
+        .open(&system.reachable)
+        .map_err(|error| Error::io(format!("opening {}", system.reachable.display()), error))
+}
+
+fn over_budget(budget: Duration) -> Error {
+    let context = format!("freezing the file systems took longer than the budget of {budget:?}");
+    Error::new(ErrorKind::Cancelled, context)
+}

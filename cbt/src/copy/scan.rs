@@ -1,0 +1,169 @@
+//! Going through a whole disk once.
+//!
+//! Either everything that is not zero is sent (the server has nothing), or the server is told hashes and asks for
+//! what differs. Writes meanwhile are marked by the tracker and sent afterwards.
+
+use super::digests::{HASH_BLOCK, hash_blocks};
+use super::replica::{Phase, Replica};
+use super::{Digests, READ_BYTES};
+use crate::link::Link;
+use crate::tracker::Scan;
+use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, Seq};
+use std::sync::Arc;
+use std::time::Duration;
+use wire::{AgentMessage, HashPurpose, HashReport};
+
+/// How much one report covers.
+const REPORT_BYTES: u64 = 16 << 20;
+/// How many reports may be unanswered.
+const REPORTS_MAX: u32 = 4;
+/// How much is sent in one step, between two looks at what the server says.
+const STEP_BYTES: u64 = 16 << 20;
+/// How long to wait for an instant without a write in flight.
+pub(crate) const QUIET_WAIT: Duration = Duration::from_millis(500);
+
+/// How the whole disk is gone through.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Manner {
+    /// The server holds zeroes.
+    Everything,
+    /// The server holds something.
+    Compare,
+}
+
+/// A pass over the whole disk.
+#[derive(Debug)]
+pub(crate) struct InitialCopy {
+    manner: Manner,
+    /// The tracker's; `None` on the scan rung.
+    scan: Option<Scan>,
+    next: ByteOffset,
+    unanswered: u32,
+    /// Set once everything was sent: the number to wait for.
+    last: Option<Seq>,
+}
+
+impl Replica {
+    /// Starts a pass. `Busy` where the tracker found no quiet instant: to be asked again with the file systems frozen.
+    pub fn begin_initial(&mut self, manner: Manner) -> Result<()> {
+        let scan = match self.tracker.begin_scan(QUIET_WAIT) {
+            Ok(scan) => Some(scan),
+            Err(error) if error.kind() == ErrorKind::Unsupported && self.is_scanned() => None,
+            Err(error) => return Err(error),
+        };
+        if self.is_scanned() {
+            self.digests = Digests::new(self.disk.len());
+        }
+        let copy = InitialCopy { manner, scan, next: ByteOffset::ZERO, unanswered: 0, last: None };
+        self.phase = Phase::Initial(copy);
+        Ok(())
+    }
+
+    /// One step of the pass; whether there was anything to do but wait. `Busy` where the pass was voided: begin again,
+    /// comparing.
+    pub fn step_initial(&mut self, link: &Link) -> Result<bool> {
+        let Phase::Initial(copy) = &self.phase else { return Ok(false) };
+        let (manner, scan, next, unanswered, last) =
+            (copy.manner, copy.scan, copy.next, copy.unanswered, copy.last);
+        if let Some(last) = last {
+            return if link.acked(self.index) >= last { self.finish_initial(link, scan) } else { Ok(false) };
+        }
+        let step = if manner == Manner::Compare { REPORT_BYTES } else { STEP_BYTES };
+        let end = self.disk.len().end();
+        match Extent::between(next, end.min(ByteOffset::new(next.get().saturating_add(step)))) {
+            Some(_) if unanswered >= REPORTS_MAX => Ok(false),
+            Some(range) => {
+                match manner {
+                    Manner::Everything => self.send_range(link, range)?,
+                    Manner::Compare => self.report_range(link, range)?,
+                }
+                if let Phase::Initial(copy) = &mut self.phase {
+                    copy.next = range.end();
+                    copy.unanswered += u32::from(manner == Manner::Compare);
+                }
+                Ok(true)
+            }
+            None if unanswered > 0 => Ok(false),
+            None => {
+                let tracker = Arc::clone(&self.tracker);
+                let last = self.outbox()?.flush(link, &*tracker)?;
+                // What was sent before this connection is either on the server's medium or differs and was sent again.
+                let last = if self.outbox()?.sent_anything() { last } else { Seq(0) };
+                if let Phase::Initial(copy) = &mut self.phase {
+                    copy.last = Some(last);
+                }
+                Ok(true)
+            }
+        }
+    }
+
+    fn finish_initial(&mut self, link: &Link, scan: Option<Scan>) -> Result<bool> {
+        self.take_acks(link)?;
+        if let Some(scan) = scan {
+            let base = self.outbox()?.base();
+            self.tracker.finish_scan(scan, base)?;
+        }
+        self.phase = Phase::Tracking;
+        Ok(true)
+    }
+
+    /// Everything of the range that is not zero.
+    fn send_range(&mut self, link: &Link, range: Extent) -> Result<()> {
+        for part in range.split(ByteLen::new(READ_BYTES)) {
+            let bytes = self.disk.read(part, &mut self.buffer)?.to_vec();
+            self.note_digests(part, &bytes);
+            self.ship(link, part, bytes, false)?;
+        }
+        Ok(())
+    }
+
+    fn report_range(&mut self, link: &Link, range: Extent) -> Result<()> {
+        let mut hashes = Vec::new();
+        for part in range.split(ByteLen::new(READ_BYTES)) {
+            let read = self.disk.read(part, &mut self.buffer)?;
+            hashes.extend(hash_blocks(read).into_iter().map(Some));
+            if self.digests.is_some() {
+                let bytes = read.to_vec();
+                self.note_digests(part, &bytes);
+            }
+        }
+        let purpose = HashPurpose::Scan;
+        let report = HashReport { purpose, disk: self.index, range, block: HASH_BLOCK, hashes };
+        link.send(AgentMessage::Hashes(report))
+    }
+
+    fn note_digests(&mut self, part: Extent, bytes: &[u8]) {
+        if let Some(digests) = &mut self.digests {
+            for (block, hash) in part.split(HASH_BLOCK.len()).zip(hash_blocks(bytes)) {
+                digests.note(HASH_BLOCK.block_of(block.start()), &hash);
+            }
+        }
+    }
+
+    /// The server's answer to a report: what differs is read again and sent.
+    pub fn send_differing(&mut self, link: &Link, range: Extent, extents: &[Extent]) -> Result<()> {
+        for extent in extents {
+            if !range.contains(*extent) {
+                let context = format!("the server found {extent} to differ, but was asked about {range}");
+                return Err(Error::new(ErrorKind::InvalidInput, context));
+            }
+            for part in extent.split(ByteLen::new(READ_BYTES)) {
+                let bytes = self.disk.read(part, &mut self.buffer)?.to_vec();
+                self.note_digests(part, &bytes);
+                self.ship(link, part, bytes, true)?;
+            }
+        }
+        if let Phase::Initial(copy) = &mut self.phase {
+            copy.unanswered = copy.unanswered.saturating_sub(1);
+        }
+        Ok(())
+    }
+
+    /// How far the pass has come: bytes gone through.
+    pub fn gone_through(&self) -> Option<ByteLen> {
+        match &self.phase {
+            Phase::Initial(copy) => Some(copy.next - ByteOffset::ZERO),
+            Phase::Idle | Phase::Tracking => None,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! The worker's end of a connection: what is to be sent, what has come in.
+//!
+//! The worker is a plain thread that owns the disks; the connection lives in async tasks. Out goes a bounded queue:
+//! when the network is slow the worker waits. In come acknowledgements, which are only a number a disk and never wait,
+//! and orders, in a queue that holds at most [`ORDERS_MAX`] and makes the *server* wait.
+
+use blocks::{DiskIndex, Error, ErrorKind, Result, Seq};
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::{Semaphore, mpsc};
+use wire::{AgentMessage, ServerMessage};
+
+/// How many messages wait to be sent; each carries at most 1 MiB.
+const OUTGOING_MAX: usize = 8;
+/// How many orders wait to be obeyed; each carries at most 1 MiB.
+const ORDERS_MAX: usize = 16;
+
+/// What the worker holds. Lives as long as one connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    outgoing: mpsc::Sender<AgentMessage>,
+    inbox: Arc<Inbox>,
+}
+
+/// What the connection's tasks hold.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    pub outgoing: mpsc::Receiver<AgentMessage>,
+    pub inbox: Arc<Inbox>,
+}
+
+/// What has come in.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    news: Condvar,
+    room: Semaphore,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    acked: Vec<Seq>,
+    orders: VecDeque<ServerMessage>,
+    closed: bool,
+    stop: bool,
+    heard: Option<Instant>,
+}
+
+/// A link and the tasks' ends of it.
+pub(crate) fn link() -> (Link, Wire) {
+    let (sender, receiver) = mpsc::channel(OUTGOING_MAX);
+    let inbox = Arc::new(Inbox {
+        state: Mutex::new(State::default()),
+        news: Condvar::new(),
+        room: Semaphore::new(ORDERS_MAX),
+    });
+    (Link { outgoing: sender, inbox: Arc::clone(&inbox) }, Wire { outgoing: receiver, inbox })
+}
+
+impl Link {
+    /// Queues a message; waits while the queue is full. `Cancelled` where the connection is gone.
+    pub fn send(&self, message: AgentMessage) -> Result<()> {
+        self.outgoing.blocking_send(message).map_err(|_| gone())
+    }
+
+    /// The highest number of the disk that the server has on its medium; 0 before the first.
+    pub fn acked(&self, disk: DiskIndex) -> Seq {
+        self.inbox.acked(disk)
+    }
+
+    /// The next order, if one is there within `timeout`; ends early when an acknowledgement comes.
+    pub fn next_order(&self, timeout: Duration) -> Result<Option<ServerMessage>> {
+        let state = self.inbox.lock();
+        if let Some(order) = self.take_order(state)? {
+            return Ok(Some(order));
+        }
+        let state = self.inbox.lock();
+        if timeout.is_zero() || state.closed || state.stop || !state.orders.is_empty() {
+            return self.take_order(state);
+        }
+        let (state, _) = self.inbox.news.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
+        self.take_order(state)
+    }
+
+    fn take_order(&self, mut state: MutexGuard<'_, State>) -> Result<Option<ServerMessage>> {
+        if let Some(order) = state.orders.pop_front() {
+            self.inbox.room.add_permits(1);
+            return Ok(Some(order));
+        }
+        if state.closed { Err(gone()) } else { Ok(None) }
+    }
+
+    /// `Cancelled` where the connection is gone or a stop is asked for: asked in the middle of long work.
+    pub fn check(&self) -> Result<()> {
+        let state = self.inbox.lock();
+        if state.closed || state.stop { Err(gone()) } else { Ok(()) }
+    }
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An acknowledgement has come.
+    pub fn ack(&self, disk: DiskIndex, seq: Seq) {
+        let mut state = self.lock();
+        let index = usize::from(disk.0);
+        if state.acked.len() <= index {
+            state.acked.resize(index + 1, Seq::default());
+        }
+        state.acked[index] = state.acked[index].max(seq);
+        state.heard = Some(Instant::now());
+        self.news.notify_all();
+    }
+
+    /// An order has come; waits while the worker is behind.
+    pub async fn order(&self, order: ServerMessage) {
+        if let Ok(permit) = self.room.acquire().await {
+            permit.forget();
+        }
+        let mut state = self.lock();
+        state.orders.push_back(order);
+        state.heard = Some(Instant::now());
+        self.news.notify_all();
+    }
+
+    /// The highest number of the disk that the server has on its medium; 0 before the first.
+    pub fn acked(&self, disk: DiskIndex) -> Seq {
+        self.lock().acked.get(usize::from(disk.0)).copied().unwrap_or_default()
+    }
+
+    /// The clock of [`Inbox::silence`] starts afresh: the server owed nothing until now.
+    pub fn heard(&self) {
+        self.lock().heard = Some(Instant::now());
+    }
+
+    /// How long the server has said nothing.
+    pub fn silence(&self) -> Duration {
+        self.lock().heard.map_or(Duration::ZERO, |heard| heard.elapsed())
+    }
+
+    /// The connection is gone.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.news.notify_all();
+    }
+
+    /// The agent is to stop.
+    pub fn stop(&self) {
+        self.lock().stop = true;
+        self.news.notify_all();
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::Cancelled, "the connection to the server is gone or the agent stops")
+}

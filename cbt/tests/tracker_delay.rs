@@ -1,10 +1,12 @@
 //! A write that is queued, taken and read before the device has done it must be read again. On a device whose writes
 //! take a while this separates the real tracker from mutants of it, each of which must be noticed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod tracker_support;
 
 use blocks::ByteLen;
-use cbt::{Agreement, Mutant, Tracker, TrackerWish};
+use cbt::{Agreement, Mutant, TrackerWish};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};

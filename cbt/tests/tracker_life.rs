@@ -1,5 +1,7 @@
 //! What outlives what: tracking the agent, trust a restart; and what neither may outlive.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod tracker_support;
 
 use blocks::{ByteLen, ErrorKind, ExtentSet, Seq};

@@ -1,6 +1,8 @@
 //! Whatever changes a disk's content is marked: every block that differs from a copy, found by cmp, for writes of every
 //! kind and way in. And the counts prove it: queued, completed and /sys/block/X/stat agree at rest.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod tracker_support;
 
 use blocks::ByteLen;

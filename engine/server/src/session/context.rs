@@ -1,8 +1,9 @@
 //! What all sessions of a server share.
 
-use blocks::{Error, Result, Storage};
+use blocks::{ByteLen, Error, Result, Storage};
 use nbd_server::{Exports, ListenAddress, NbdUri};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What sessions need besides the store.
 #[derive(Clone)]
@@ -23,6 +24,10 @@ pub(crate) struct Context {
     pub listeners: Vec<ListenAddress>,
     pub storage: Arc<dyn Storage>,
     pub boot: String,
+    /// How long an answer of an agent may take before a failback is called off.
+    pub answer_timeout: Duration,
+    /// A failback's rounds end when no more than this is left.
+    pub short_round: ByteLen,
     #[cfg(test)]
     pub on_step: Option<StepHook>,
 }
@@ -38,6 +43,8 @@ impl Context {
             listeners: options.listeners,
             storage: options.storage,
             boot: options.boot,
+            answer_timeout: Duration::from_secs(300),
+            short_round: ByteLen::new(64 << 20),
             #[cfg(test)]
             on_step: None,
         }

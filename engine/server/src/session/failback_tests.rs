@@ -1,1 +1,352 @@
+use super::*;
+use crate::agent::Charge;
+use crate::session::manager::Sessions;
+use crate::session::testing::*;
+use crate::session::volume::lock;
+use blocks::{ByteLen, ErrorKind, Extent, RequestClass, Result, Volume};
+use std::sync::{Arc, Mutex};
+use store::testing::{CrashStorage, Random};
+use store::{BranchKind, Store, StoreOptions};
+use wire::TargetKnowledge;
 
+fn cutover() -> FailbackOptions {
+    FailbackOptions { cutover: true, ..FailbackOptions::onto(machine_id()) }
+}
+
+fn targets(world: &World) -> Vec<Arc<dyn Volume>> {
+    world.machine.iter().map(|disk| Arc::clone(disk) as Arc<dyn Volume>).collect()
+}
+
+fn unknown() -> TargetKnowledge {
+    TargetKnowledge::Unknown { reason: "a power cut".into() }
+}
+
+/// Everything that a finished failback promises.
+fn assert_home(world: &World, sessions: &Sessions, id: &str, expected: &[Arc<dyn Volume>]) {
+    assert_eq!(sessions.get(id).unwrap().state, "home");
+    assert_eq!(sessions.session_in_charge(machine_id()), None);
+    for (disk, expected) in expected.iter().enumerate() {
+        assert_equal(&*world.machine[disk], &**expected, "machine and session");
+        let main = world.unit.disk(world.unit.main_branch(), index(disk)).unwrap();
+        assert_equal(&*main, &**expected, "main branch and session");
+    }
+}
+
+/// A copy of a volume as it is now.
+fn copy_of(volume: &dyn Volume) -> Arc<dyn Volume> {
+    let copy = Arc::new(SparseVolume::new(volume.len()));
+    store::copy_volume(volume, &*copy, &|_, _| true).unwrap();
+    copy
+}
+
+#[test]
+fn a_known_disk_gets_and_hashes_only_what_changed_on_64_gib() {
+    let mut world = World::new(&[64 << 30], 1);
+    let mut random = Random::new(2);
+    // After the checkpoint the machine wrote on: some arrived, some did not.
+    (0..50).for_each(|_| world.replicate(0, &mut random));
+    let changed: Vec<Extent> = (0..20).map(|_| world.write_unsent(0, &mut random)).collect();
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let volume = sessions.volume(&session.session, None).unwrap();
+    guest_writes(&*volume, 500, &mut random);
+    let expected = copy_of(&*volume);
+    let unsent = copy_of(&*world.machine[0]);
+
+    let (link, played) = agent(targets(&world), vec![world.known(0, changed)], Fault::None);
+    let info = sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+    let done = played.join().unwrap();
+    assert_home(&world, &sessions, &session.session, &[expected]);
+    let disk = &info.disks[0];
+    assert!(disk.known && disk.changed_bytes > 0);
+    let allowed = disk.changed_bytes + disk.changed_bytes / 10;
+    for (what, bytes) in [("read", disk.read_bytes), ("sent", disk.sent_bytes), ("hashed", disk.hashed_bytes)]
+    {
+        assert!(bytes <= allowed, "{what}: {bytes} of {} changed", disk.changed_bytes);
+    }
+    assert_eq!(
+        (done.written, done.zeroed, done.hashed),
+        (disk.sent_bytes, disk.zeroed_bytes, disk.hashed_bytes)
+    );
+    assert_eq!(disk.verified_bytes, disk.changed_bytes, "every changed block was compared at the end");
+    assert_eq!(done.finished, Some((world.unit.generation().0, info.checkpoint.unwrap())));
+    let main = world.unit.disk(world.unit.main_branch(), index(0)).unwrap();
+    assert_eq!(done.seqs, [(index(0), main.last_seq())]);
+
+    // What the machine wrote and never sent can still be looked at.
+    let kept = world.unit.checkpoints().into_iter().find(|kept| kept.name.starts_with("unsent-")).unwrap();
+    let branch = world.unit.branches().into_iter().find(|branch| branch.id == kept.branch).unwrap();
+    assert_eq!(branch.kind, BranchKind::Superseded);
+    assert_equal(&world.unit.view(kept.id, index(0)).unwrap(), &*unsent, "the kept writes");
+    // And protection goes on from there.
+    world.seqs[0] = main.last_seq();
+    world.replicate(0, &mut random);
+    assert_equal(&*main, &*world.machine[0], "replication goes on");
+}
+
+#[test]
+fn an_unknown_disk_is_hashed_and_gets_what_differs() {
+    let mut world = World::new(&[48 << 20, (8 << 20) + 512], 3);
+    let mut random = Random::new(4);
+    (0..2).for_each(|disk| drop((0..10).map(|_| world.write_unsent(disk, &mut random)).collect::<Vec<_>>()));
+    let before: Vec<_> = world.machine.iter().map(|disk| copy_of(&**disk)).collect();
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let mut expected = Vec::new();
+    for disk in 0..2 {
+        let volume = sessions.volume(&session.session, Some(index(disk))).unwrap();
+        guest_writes(&*volume, 50, &mut random);
+        expected.push(copy_of(&*volume));
+    }
+    let (link, played) = agent(targets(&world), vec![unknown(), unknown()], Fault::None);
+    let info = sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+    drop(played.join().unwrap());
+    assert_home(&world, &sessions, &session.session, &expected);
+    for disk in &info.disks {
+        assert!(!disk.known && disk.reason == "a power cut");
+        assert!(disk.hashed_bytes >= disk.changed_bytes && disk.sent_bytes < disk.changed_bytes);
+    }
+    let kept = world.unit.checkpoints().into_iter().find(|kept| kept.name.starts_with("unsent-")).unwrap();
+    for (disk, before) in before.iter().enumerate() {
+        // Blocks that the session did not change are not overwritten, so they need not be kept; all others are.
+        let view = world.unit.view(kept.id, index(disk)).unwrap();
+        for extent in Extent::whole(before.len()).unwrap().split(ByteLen::new(64 << 10)) {
+            let read = |volume: &dyn Volume| {
+                let mut bytes = vec![0; extent.len().as_usize()];
+                volume.read_at(extent.start(), &mut bytes, RequestClass::Background).unwrap();
+                bytes
+            };
+            let old = read(&**before);
+            assert!(old == read(&view) || old == read(&*expected[disk]), "disk {disk} {extent}");
+        }
+    }
+}
+
+#[test]
+fn a_foreign_or_newer_target_counts_as_unknown() {
+    let world = World::new(&[8 << 20], 5);
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    for (store, acked) in [(foreign_store(), world.seqs[0]), (world.store.id(), blocks::Seq(1 << 40))] {
+        let said = TargetKnowledge::Known { store, acked, changed: Vec::new() };
+        let (link, played) = agent(targets(&world), vec![said], Fault::None);
+        let options = FailbackOptions { cutover: false, ..cutover() };
+        let info = sessions.failback(&session.session, link, &options, &|_| true).unwrap();
+        assert_eq!((info.state.as_str(), info.disks[0].known), ("in-step", false));
+        assert!(played.join().unwrap().aborted, "the target is let go");
+    }
+}
+
+#[test]
+fn rounds_while_the_guest_writes_then_cutover() {
+    let mut world = World::new(&[64 << 20], 6);
+    let mut random = Random::new(7);
+    let changed = vec![world.write_unsent(0, &mut random)];
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let volume = sessions.volume(&session.session, None).unwrap();
+    guest_writes(&*volume, 100, &mut random);
+    let options = FailbackOptions { cutover: false, ..cutover() };
+    let (link, played) = agent(targets(&world), vec![world.known(0, changed.clone())], Fault::None);
+    let guest = std::thread::scope(|scope| {
+        let guest = scope.spawn(|| guest_writes(&*volume, 300, &mut Random::new(8)));
+        let info = sessions.failback(&session.session, link, &options, &|_| true).unwrap();
+        assert_eq!(info.state, "in-step");
+        guest.join()
+    });
+    guest.unwrap();
+    drop(played.join().unwrap());
+    assert_eq!(sessions.get(&session.session).unwrap().state, "running");
+    let expected = copy_of(&*volume);
+    // The tracker counts what the first attempt wrote as changed: it is compared, not sent again.
+    let written = vec![Extent::whole(world.machine[0].len()).unwrap()];
+    let (link, played) = agent(targets(&world), vec![world.known(0, written)], Fault::None);
+    let info = sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+    drop(played.join().unwrap());
+    assert!(info.disks[0].sent_bytes < 40 << 20, "{:?}", info.disks[0]);
+    assert_home(&world, &sessions, &session.session, &[expected]);
+    assert_eq!(world.unit.checkpoints().iter().filter(|kept| kept.name.starts_with("unsent-")).count(), 1);
+}
+
+#[test]
+fn a_lost_write_is_found_and_sent_again_and_a_liar_is_caught() {
+    let world = World::new(&[16 << 20], 9);
+    let mut random = Random::new(10);
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let id = session.session.as_str();
+    let volume = sessions.volume(id, None).unwrap();
+    guest_writes(&*volume, 60, &mut random);
+    let expected = copy_of(&*volume);
+
+    let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], Fault::LosesAll);
+    let error = sessions.failback(id, link, &cutover(), &|_| true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert!(played.join().unwrap().aborted);
+    // The session serves as before.
+    assert_eq!(sessions.get(id).unwrap().state, "running");
+    volume.write_at(blocks::ByteOffset::ZERO, &[1; 512], false, RequestClass::Guest).unwrap();
+    expected.write_at(blocks::ByteOffset::ZERO, &[1; 512], false, RequestClass::Guest).unwrap();
+
+    let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], Fault::LosesWrite(3));
+    sessions.failback(id, link, &cutover(), &|_| true).unwrap();
+    drop(played.join().unwrap());
+    assert_home(&world, &sessions, id, &[expected]);
+}
+
+#[test]
+fn what_may_not_go_home_is_refused_and_nothing_changes() {
+    let world = World::new(&[8 << 20], 11);
+    let sessions = world.sessions();
+    let drill = sessions.recover(&world.unit, world.base, true).unwrap();
+    let real = sessions.recover(&world.unit, world.base, false).unwrap();
+    let run = |id: &str, options: &FailbackOptions, fault| -> Result<_> {
+        let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], fault);
+        let result = sessions.failback(id, link, options, &|_| true);
+        drop(played.join().unwrap());
+        result
+    };
+    let kind = |result: Result<_>| result.map(|_: crate::control::api::FailbackInfo| ()).unwrap_err().kind();
+    assert_eq!(kind(run(&drill.session, &cutover(), Fault::None)), ErrorKind::Unsupported);
+    let other = FailbackOptions { machine: "11111111111111111111111111111111".parse().unwrap(), ..cutover() };
+    assert_eq!(kind(run(&real.session, &other, Fault::None)), ErrorKind::Unsupported);
+    let no_disk = FailbackOptions { devices: vec![(index(5), "/dev/y".into())], ..cutover() };
+    assert_eq!(kind(run(&real.session, &no_disk, Fault::None)), ErrorKind::NotFound);
+    let refused = run(&real.session, &cutover(), Fault::Refuses).unwrap_err();
+    assert!(refused.to_string().contains("/dev/x is mounted"), "{refused}");
+    assert_eq!(sessions.get(&real.session).unwrap().state, "running");
+    let cancelled = {
+        let (link, played) = agent(targets(&world), vec![unknown()], Fault::None);
+        let result = sessions.failback(&real.session, link, &cutover(), &|_| false);
+        drop(played.join().unwrap());
+        result
+    };
+    assert_eq!(kind(cancelled), ErrorKind::Cancelled);
+    assert_eq!(sessions.get(&real.session).unwrap().state, "running");
+}
+
+#[test]
+fn a_connection_that_ends_anywhere_leads_back_to_a_session_that_serves_or_is_finished_by_repeating() {
+    for after in 1..40 {
+        let mut world = World::new(&[8 << 20], 12);
+        let mut random = Random::new(13);
+        let changed = vec![world.write_unsent(0, &mut random)];
+        let sessions = world.sessions();
+        let session = sessions.recover(&world.unit, world.base, false).unwrap();
+        let volume = sessions.volume(&session.session, None).unwrap();
+        guest_writes(&*volume, 8, &mut random);
+        let expected = copy_of(&*volume);
+        drop(volume);
+        let (link, played) = agent(targets(&world), vec![world.known(0, changed)], Fault::GoneAfter(after));
+        let result = sessions.failback(&session.session, link, &cutover(), &|_| true);
+        drop(played.join().unwrap());
+        if result.is_err() {
+            assert_eq!(
+                sessions.session_in_charge(machine_id()).map(|id| id.to_string()),
+                Some(session.session.clone())
+            );
+            let (link, played) = agent(targets(&world), vec![unknown()], Fault::None);
+            sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+            drop(played.join().unwrap());
+        }
+        assert_home(&world, &sessions, &session.session, &[expected]);
+        if result.is_ok() {
+            return;
+        }
+    }
+    panic!("40 orders were not enough for a small failback");
+}
+
+/// Runs a failback and takes what a power cut would leave at every step.
+fn cuts_of_a_failback(
+    fault: Fault,
+) -> (World, String, Arc<dyn Volume>, Vec<(&'static str, CrashStorage, Arc<dyn Volume>)>) {
+    let mut world = World::new(&[8 << 20], 14);
+    let mut random = Random::new(15);
+    let changed = vec![world.write_unsent(0, &mut random)];
+    let cuts = Arc::new(Mutex::new(Vec::new()));
+    let (storage, seen, machine) = (world.storage.clone(), Arc::clone(&cuts), Arc::clone(&world.machine[0]));
+    let hook = move |step: &'static str| {
+        if step.starts_with("failback") {
+            let seed = lock(&seen).len() as u64;
+            lock(&seen).push((step, storage.crash(seed), copy_of(&*machine)));
+        }
+    };
+    let mut context = world.context(Some(Arc::new(hook)));
+    context.answer_timeout = std::time::Duration::from_millis(500);
+    let sessions = Sessions::open_in(Arc::clone(&world.store), context).unwrap();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let volume = sessions.volume(&session.session, None).unwrap();
+    guest_writes(&*volume, 60, &mut random);
+    volume.flush().unwrap();
+    let expected = copy_of(&*volume);
+    let (link, played) = agent(targets(&world), vec![world.known(0, changed)], fault);
+    let result = sessions.failback(&session.session, link, &cutover(), &|_| true);
+    assert_eq!(result.is_ok(), fault == Fault::None);
+    drop(played.join().unwrap());
+    drop(sessions);
+    let cuts = std::mem::take(&mut *lock(&cuts));
+    (world, session.session, expected, cuts)
+}
+
+#[test]
+fn after_a_power_cut_at_every_step_repeating_the_command_brings_the_session_home() {
+    let (_, id, expected, cuts) = cuts_of_a_failback(Fault::None);
+    let steps: Vec<_> = cuts.iter().map(|(step, ..)| *step).collect();
+    for step in [
+        "begun",
+        "unsent-kept",
+        "writing",
+        "rounds-sent",
+        "withdrawn",
+        "sent",
+        "verified",
+        "sealed",
+        "adopting",
+    ]
+    .iter()
+    .chain(&["adopted", "finishing", "finish-sent", "home"])
+    {
+        assert!(steps.contains(&format!("failback-{step}").as_str()), "{step} is not among {steps:?}");
+    }
+    for (step, storage, machine) in cuts {
+        let store = Arc::new(Store::open(Arc::new(storage.clone()), StoreOptions::default()).unwrap());
+        let unit = store.unit(machine_id()).unwrap();
+        let sessions = Sessions::open_in(Arc::clone(&store), context_over(&storage, None, "boot-2")).unwrap();
+        let state = sessions.get(&id).unwrap().state;
+        let adopted = matches!(step, "failback-adopted" | "failback-finishing" | "failback-finish-sent");
+        match step {
+            "failback-home" => assert_eq!(state, "home", "{step}"),
+            _ if adopted => assert_eq!(state, "failing-back", "{step}"),
+            // The guest had flushed, but the mark of unflushed writes goes only after a while.
+            _ => assert_eq!(state, "held", "{step}"),
+        }
+        if state == "held" {
+            assert_eq!(sessions.guest_restarted(&id).unwrap().state, "running");
+            assert_equal(&*sessions.volume(&id, None).unwrap(), &*expected, step);
+        }
+        if state != "home" {
+            assert!(sessions.session_in_charge(machine_id()).is_some(), "{step}");
+            let (link, played) = agent(vec![Arc::clone(&machine)], vec![unknown()], Fault::None);
+            let info = sessions.failback(&id, link, &cutover(), &|_| true).unwrap();
+            assert_eq!(info.state, "home", "{step}");
+            assert!(played.join().unwrap().finished.is_some());
+        }
+        assert_equal(&*machine, &*expected, step);
+        assert_equal(&*unit.disk(unit.main_branch(), index(0)).unwrap(), &*expected, step);
+        assert_eq!(sessions.session_in_charge(machine_id()), None);
+        assert_eq!(unit.generation().0, 3, "{step}: recover and failback each took one");
+    }
+}
+
+#[test]
+fn a_machine_that_does_not_confirm_is_asked_again() {
+    let (world, id, expected, _) = cuts_of_a_failback(Fault::SilentAtFinish);
+    let sessions = world.sessions();
+    assert_eq!(sessions.get(&id).unwrap().state, "failing-back");
+    assert_eq!(sessions.stop(&id, true).unwrap_err().kind(), ErrorKind::Busy, "there is no way back");
+    let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], Fault::None);
+    sessions.failback(&id, link, &cutover(), &|_| true).unwrap();
+    drop(played.join().unwrap());
+    assert_home(&world, &sessions, &id, &[expected]);
+}

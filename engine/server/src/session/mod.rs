@@ -15,6 +15,8 @@ mod migrate;
 mod pivoted_volume;
 mod pull;
 mod record;
+#[cfg(test)]
+mod testing;
 mod volume;
 
 pub use context::{SessionsOptions, host_boot};

@@ -19,8 +19,7 @@ mod verify;
 pub(crate) use adopt::adoption;
 pub(crate) use run::run;
 
-use blocks::{ByteLen, DiskIndex, MachineId};
-use std::time::Duration;
+use blocks::{DiskIndex, MachineId};
 
 /// What is wanted of a failback; see [`crate::control::api::Request::Failback`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,23 +32,12 @@ pub struct FailbackOptions {
     pub cutover: bool,
     /// Do not keep what the machine wrote but never sent.
     pub discard_unsent: bool,
-    /// How long an answer of the agent may take before the failback is called off.
-    pub answer_timeout: Duration,
-    /// The rounds end when no more than this is left.
-    pub short_round: ByteLen,
 }
 
 impl FailbackOptions {
     /// A failback onto the protected disks of `machine`, without cutover.
     pub fn onto(machine: MachineId) -> FailbackOptions {
-        FailbackOptions {
-            machine,
-            devices: Vec::new(),
-            cutover: false,
-            discard_unsent: false,
-            answer_timeout: Duration::from_secs(300),
-            short_round: ByteLen::new(64 << 20),
-        }
+        FailbackOptions { machine, devices: Vec::new(), cutover: false, discard_unsent: false }
     }
 }
 

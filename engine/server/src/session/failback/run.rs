@@ -36,7 +36,7 @@ pub(crate) fn run(
     check(session, options)?;
     let _failing_back = Flag::raise(&session.failing_back);
     let finishing = matches!(session.record.get().state(), SessionState::Finishing { .. });
-    let mut line = Line::new(link, rand::random(), options.answer_timeout)?;
+    let mut line = Line::new(link, rand::random(), session.context.answer_timeout)?;
     let mut failback = Failback {
         store,
         session,
@@ -240,7 +240,7 @@ impl Failback<'_> {
         for round in 1..=ROUNDS_MAX {
             self.send_round(line, round)?;
             let left: u64 = self.works.iter().map(|work| work.watch.bytes().get()).sum();
-            if left <= self.options.short_round.get() {
+            if left <= self.session.context.short_round.get() {
                 break;
             }
             self.works.iter_mut().for_each(DiskWork::take_watched);

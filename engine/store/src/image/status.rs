@@ -4,27 +4,33 @@ use blocks::{Allocation, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, 
 
 /// A disk can have millions of runs; an answer has at most about this many, and the caller asks on.
 const RUNS_MAX: usize = 4096;
+/// Nor does an answer take more than this many lookups, however few runs they make: some tens of milliseconds.
+const LOOKUPS_MAX: usize = 64 << 10;
 
 /// Runs in order, neighbours of one kind joined.
 #[derive(Default)]
-pub(super) struct Runs(Vec<ExtentStatus>);
+pub(super) struct Runs {
+    runs: Vec<ExtentStatus>,
+    lookups: usize,
+}
 
 impl Runs {
     /// Adds what follows the last run.
     pub(super) fn push(&mut self, extent: Extent, allocation: Allocation) {
-        if let Some(last) = self.0.last_mut()
+        self.lookups += 1;
+        if let Some(last) = self.runs.last_mut()
             && last.allocation == allocation
             && let Some(joined) = Extent::between(last.extent.start(), extent.end())
         {
             last.extent = joined;
             return;
         }
-        self.0.push(ExtentStatus { extent, allocation });
+        self.runs.push(ExtentStatus { extent, allocation });
     }
 
     /// Whether it is time to stop.
     pub(super) fn is_full(&self) -> bool {
-        self.0.len() >= RUNS_MAX
+        self.runs.len() >= RUNS_MAX || self.lookups >= LOOKUPS_MAX
     }
 
     /// Adds `disk`, whose bytes lie in the file from `file_start` on: data and holes as the file system tells them.
@@ -58,7 +64,7 @@ impl Runs {
 
     /// The runs.
     pub(super) fn into_vec(self) -> Vec<ExtentStatus> {
-        self.0
+        self.runs
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod crash_file;
 mod crash_storage;
+mod crash_world;
 mod history;
 mod random;
 

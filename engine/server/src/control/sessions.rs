@@ -101,10 +101,10 @@ pub(super) async fn failback(services: Arc<Services>, wanted: Homecoming, job: J
             Error::new(ErrorKind::NotFound, context)
         })?;
         let options = FailbackOptions {
+            machine: unit.machine(),
             devices: wanted.disks.into_iter().map(|(disk, device)| (DiskIndex(disk), device)).collect(),
             cutover: wanted.cutover,
             discard_unsent: wanted.discard_unsent,
-            ..FailbackOptions::onto(unit.machine())
         };
         let report = |progress| job.report(progress);
         let link = agent.restore_link()?;

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 
 /// How long to sleep between two looks at counts that have not settled.
 const LOOK_AGAIN: Duration = Duration::from_micros(500);
-/// How long counts must stand still to be taken as a reference.
-const STILL: Duration = Duration::from_millis(2);
+/// How long counts must stand still to be taken as a reference. A request that is done but whose completion waits for
+/// a processor is in flight to nobody; this is to outlast it. One that waits longer costs a scan, not a write.
+const STILL: Duration = Duration::from_millis(10);
 /// How long a reset waits for the last completion.
 const RESET_WITHIN: Duration = Duration::from_secs(2);
 

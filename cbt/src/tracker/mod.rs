@@ -234,9 +234,9 @@ pub enum Agreement {
         /// Bytes missed.
         by: ByteLen,
     },
-    /// Writes were missed altogether. The tracker is no longer trusted.
+    /// Writes were missed altogether, or the counts contradict each other. The tracker is no longer trusted.
     QueuedShort {
-        /// Bytes missed.
+        /// Bytes missed; 0 for a contradiction.
         by: ByteLen,
     },
     /// Writes were in flight all the time: not at rest, nothing is proven either way.

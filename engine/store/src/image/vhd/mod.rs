@@ -91,9 +91,9 @@ pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
     if file_len < FOOTER_BYTES {
         return Err(corrupt("too short for a VHD"));
     }
-    let head = Footer::read(file, ByteOffset::ZERO);
+    let head = unless_unreadable(Footer::read(file, ByteOffset::ZERO))?;
     let tail = match end_footer(file_len) {
-        Some(start) => Footer::read(file, start),
+        Some(start) => unless_unreadable(Footer::read(file, start))?,
         None => Err(corrupt("no second footer")),
     };
     let (footer, footers_agree) = match (head, tail) {
@@ -123,6 +123,14 @@ pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
             let bat = Bat::read(file, &header, len, footer.data_offset)?;
             Ok(Opened::Dynamic(Box::new(Parts { footer, footers_agree, header, bat })))
         }
+    }
+}
+
+/// A footer that is damaged can be replaced by the other one; one that the medium does not give must not be.
+fn unless_unreadable(footer: Result<Footer>) -> Result<Result<Footer>> {
+    match footer {
+        Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => Err(error),
+        other => Ok(other),
     }
 }
 

@@ -303,6 +303,10 @@ fn either_footer_is_enough_and_the_other_is_put_right() {
         assert_eq!(byte, [1; 512]);
         assert!(matches!(super::open(&*file).unwrap(), super::Opened::Dynamic(parts) if parts.footers_agree));
     }
+    storage.fail_read(1);
+    let changes = storage.changes();
+    assert_eq!(opening(&storage).kind(), ErrorKind::Io, "what cannot be read is not replaced");
+    assert_eq!(storage.changes(), changes);
     patch(&*file, 0, &[0; 512]);
     let changes = storage.changes();
     open_image(storage.open("image.vhd", OpenMode::Read).unwrap(), None, false).unwrap();

@@ -307,16 +307,16 @@ fn after_a_power_cut_at_every_step_repeating_the_command_brings_the_session_home
     .iter()
     .chain(&["adopted", "finishing", "finish-sent", "home"])
     {
-        assert!(steps.contains(&format!("failback-{step}").as_str()), "{step} is not among {steps:?}");
+        assert!(steps.contains(&format!("failback.{step}").as_str()), "{step} is not among {steps:?}");
     }
     for (step, storage, machine) in cuts {
         let store = Arc::new(Store::open(Arc::new(storage.clone()), StoreOptions::default()).unwrap());
         let unit = store.unit(machine_id()).unwrap();
         let sessions = Sessions::open_in(Arc::clone(&store), context_over(&storage, None, "boot-2")).unwrap();
         let state = sessions.get(&id).unwrap().state;
-        let adopted = matches!(step, "failback-adopted" | "failback-finishing" | "failback-finish-sent");
+        let adopted = matches!(step, "failback.adopted" | "failback.finishing" | "failback.finish-sent");
         match step {
-            "failback-home" => assert_eq!(state, "home", "{step}"),
+            "failback.home" => assert_eq!(state, "home", "{step}"),
             _ if adopted => assert_eq!(state, "failing-back", "{step}"),
             // The guest had flushed, but the mark of unflushed writes goes only after a while.
             _ => assert_eq!(state, "held", "{step}"),

@@ -124,7 +124,8 @@ impl Sessions {
     }
 
     /// Begins a session: a branch at the checkpoint, served. Unless it is a drill, it takes charge of the machine: the
-    /// unit's generation rises, and the old primary is fenced. Reads indexes, never data.
+    /// unit's generation rises, and the old primary is fenced. A session that is in charge already and began at the
+    /// same checkpoint is returned as it is. Reads indexes, never data.
     pub fn recover(&self, unit: &Arc<Unit>, checkpoint: CheckpointId, drill: bool) -> Result<SessionInfo> {
         let begun = Instant::now();
         let _turn = lock(&self.turn);
@@ -133,23 +134,29 @@ impl Sessions {
             Error::new(ErrorKind::NotFound, context)
         })?;
         if let (false, Some(other)) = (drill, self.session_in_charge(unit.machine())) {
+            let other = self.find(&other.to_string())?;
+            if other.record.get().base() == checkpoint {
+                // The command is repeated, perhaps because its answer was lost.
+                return session_info(&other);
+            }
+            let other = other.id;
             let context =
                 format!("session {other} is in charge of {} already: stop it, or run a drill", unit.name());
             return Err(Error::new(ErrorKind::Busy, context));
         }
         let id = new_session()?;
         let branch = unit.fork(checkpoint, BranchKind::Session(id))?;
-        self.context.step("recover-forked");
+        self.context.step("recover.forked");
         let generation = if drill { unit.generation() } else { Generation(unit.generation().0 + 1) };
         let disks = unit.disks().len();
         let mut record =
             SessionRecord::begin(id, unit.machine(), checkpoint, branch, generation, drill, disks);
         record.rpo_ms = WallClock::now().0.saturating_sub(base.server_time.0);
         record.save(unit)?;
-        self.context.step("recover-recorded");
+        self.context.step("recover.recorded");
         if !drill {
             unit.promote()?;
-            self.context.step("recover-promoted");
+            self.context.step("recover.promoted");
         }
         let session = Arc::new(LiveSession::open(id, Arc::clone(unit), Arc::clone(&self.context), record));
         if let Some(why) = session.held() {
@@ -221,7 +228,7 @@ impl Sessions {
                 record.disks.iter_mut().for_each(|disk| disk.unflushed_boot = None);
                 record.apply(SessionEvent::Stop)
             })?;
-            self.context.step("stop-recorded");
+            self.context.step("stop.recorded");
         }
         let record = session.record.get();
         match record.state() {
@@ -331,7 +338,7 @@ impl Sessions {
             record.disk_mut(disk.index)?.migration = Some(migration);
             Ok(())
         })?;
-        self.context.step("migrate-recorded");
+        self.context.step("migrate.recorded");
         let runs = disk.with_migration(|running| {
             let runs = !is_new && !running.progress().ended;
             if runs {
@@ -339,7 +346,7 @@ impl Sessions {
             }
             runs
         });
-        if runs != Some(true) {
+        if runs != Some(true) && *wanted.state() != MigrationState::Pivoted {
             disk.set_migration(Some(Migration::start(&session, disk.index, &wanted, is_new)?));
         }
         session_info(&session)
@@ -503,3 +510,7 @@ impl std::fmt::Debug for Sessions {
         f.debug_struct("Sessions").field("sessions", &lock(&self.live).len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[path = "manager_tests.rs"]
+mod tests;

@@ -95,32 +95,36 @@ impl Volume for SparseVolume {
     }
 }
 
-/// Panics with the first block in which the two differ.
+/// Panics with the first byte in which the two differ.
 pub(crate) fn assert_equal(left: &dyn Volume, right: &dyn Volume, what: &str) {
-    assert_eq!(left.len(), right.len(), "{what}: lengths");
-    let Some(whole) = Extent::whole(left.len()) else { return };
+    if let Some(byte) = first_difference(left, right) {
+        panic!("{what}: byte {byte} differs");
+    }
+}
+
+/// The first byte in which two disks of one size differ.
+pub(crate) fn first_difference(left: &dyn Volume, right: &dyn Volume) -> Option<u64> {
+    assert_eq!(left.len(), right.len());
     let (mut ours, mut theirs) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-    let mut at = whole.start();
-    while let Some(rest) = Extent::between(at, whole.end()) {
-        let runs = [left.status(rest).unwrap(), right.status(rest).unwrap()];
-        let empty = |runs: &Vec<ExtentStatus>| match runs[0].allocation.reads_as_zero() {
-            true => runs[0].extent.len(),
-            false => ByteLen::ZERO,
+    let mut at = ByteOffset::ZERO;
+    while let Some(rest) = Extent::between(at, left.len().end()) {
+        let zeroes = |volume: &dyn Volume| {
+            let run = volume.status(rest).unwrap()[0];
+            if run.allocation.reads_as_zero() { run.extent.len() } else { ByteLen::ZERO }
         };
-        let skip = empty(&runs[0]).min(empty(&runs[1]));
-        let extent =
-            Extent::new(at, if skip.is_zero() { rest.len().min(ByteLen::new(1 << 20)) } else { skip })
-                .unwrap();
+        let skip = zeroes(left).min(zeroes(right));
+        let len = if skip.is_zero() { rest.len().min(ByteLen::of(&ours)) } else { skip };
         if skip.is_zero() {
-            let len = extent.len().as_usize();
-            left.read_at(at, &mut ours[..len], RequestClass::Background).unwrap();
-            right.read_at(at, &mut theirs[..len], RequestClass::Background).unwrap();
-            if let Some(byte) = (0..len).find(|byte| ours[*byte] != theirs[*byte]) {
-                panic!("{what}: byte {} differs", at.get() + byte as u64);
+            let (ours, theirs) = (&mut ours[..len.as_usize()], &mut theirs[..len.as_usize()]);
+            left.read_at(at, ours, RequestClass::Background).unwrap();
+            right.read_at(at, theirs, RequestClass::Background).unwrap();
+            if let Some(byte) = ours.iter().zip(&*theirs).position(|(our, their)| our != their) {
+                return Some(at.get() + byte as u64);
             }
         }
-        at = extent.end();
+        at += len;
     }
+    None
 }
 
 /// A machine under protection: its own disks, and what the store has of them.

@@ -28,18 +28,18 @@ pub(crate) fn adopt(session: &LiveSession, quiet_since: Instant) -> Result<()> {
     let step = |name| session.context.step(name);
     let id = session.id.to_string();
     let checkpoint = seal_branch(session, &format!("home-from-{}", &id[..8]), quiet_since)?;
-    step("failback-sealed");
+    step("failback.sealed");
     let generation = session.unit.generation().next();
     session.record.update(|record| record.apply(SessionEvent::Adopt { checkpoint, generation }))?;
-    step("failback-adopting");
+    step("failback.adopting");
     let record = session.record.get();
     let superseded = session.unit.adopt(record.branch())?;
-    step("failback-adopted");
+    step("failback.adopted");
     // The same way as after a restart, so that both come to the same.
     let found = adoption(&session.unit, &record)?;
     let superseded = found.map_or(superseded, |found| found.max(superseded));
     session.record.update(|record| record.apply(SessionEvent::Adopted { superseded }))?;
-    step("failback-finishing");
+    step("failback.finishing");
     Ok(())
 }
 
@@ -61,12 +61,12 @@ pub(crate) fn finish(line: &mut Line, session: &LiveSession) -> Result<Checkpoin
         seqs: (0..session.unit.disks().len()).map(seq).collect::<Result<_>>()?,
     };
     line.send(order)?;
-    session.context.step("failback-finish-sent");
+    session.context.step("failback.finish-sent");
     line.finished()?;
     session.record.update(|record| {
         record.disks.iter_mut().for_each(|disk| disk.unflushed_boot = None);
         record.apply(SessionEvent::Finished)
     })?;
-    session.context.step("failback-home");
+    session.context.step("failback.home");
     Ok(CheckpointId(checkpoint))
 }

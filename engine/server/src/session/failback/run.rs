@@ -119,9 +119,9 @@ impl Failback<'_> {
         self.withdraw();
         self.send_watched(line)?;
         line.sync()?;
-        self.session.context.step("failback-sent");
+        self.session.context.step("failback.sent");
         self.verify(line)?;
-        self.session.context.step("failback-verified");
+        self.session.context.step("failback.verified");
         let quiet_since = self.withdrawn_at.unwrap_or_else(Instant::now);
         if self.session.record.get().state() == SessionState::Running {
             adopt(self.session, quiet_since)?;
@@ -162,7 +162,7 @@ impl Failback<'_> {
                 format!("the agent speaks of {} disks, not {}", ready.disks.len(), self.works.len());
             return Err(Error::new(ErrorKind::InvalidInput, context));
         }
-        session.context.step("failback-begun");
+        session.context.step("failback.begun");
         let mut unsent = Vec::new();
         for (index, (said, redirected)) in ready.disks.into_iter().zip(redirected).enumerate() {
             let extents = self.plan_disk(line, index, said, redirected)?;
@@ -226,7 +226,7 @@ impl Failback<'_> {
                 Ok(())
             })?;
         }
-        self.session.context.step("failback-unsent-kept");
+        self.session.context.step("failback.unsent-kept");
         Ok(())
     }
 
@@ -236,7 +236,7 @@ impl Failback<'_> {
             record.failback.written = true;
             Ok(())
         })?;
-        self.session.context.step("failback-writing");
+        self.session.context.step("failback.writing");
         for round in 1..=ROUNDS_MAX {
             self.send_round(line, round)?;
             let left: u64 = self.works.iter().map(|work| work.watch.bytes().get()).sum();
@@ -245,7 +245,7 @@ impl Failback<'_> {
             }
             self.works.iter_mut().for_each(DiskWork::take_watched);
         }
-        self.session.context.step("failback-rounds-sent");
+        self.session.context.step("failback.rounds-sent");
         Ok(())
     }
 
@@ -269,7 +269,7 @@ impl Failback<'_> {
         self.session.withdraw();
         self.session.stop_migrations();
         self.session.disks.iter().for_each(|disk| disk.volume.close(true));
-        self.session.context.step("failback-withdrawn");
+        self.session.context.step("failback.withdrawn");
     }
 
     fn verify(&mut self, line: &mut Line) -> Result<()> {

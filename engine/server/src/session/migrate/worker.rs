@@ -252,7 +252,7 @@ impl<'a> Work<'a> {
                 if !self.shared.in_step.swap(true, Ordering::SeqCst) {
                     self.mark_all_copied()?;
                     self.session.record.migration(self.disk.index, MigrationEvent::InStep)?;
-                    self.session.context.step("migrate-in-step");
+                    self.session.context.step("migrate.in-step");
                     self.shared.wake();
                 }
                 if pivot {
@@ -338,7 +338,7 @@ impl<'a> Work<'a> {
         let mark = MigrationEvent::Mark { position: position.get(), delta };
         self.session.record.migration(self.disk.index, mark)?;
         (self.delta, self.marked, self.unmarked) = (delta, Instant::now(), 0);
-        self.session.context.step("migrate-marked");
+        self.session.context.step("migrate.marked");
         Ok(())
     }
 
@@ -354,7 +354,7 @@ impl<'a> Work<'a> {
         let owner = MapOwner { session: id, disk: index, len: self.disk.len() };
         let map = Arc::new(DirtyMap::create(storage, &map_name(id, index), owner, &changed)?);
         self.map = Some(Arc::clone(&map));
-        self.session.context.step("pivot-map-written");
+        self.session.context.step("pivot.map-written");
         self.copy_watched()?;
         self.target.flush()?;
 
@@ -362,7 +362,7 @@ impl<'a> Work<'a> {
         let quiesced = self.disk.volume.quiesce();
         self.copy_watched()?;
         self.target.flush()?;
-        self.session.context.step("pivot-copied");
+        self.session.context.step("pivot.copied");
         if let Err(error) = self.session.record.migration(index, MigrationEvent::Pivot) {
             // The medium may hold the record all the same: nobody can say which side would count after a restart.
             quiesced.close();
@@ -370,7 +370,7 @@ impl<'a> Work<'a> {
                 error.context("recording the pivot; the disk takes no writes until the server is restarted")
             );
         }
-        self.session.context.step("pivot-recorded");
+        self.session.context.step("pivot.recorded");
         quiesced.switch(Arc::new(PivotedVolume::new(Arc::clone(&self.target), Arc::clone(&map))));
         self.disk.set_map(map);
         drop(quiesced);

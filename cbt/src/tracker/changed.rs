@@ -180,21 +180,9 @@ impl Changed {
         words.map(|(index, (marks, pending))| (index, marks.load(Acquire) | pending.load(Acquire)))
     }
 
-    /// Marks again all that was taken since the last [`Changed::forget_since`].
-    pub fn mark_since(&self) {
-        let _takings = self.lock();
-        for (marks, since) in self.marks.iter().zip(self.since.iter()) {
-            let taken = since.load(Acquire);
-            if taken != 0 {
-                marks.fetch_or(taken, SeqCst);
-            }
-        }
-    }
-
-    /// The counts agree: nothing taken so far has to be read again.
-    pub fn forget_since(&self) {
-        let _takings = self.lock();
-        self.since.iter().for_each(|word| word.store(0, SeqCst));
+    /// Keeps takings from happening while it lives, so that counts and `since` can be judged together.
+    pub fn hold(&self) -> Held<'_> {
+        Held { changed: self, _takings: self.lock() }
     }
 
     /// Nothing is changed. Loses marks that are set meanwhile.
@@ -215,6 +203,29 @@ impl Changed {
     fn lock(&self) -> MutexGuard<'_, Takings> {
         // Every step leaves the bitmaps sound, so a panic elsewhere spoils nothing.
         self.takings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// No taking happens while this lives.
+pub(crate) struct Held<'a> {
+    changed: &'a Changed,
+    _takings: MutexGuard<'a, Takings>,
+}
+
+impl Held<'_> {
+    /// Marks again all that was taken since the last [`Held::forget_since`].
+    pub fn mark_since(&self) {
+        for (marks, since) in self.changed.marks.iter().zip(self.changed.since.iter()) {
+            let taken = since.load(Acquire);
+            if taken != 0 {
+                marks.fetch_or(taken, SeqCst);
+            }
+        }
+    }
+
+    /// The counts agree: nothing taken so far has to be read again.
+    pub fn forget_since(&self) {
+        self.changed.since.iter().for_each(|word| word.store(0, SeqCst));
     }
 }
 

@@ -97,11 +97,11 @@ proptest! {
                     model.open.clear();
                 }
                 Step::MarkSince => {
-                    changed.mark_since();
+                    changed.hold().mark_since();
                     model.marked.extend(&model.since);
                 }
                 Step::ForgetSince => {
-                    changed.forget_since();
+                    changed.hold().forget_since();
                     model.since.clear();
                 }
             }

@@ -245,7 +245,7 @@ impl Tracker for EbpfTracker {
         }
         self.kernel.clear_flags();
         // Before the reference: what is taken after it must be in `since`.
-        self.changed.forget_since();
+        self.changed.hold().forget_since();
         let reference = self.settled(within)?;
         self.amend(&mut book, |ledger| ledger.reference = Some(reference))?;
         Ok(Scan(book.scan))
@@ -328,6 +328,8 @@ impl Tracker for EbpfTracker {
         };
         let until = Instant::now() + within;
         loop {
+            // A write that begins, and is taken, after the counts were read belongs to the next agreement.
+            let held = self.changed.hold();
             let counts = self.counts()?;
             let verdict = counts.against(reference);
             let noted =
@@ -335,12 +337,12 @@ impl Tracker for EbpfTracker {
             match verdict {
                 Verdict::Agree => {
                     self.amend(&mut book, |ledger| ledger.reference = Some(noted))?;
-                    self.changed.forget_since();
+                    held.forget_since();
                     return Ok(Agreement::Agree);
                 }
                 Verdict::CompletedShort(by) => {
                     // Marked before the new reference is noted: death in between only repeats this.
-                    self.changed.mark_since();
+                    held.mark_since();
                     self.amend(&mut book, |ledger| ledger.reference = Some(noted))?;
                     return Ok(Agreement::CompletedShort { by: ByteLen::new(by) });
                 }
@@ -355,7 +357,10 @@ impl Tracker for EbpfTracker {
                 Verdict::Unsettled(bytes) if Instant::now() >= until => {
                     return Ok(Agreement::InFlight { bytes: ByteLen::new(bytes) });
                 }
-                Verdict::Unsettled(_) => std::thread::sleep(LOOK_AGAIN),
+                Verdict::Unsettled(_) => {
+                    drop(held);
+                    std::thread::sleep(LOOK_AGAIN);
+                }
             }
         }
     }

@@ -19,9 +19,9 @@ use crate::journal::record::LogIdentity;
 use crate::plan::{Plan, PlanPiece};
 use crate::store::StoreOptions;
 use crate::stored_file::{FileTable, StoredFile};
+use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId};
 use crate::unit::files;
-use crate::unit::Unit;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Durable, Error, ErrorKind, Extent, ExtentMap, ExtentSet,
     ExtentStatus, OpenMode, Piece, RequestClass, Result, Seq, Synced, Volume, check_request, is_zero,
@@ -303,7 +303,8 @@ impl BranchDisk {
 
     fn poisoned_by(&self, error: Error) -> Error {
         let (branch, disk) = (self.identity.branch, self.identity.disk);
-        let why = format!("disk {disk} of branch {branch} takes no writes until the store is reopened: {error}");
+        let why =
+            format!("disk {disk} of branch {branch} takes no writes until the store is reopened: {error}");
         // The first failure is the cause; those behind it are its consequences.
         let _ = self.poison.set(why);
         self.sync_done.notify_all();
@@ -314,7 +315,8 @@ impl BranchDisk {
         let (delta, seq, file, len, named) = {
             let appender = lock(&self.append);
             let writer = appender.writer.as_ref();
-            let (file, len) = (writer.map(|w| Arc::clone(w.file())), writer.map_or(ByteOffset::ZERO, LogWriter::len));
+            let (file, len) =
+                (writer.map(|w| Arc::clone(w.file())), writer.map_or(ByteOffset::ZERO, LogWriter::len));
             (appender.delta, appender.last_seq, file, len, appender.named)
         };
         let dir = files::disk_dir(&self.identity.unit_dir, self.identity.disk);
@@ -371,7 +373,9 @@ impl BranchDisk {
             let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
             for piece in layers.map.lookup(range) {
                 match piece {
-                    Piece::Data(extent, location) => pieces.push(PlanPiece::at(extent, location, &layers.log)),
+                    Piece::Data(extent, location) => {
+                        pieces.push(PlanPiece::at(extent, location, &layers.log))
+                    }
                     Piece::Hole(extent) => holes.push(extent),
                 }
             }
@@ -453,7 +457,8 @@ impl Appender {
                 );
                 return Err(Error::new(ErrorKind::NoSpace, context));
             }
-            self.allowance = room.min(SPACE_CHECK_BYTES.max(len.get()));
+            // The fuller, the more often: others fill the same storage.
+            self.allowance = (room / 8).clamp(len.get(), SPACE_CHECK_BYTES.max(len.get()));
         }
         self.allowance -= len.get();
         Ok(())

@@ -72,7 +72,9 @@ impl Plan {
             match &piece.source {
                 PlanSource::Empty(_) => target.fill(0),
                 PlanSource::Image => image.read_at(piece.extent.start(), target, class)?,
-                PlanSource::Log(log, location) => read_payload(log, location, piece.extent, target, &mut last)?,
+                PlanSource::Log(log, location) => {
+                    read_payload(log, location, piece.extent, target, &mut last)?
+                }
             }
         }
         Ok(())
@@ -143,6 +145,7 @@ fn check(log: &StoredFile, location: &LogLocation, extent: Extent, payload: &[u8
         return Ok(());
     }
     let (name, at) = (log.name(), location.payload);
-    let context = format!("{name}: payload at offset {at}, needed for {extent} of the disk: checksum mismatch");
+    let context =
+        format!("{name}: payload at offset {at}, needed for {extent} of the disk: checksum mismatch");
     Err(Error::corrupt(context))
 }

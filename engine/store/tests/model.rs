@@ -1,6 +1,7 @@
 //! Random histories against a naive model, with power cuts at random moments.
 //!
 //! `STORE_SEED=n` runs one history, `STORE_SEEDS=n` that many instead of the usual number.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 #[path = "model/history.rs"]
 mod history;

@@ -83,7 +83,12 @@ pub(crate) struct Block {
 
 impl Block {
     /// Checks what was read as block `number` of the file `name`.
-    pub(crate) fn check(bytes: Box<[u8; BLOCK_BYTES]>, number: u64, item_bytes: usize, name: &str) -> Result<Block> {
+    pub(crate) fn check(
+        bytes: Box<[u8; BLOCK_BYTES]>,
+        number: u64,
+        item_bytes: usize,
+        name: &str,
+    ) -> Result<Block> {
         let wrong = |what: &str| {
             let at = number * BLOCK_BYTES as u64;
             Err(Error::corrupt(format!("{name}: index block at offset {at}: {what}")))
@@ -108,7 +113,9 @@ impl Block {
         let block = Block::check(bytes, number, ENTRY_BYTES, name)?;
         if (0..block.count).any(|index| block.decode_entry(index).is_none()) {
             let at = number * BLOCK_BYTES as u64;
-            return Err(Error::corrupt(format!("{name}: index block at offset {at}: an entry makes no sense")));
+            return Err(Error::corrupt(format!(
+                "{name}: index block at offset {at}: an entry makes no sense"
+            )));
         }
         Ok(block)
     }

@@ -54,7 +54,9 @@ impl Merge {
                     self.at = part.map_or(self.at, Extent::end);
                     return Ok(part.and_then(|part| entry.intersect(part)));
                 }
-                until = Some(until.map_or(entry.extent.start(), |until: ByteOffset| until.min(entry.extent.start())));
+                until = Some(
+                    until.map_or(entry.extent.start(), |until: ByteOffset| until.min(entry.extent.start())),
+                );
             }
             match until {
                 Some(start) => self.at = start,

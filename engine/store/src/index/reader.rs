@@ -46,10 +46,7 @@ impl IndexReader {
         Ok(IndexReader { file, header, fences, cache })
     }
 
-    pub(crate) fn first(&self) -> DeltaId {
-        self.header.first
-    }
-
+    #[cfg(test)]
     pub(crate) fn header(&self) -> &IndexHeader {
         &self.header
     }

@@ -95,7 +95,6 @@ impl Stack {
         }
         Some(PlanPiece::at(entry.extent, entry.location, self.logs.get(&entry.delta)?))
     }
-
 }
 
 impl fmt::Debug for Stack {

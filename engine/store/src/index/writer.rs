@@ -57,7 +57,8 @@ impl IndexHeader {
         }
         let version = reader.u16()?;
         if version != VERSION {
-            let context = format!("{name} is an index of version {version}, which is newer than this program");
+            let context =
+                format!("{name} is an index of version {version}, which is newer than this program");
             return Err(Error::new(blocks::ErrorKind::Unsupported, context));
         }
         reader.u16()?;

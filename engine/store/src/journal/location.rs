@@ -83,7 +83,8 @@ impl Sliceable for Location {
         match *self {
             Location::Empty(kind) => Location::Empty(kind),
             Location::Log(log) => {
-                let sectors = u8::try_from(skip.get() / SECTOR_BYTES).expect("an extent stays within its payload");
+                let sectors =
+                    u8::try_from(skip.get() / SECTOR_BYTES).expect("an extent stays within its payload");
                 Location::Log(LogLocation { skip: log.skip + sectors, ..log })
             }
         }

@@ -88,8 +88,11 @@ impl LogWriter {
             locations.push((piece.extent, location(&header, payload)));
             at = payload + header.payload_len();
         }
-        let parts: Vec<&[u8]> =
-            headers.iter().zip(&write.pieces).flat_map(|(header, piece)| [&header[..], piece.payload]).collect();
+        let parts: Vec<&[u8]> = headers
+            .iter()
+            .zip(&write.pieces)
+            .flat_map(|(header, piece)| [&header[..], piece.payload])
+            .collect();
         self.file.write_vectored_at(self.len, &parts)?;
         self.len = at;
         Ok(locations)

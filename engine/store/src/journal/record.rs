@@ -65,7 +65,11 @@ impl RecordHeader {
     }
 
     /// The header at offset `at` of that log; `None` where the bytes are not one.
-    pub(crate) fn decode(bytes: &[u8; HEADER_BYTES], log: LogIdentity, at: ByteOffset) -> Option<RecordHeader> {
+    pub(crate) fn decode(
+        bytes: &[u8; HEADER_BYTES],
+        log: LogIdentity,
+        at: ByteOffset,
+    ) -> Option<RecordHeader> {
         if bytes[..4] != MAGIC
             || u64_at(bytes, 8) != log.salt
             || u64_at(bytes, 16) != log.delta.0
@@ -83,7 +87,8 @@ impl RecordHeader {
             synced_to: ByteOffset::new(u64_at(bytes, 48)),
             payload_crc: u32_at(bytes, 56),
         };
-        let fits = header.payload_len().get() <= PAYLOAD_BYTES_MAX && header.extent.is_aligned(BlockShift::SECTOR);
+        let fits =
+            header.payload_len().get() <= PAYLOAD_BYTES_MAX && header.extent.is_aligned(BlockShift::SECTOR);
         fits.then_some(header)
     }
 }

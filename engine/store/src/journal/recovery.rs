@@ -108,7 +108,8 @@ fn payload_is_whole(file: &dyn StorageFile, at: ByteOffset, header: &RecordHeade
 impl Window<'_> {
     /// The header at `at`; `None` where there is none.
     fn header(&mut self, at: ByteOffset, identity: LogIdentity) -> Result<Option<RecordHeader>> {
-        let Some(end) = at.checked_add(ByteLen::new(HEADER_BYTES as u64)).filter(|end| *end <= self.file_len) else {
+        let Some(end) = at.checked_add(ByteLen::new(HEADER_BYTES as u64)).filter(|end| *end <= self.file_len)
+        else {
             return Ok(None);
         };
         if at < self.start || end > self.start + ByteLen::of(&self.bytes) {

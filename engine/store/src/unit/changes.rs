@@ -60,7 +60,12 @@ impl Unit {
     }
 
     /// The newest sealed delta of that state, and what is not sealed of it.
-    fn resolve_point(&self, state: &UnitState, point: Point, disk: DiskIndex) -> Result<(DeltaId, ExtentSet)> {
+    fn resolve_point(
+        &self,
+        state: &UnitState,
+        point: Point,
+        disk: DiskIndex,
+    ) -> Result<(DeltaId, ExtentSet)> {
         match point {
             Point::Checkpoint(id) => {
                 Ok((state.manifest.sealed(id)?.ends[usize::from(disk.0)].0, ExtentSet::new()))
@@ -74,7 +79,11 @@ impl Unit {
     }
 }
 
-fn delta_readers(state: &mut UnitState, disk: DiskIndex, deltas: &[DeltaId]) -> Result<Vec<Arc<IndexReader>>> {
+fn delta_readers(
+    state: &mut UnitState,
+    disk: DiskIndex,
+    deltas: &[DeltaId],
+) -> Result<Vec<Arc<IndexReader>>> {
     let salt = state.manifest.salt;
     let span = |delta: &DeltaId| Span { first: *delta, last: *delta, tier: 0 };
     deltas.iter().map(|delta| state.inventory.reader(salt, disk, &span(delta))).collect()

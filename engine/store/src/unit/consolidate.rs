@@ -57,7 +57,8 @@ impl Unit {
         let mut report = ConsolidateReport::default();
         let mut before = ByteLen::ZERO;
         for (disk, stack) in self.manifest().disk_indexes().zip(&stacks) {
-            let mut pieces = Pieces { merge: stack.merge()?, stack, report: &mut report, done: ByteLen::ZERO };
+            let mut pieces =
+                Pieces { merge: stack.merge()?, stack, report: &mut report, done: ByteLen::ZERO };
             let image = Arc::clone(self.lock().inventory.image(disk));
             replay(&mut pieces, &image, &|done| progress(before + done, total))?;
             before += pieces.done;
@@ -92,7 +93,8 @@ impl Unit {
 
     fn check_pins(&self, manifest: &Manifest, up_to: CheckpointId) -> Result<()> {
         let on_main = |id| manifest.sealed(id).is_ok_and(|sealed| sealed.checkpoint.branch == manifest.main);
-        match self.pins_of(manifest).into_iter().find(|pin| pin.checkpoint < up_to && on_main(pin.checkpoint)) {
+        match self.pins_of(manifest).into_iter().find(|pin| pin.checkpoint < up_to && on_main(pin.checkpoint))
+        {
             None => Ok(()),
             Some(pin) => {
                 let context = format!(
@@ -111,7 +113,8 @@ impl Unit {
         let removed = next.end_replay()?;
         state.publish(self.storage(), &self.dir, next)?;
         report.deltas = removed.deltas.len() as u64;
-        report.freed = removed.deltas.iter().filter_map(|(_, id)| before.deltas.get(id)).map(|d| d.log_len).sum();
+        report.freed =
+            removed.deltas.iter().filter_map(|(_, id)| before.deltas.get(id)).map(|d| d.log_len).sum();
         state.inventory.remove(&removed);
         state.refresh_stacks(None)
     }

@@ -4,7 +4,9 @@ use crate::image::{ImageFormat, SummedImage, open_image, with_sums};
 use crate::unit::branch::DeltaId;
 use crate::unit::manifest::{Manifest, MergedIndex};
 use crate::unit::manifest_codec;
-use blocks::{ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Synced};
+use blocks::{
+    ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Synced,
+};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -133,8 +135,11 @@ pub(crate) fn tidy(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -
     for disk in manifest.disk_indexes() {
         let dir = disk_dir(unit_dir, disk);
         let needed = needed_names(unit_dir, manifest, disk);
-        let optional: BTreeSet<String> =
-            manifest.branches.values().map(|b| log_name(unit_dir, disk, b.ends[usize::from(disk.0)].open)).collect();
+        let optional: BTreeSet<String> = manifest
+            .branches
+            .values()
+            .map(|b| log_name(unit_dir, disk, b.ends[usize::from(disk.0)].open))
+            .collect();
         let present: BTreeSet<String> =
             storage.list(&dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();
         if let Some(missing) = needed.iter().find(|name| !present.contains(*name)) {

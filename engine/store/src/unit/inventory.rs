@@ -76,8 +76,10 @@ impl Inventory {
     /// The layers from `end` down to the image.
     pub(crate) fn stack(&mut self, manifest: &Manifest, disk: DiskIndex, end: DeltaId) -> Result<Arc<Stack>> {
         let cover = manifest.cover(disk, end);
-        let indexes = cover.iter().map(|span| self.reader(manifest.salt, disk, span)).collect::<Result<_>>()?;
-        let logs = manifest.line(disk, end)?.into_iter().map(|delta| (delta, self.log(disk, delta))).collect();
+        let indexes =
+            cover.iter().map(|span| self.reader(manifest.salt, disk, span)).collect::<Result<_>>()?;
+        let logs =
+            manifest.line(disk, end)?.into_iter().map(|delta| (delta, self.log(disk, delta))).collect();
         let image: Arc<dyn Volume> = Arc::clone(self.image(disk)) as Arc<dyn Volume>;
         Ok(Arc::new(Stack::new(indexes, logs, manifest.floor(disk), image)))
     }

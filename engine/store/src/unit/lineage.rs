@@ -61,7 +61,7 @@ impl Manifest {
     pub(crate) fn merge_choice(&self, disk: DiskIndex, end: DeltaId) -> Option<Vec<Span>> {
         let cover = self.cover(disk, end);
         let runs = cover.chunk_by(|a, b| a.tier == b.tier);
-        let run = runs.filter(|run| run.len() >= MERGE_FAN_IN).last()?;
+        let run = runs.rev().find(|run| run.len() >= MERGE_FAN_IN)?;
         Some(run[run.len() - MERGE_FAN_IN..].to_vec())
     }
 
@@ -111,7 +111,8 @@ impl Manifest {
         if id == self.main {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{}: the main branch stays", self.name)));
         }
-        let starts_here = |base: CheckpointId| self.sealed(base).is_ok_and(|sealed| sealed.checkpoint.branch == id);
+        let starts_here =
+            |base: CheckpointId| self.sealed(base).is_ok_and(|sealed| sealed.checkpoint.branch == id);
         if let Some((other, branch)) = self.branches.iter().find(|(_, b)| b.base.is_some_and(starts_here)) {
             let context = format!("{}: {} (branch {other}) starts from branch {id}", self.name, branch.kind);
             return Err(Error::new(ErrorKind::Busy, context));
@@ -126,7 +127,8 @@ impl Manifest {
     pub(crate) fn adopt(&mut self, branch: BranchId) -> Result<BranchId> {
         let old = self.main;
         let base = self.branch(branch)?.base;
-        let Some(base) = base.filter(|base| self.sealed(*base).is_ok_and(|b| b.checkpoint.branch == old)) else {
+        let Some(base) = base.filter(|base| self.sealed(*base).is_ok_and(|b| b.checkpoint.branch == old))
+        else {
             let context = format!("{}: branch {branch} does not start from the main branch", self.name);
             return Err(Error::new(ErrorKind::Unsupported, context));
         };
@@ -142,7 +144,8 @@ impl Manifest {
             }
         }
         self.main = branch;
-        for (id, kind, base) in [(branch, BranchKind::Main, None), (old, BranchKind::Superseded, Some(base))] {
+        for (id, kind, base) in [(branch, BranchKind::Main, None), (old, BranchKind::Superseded, Some(base))]
+        {
             self.branches.entry(id).and_modify(|branch| (branch.kind, branch.base) = (kind, base));
         }
         Ok(old)

@@ -7,8 +7,8 @@ use crate::unit::manifest::{
     Branch, BranchEnd, Delta, DiskSpec, Manifest, MergedIndex, Replay, SealedCheckpoint,
 };
 use blocks::{
-    ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind, Extent, Generation,
-    Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
+    ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind, Extent,
+    Generation, Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
 };
 
 const MAGIC: [u8; 4] = *b"UMan";
@@ -81,7 +81,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
             other => return Err(Error::corrupt(format!("image format {other}"))),
         },
         disks: items(&mut r, |r| {
-            Ok(DiskSpec { len: ByteLen::new(r.u64()?), serial: r.text()?.to_owned(), device: r.text()?.to_owned() })
+            Ok(DiskSpec {
+                len: ByteLen::new(r.u64()?),
+                serial: r.text()?.to_owned(),
+                device: r.text()?.to_owned(),
+            })
         })?,
         generation: Generation(r.u64()?),
         next_delta: r.u64()?,
@@ -220,9 +224,8 @@ fn decode_checkpoint(r: &mut ByteReader<'_>) -> Result<(CheckpointId, SealedChec
     let (frozen_ms, generation, changed) = (r.u64()?, Generation(r.u64()?), ByteLen::new(r.u64()?));
     let lens = items(r, |r| Ok(ByteLen::new(r.u64()?)))?;
     let seqs = items(r, |r| Ok(Seq(r.u64()?)))?;
-    let excluded = items(r, |r| {
-        items(r, |r| Ok(Extent::new(ByteOffset::new(r.u64()?), ByteLen::new(r.u64()?))?))
-    })?;
+    let excluded =
+        items(r, |r| items(r, |r| Ok(Extent::new(ByteOffset::new(r.u64()?), ByteLen::new(r.u64()?))?)))?;
     let ends = items(r, |r| Ok((DeltaId(r.u64()?), Seq(r.u64()?))))?;
     let checkpoint = Checkpoint {
         id,
@@ -285,4 +288,4 @@ impl Manifest {
 
 #[cfg(test)]
 #[path = "manifest_codec_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -117,8 +117,12 @@ impl Unit {
             let readers = spans.iter().map(|span| state.inventory.reader(manifest.salt, disk, span));
             let readers = readers.collect::<Result<Vec<_>>>()?;
             drop(state);
-            let merged =
-                MergedIndex { disk, first: oldest.first, last: newest.last, tier: newest.tier.saturating_add(1) };
+            let merged = MergedIndex {
+                disk,
+                first: oldest.first,
+                last: newest.last,
+                tier: newest.tier.saturating_add(1),
+            };
             let name = files::index_name(&self.dir, disk, merged.first, merged.last);
             let merge = Merge::new(&readers, manifest.floor(disk))?;
             let outcome = self

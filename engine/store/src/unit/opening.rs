@@ -11,8 +11,7 @@ use crate::unit::manifest::{Branch, BranchEnd, Manifest, UnitSpec};
 use crate::unit::pins::ViewPins;
 use crate::unit::unit::{NAME_BYTES_MAX, UnitContext, UnitState};
 use blocks::{
-    BlockShift, DiskIndex, Error, ErrorKind, ExtentMap, ExtentSet, Generation, OpenMode, Result, Seq,
-    StoreId,
+    BlockShift, DiskIndex, Error, ErrorKind, ExtentMap, ExtentSet, Generation, OpenMode, Result, Seq, StoreId,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -43,7 +42,13 @@ impl UnitSpec {
 
 impl Unit {
     /// Makes a new unit in the folder `dir`. The manifest comes last: without it the folder is rubbish.
-    pub(crate) fn create(dir: &str, store: StoreId, salt: u64, spec: UnitSpec, context: &UnitContext) -> Result<Arc<Unit>> {
+    pub(crate) fn create(
+        dir: &str,
+        store: StoreId,
+        salt: u64,
+        spec: UnitSpec,
+        context: &UnitContext,
+    ) -> Result<Arc<Unit>> {
         spec.check()?;
         let storage = Arc::clone(context.table.storage());
         storage.make_dir(dir)?;
@@ -71,7 +76,10 @@ impl Unit {
         let (table, cache) = (Arc::clone(&context.table), Arc::clone(&context.cache));
         let mut inventory = Inventory::new(dir.to_owned(), table, cache, images);
         if let Some(replay) = &manifest.replay {
-            findings.push(format!("{dir}: the consolidation up to checkpoint {} has to be repeated", replay.up_to));
+            findings.push(format!(
+                "{dir}: the consolidation up to checkpoint {} has to be repeated",
+                replay.up_to
+            ));
             for (disk, floor) in manifest.disk_indexes().zip(&replay.floors) {
                 excuse_replayed(&mut inventory, &manifest, disk, *floor)?;
             }
@@ -180,7 +188,12 @@ impl Unit {
 }
 
 /// Blocks of the image that an interrupted replay may have torn are not held against their checksums.
-fn excuse_replayed(inventory: &mut Inventory, manifest: &Manifest, disk: DiskIndex, floor: DeltaId) -> Result<()> {
+fn excuse_replayed(
+    inventory: &mut Inventory,
+    manifest: &Manifest,
+    disk: DiskIndex,
+    floor: DeltaId,
+) -> Result<()> {
     let stack = inventory.stack(manifest, disk, floor)?;
     let mut touched = ExtentSet::new();
     let mut merge = stack.merge()?;

@@ -3,7 +3,7 @@
 //! The order is log synced, index written and synced, manifest published, acknowledged. A crash before the manifest
 //! leaves an open delta whose log is whole, and an index that opening removes.
 
-use crate::branch_disk::{BranchDisk, Sealing, SealedDelta};
+use crate::branch_disk::{BranchDisk, SealedDelta, Sealing};
 use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId};
 use crate::unit::checkpoint::{Checkpoint, CheckpointSpec};
@@ -31,7 +31,11 @@ impl Unit {
     }
 
     /// Seals one disk's open delta without a checkpoint, if it still is as `wanted`.
-    pub(crate) fn seal_part(&self, disk: &BranchDisk, wanted: impl Fn(&BranchDisk) -> bool) -> Result<DeltaId> {
+    pub(crate) fn seal_part(
+        &self,
+        disk: &BranchDisk,
+        wanted: impl Fn(&BranchDisk) -> bool,
+    ) -> Result<DeltaId> {
         let (branch, index) = (disk.identity().branch, disk.identity().disk);
         disk.sync()?;
         let mut state = self.lock_open()?;
@@ -60,7 +64,12 @@ impl Unit {
         }
     }
 
-    fn finish_seal(&self, state: &mut UnitState, next: Manifest, sealings: Vec<Sealing<'_>>) -> Result<Synced> {
+    fn finish_seal(
+        &self,
+        state: &mut UnitState,
+        next: Manifest,
+        sealings: Vec<Sealing<'_>>,
+    ) -> Result<Synced> {
         let mut stacks = Vec::with_capacity(sealings.len());
         for sealing in &sealings {
             let Some(sealed) = sealing.sealed() else { continue };
@@ -103,7 +112,13 @@ impl Manifest {
         Ok(())
     }
 
-    fn seal_delta(&mut self, branch: BranchId, disk: DiskIndex, sealed: &SealedDelta, seq: Seq) -> Result<()> {
+    fn seal_delta(
+        &mut self,
+        branch: BranchId,
+        disk: DiskIndex,
+        sealed: &SealedDelta,
+        seq: Seq,
+    ) -> Result<()> {
         let end = self.end(branch, disk)?;
         let delta = Delta {
             disk,
@@ -141,8 +156,8 @@ impl Manifest {
     }
 
     fn changed_since_checkpoint(&self, branch: BranchId) -> Result<ByteLen> {
-        let of_branch = self.checkpoints.values().filter(|sealed| sealed.checkpoint.branch == branch);
-        let before = of_branch.last().or(match self.branch(branch)?.base {
+        let mut of_branch = self.checkpoints.values().filter(|sealed| sealed.checkpoint.branch == branch);
+        let before = of_branch.next_back().or(match self.branch(branch)?.base {
             Some(base) => Some(self.sealed(base)?),
             None => None,
         });

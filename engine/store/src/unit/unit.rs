@@ -332,7 +332,8 @@ impl Unit {
 
     /// `Busy` where a view of, or somebody with a disk of, one of those branches is left.
     pub(crate) fn check_unused(&self, state: &UnitState, concerned: impl Fn(BranchId) -> bool) -> Result<()> {
-        let busy = |what: String| Err(Error::new(ErrorKind::Busy, format!("{}: {what}", state.manifest.name)));
+        let busy =
+            |what: String| Err(Error::new(ErrorKind::Busy, format!("{}: {what}", state.manifest.name)));
         for pin in self.view_pins.list() {
             let branch = state.manifest.sealed(pin.checkpoint).map(|sealed| sealed.checkpoint.branch);
             if branch.is_ok_and(&concerned) {

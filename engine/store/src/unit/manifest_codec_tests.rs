@@ -1,0 +1,117 @@
+use super::*;
+use blocks::ErrorKind;
+
+pub(crate) fn sample() -> Manifest {
+    let id = |byte: u8| Id::from_bytes([byte; 16]).unwrap();
+    let branch = BranchId(1);
+    let session = BranchId(2);
+    let checkpoint = Checkpoint {
+        id: CheckpointId(4),
+        branch,
+        name: "nightly".into(),
+        consistency: Consistency::FileSystem,
+        source_time: WallClock(1),
+        server_time: WallClock(2),
+        frozen_ms: 3,
+        generation: Generation(2),
+        lens: vec![ByteLen::new(1 << 50)],
+        seqs: vec![Seq(77)],
+        excluded: vec![vec![Extent::new(ByteOffset::new(512), ByteLen::new(1024)).unwrap()]],
+        changed: ByteLen::new(4096),
+    };
+    let end = |sealed, open| BranchEnd { sealed: DeltaId(sealed), sealed_seq: Seq(9), open: DeltaId(open) };
+    let delta = |branch, parent| Delta {
+        disk: DiskIndex(0),
+        branch,
+        parent: DeltaId(parent),
+        log_len: ByteLen::new(640),
+        entries: 2,
+        covered: ByteLen::new(1024),
+    };
+    Manifest {
+        store: StoreId(id(1)),
+        salt: 0x1122_3344_5566_7788,
+        machine: MachineId(id(2)),
+        name: "box".into(),
+        definition: b"{}".to_vec(),
+        image_format: ImageFormat::Vhd,
+        disks: vec![DiskSpec { len: ByteLen::new(1 << 50), serial: "s".into(), device: "/dev/sda".into() }],
+        generation: Generation(2),
+        next_delta: 9,
+        next_branch: 3,
+        next_checkpoint: 5,
+        main: branch,
+        horizon: Some(CheckpointId(3)),
+        floors: vec![DeltaId(1)],
+        replay: Some(Replay { up_to: CheckpointId(4), floors: vec![DeltaId(3)] }),
+        branches: [
+            (branch, Branch { kind: BranchKind::Main, base: None, ends: vec![end(3, 6)] }),
+            (
+                session,
+                Branch {
+                    kind: BranchKind::Session(SessionId(id(3))),
+                    base: Some(CheckpointId(4)),
+                    ends: vec![end(5, 8)],
+                },
+            ),
+        ]
+        .into(),
+        deltas: [
+            (DeltaId(2), delta(branch, 1)),
+            (DeltaId(3), delta(branch, 2)),
+            (DeltaId(5), delta(session, 3)),
+        ]
+        .into(),
+        merged: vec![MergedIndex { disk: DiskIndex(0), first: DeltaId(1), last: DeltaId(3), tier: 1 }],
+        checkpoints: [(CheckpointId(4), SealedCheckpoint { checkpoint, ends: vec![(DeltaId(3), Seq(9))] })]
+            .into(),
+        gaps: vec![Gap { from: WallClock(5), until: WallClock(0), cause: "frozen too long".into() }],
+        notes: [("session".to_owned(), vec![1, 2, 3])].into(),
+    }
+}
+
+#[test]
+fn reads_what_it_writes() {
+    let manifest = sample();
+    assert_eq!(decode(&encode(&manifest)).unwrap(), manifest);
+}
+
+/// The bytes of version 1, kept so that they stay readable.
+#[test]
+fn the_format_stays() {
+    let bytes = encode(&sample());
+    assert_eq!((bytes.len(), crc32c::crc32c(&bytes[..bytes.len() - 4])), (FIXTURE_LEN, FIXTURE_CRC));
+}
+
+const FIXTURE_LEN: usize = 678;
+const FIXTURE_CRC: u32 = 1_003_757_082;
+
+#[test]
+fn every_flipped_bit_and_every_cut_is_refused() {
+    let bytes = encode(&sample());
+    for bit in 0..bytes.len() * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(decode(&flipped).unwrap_err().kind(), ErrorKind::Corrupt, "bit {bit}");
+    }
+    for cut in 0..bytes.len() {
+        assert_eq!(decode(&bytes[..cut]).unwrap_err().kind(), ErrorKind::Corrupt, "cut at {cut}");
+    }
+}
+
+#[test]
+fn what_contradicts_itself_is_refused() {
+    let broken: [fn(&mut Manifest); 6] = [
+        |m| m.main = BranchId(7),
+        |m| m.floors.clear(),
+        |m| m.deltas.retain(|id, _| *id != DeltaId(2)),
+        |m| m.deltas.values_mut().for_each(|delta| delta.parent = DeltaId(40)),
+        |m| m.checkpoints.clear(),
+        |m| m.branches.values_mut().for_each(|branch| branch.ends.clear()),
+    ];
+    for (number, break_it) in broken.iter().enumerate() {
+        let mut manifest = sample();
+        break_it(&mut manifest);
+        assert_eq!(decode(&encode(&manifest)).unwrap_err().kind(), ErrorKind::Corrupt, "case {number}");
+    }
+}

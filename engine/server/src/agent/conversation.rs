@@ -363,6 +363,9 @@ impl Conversation {
                 tracing::error!(%error, name = self.name, "the gap could not be recorded");
             }
         }
+        // Nothing more is appended: whoever comes next need not wait until this one has been told.
+        self.machine.leave_place(&self.handle, self.goodbye, Instant::now());
+        self.ends.ended.send_replace(true);
         if let Some(refusal) = refusal {
             let told = self.out.send(ServerMessage::Refused(refusal));
             // Who cannot be told finds out by the connection's end.
@@ -373,9 +376,7 @@ impl Conversation {
         if tokio::time::timeout(FAREWELL, &mut self.writer).await.is_err() {
             self.writer.abort();
         }
-        self.machine.leave_place(&self.handle, self.goodbye, Instant::now());
         tracing::info!(name = self.name, goodbye = self.goodbye, "the agent has gone");
-        self.ends.ended.send_replace(true);
     }
 }
 

@@ -24,7 +24,7 @@ pub(crate) struct Source {
 }
 
 impl Source {
-    /// The main branch of a unit as it is now.
+    /// The main branch of a unit as it is now. Blocks.
     pub fn new(
         unit: Arc<Unit>,
         machine: Arc<Machine>,
@@ -36,7 +36,9 @@ impl Source {
             .map_err(|_| Error::new(ErrorKind::Unsupported, "more disks than can be numbered"))?;
         let disks: Vec<_> =
             (0..count).map(|index| unit.disk(branch, DiskIndex(index))).collect::<Result<_>>()?;
-        let acknowledged = Mutex::new(vec![Seq(0); disks.len()]);
+        // What the agent knows from its welcome is not acknowledged again.
+        let durable = disks.iter().map(|disk| disk.sync().map(Durable::into_inner));
+        let acknowledged = Mutex::new(durable.collect::<Result<_>>()?);
         let failure = watch::Sender::new(None);
         Ok(Source { unit, machine, branch, generation, disks, requests, out, failure, acknowledged })
     }

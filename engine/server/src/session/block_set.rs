@@ -59,11 +59,6 @@ impl BlockSet {
         self.chunks.get(&(block / BLOCKS_PER_CHUNK)).is_some_and(|words| words[word] & bit != 0)
     }
 
-    /// Whether every block that `extent` touches is in the set.
-    pub fn covers(&self, extent: Extent) -> bool {
-        extent.blocks(BLOCK).all(|block| self.contains_block(block))
-    }
-
     /// How many blocks.
     pub fn count(&self) -> u64 {
         self.count

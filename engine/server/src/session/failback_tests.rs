@@ -257,10 +257,11 @@ fn a_connection_that_ends_anywhere_leads_back_to_a_session_that_serves_or_is_fin
     panic!("40 orders were not enough for a small failback");
 }
 
+/// The step, the server's folder and the machine's disk.
+type Cut = (&'static str, CrashStorage, Arc<dyn Volume>);
+
 /// Runs a failback and takes what a power cut would leave at every step.
-fn cuts_of_a_failback(
-    fault: Fault,
-) -> (World, String, Arc<dyn Volume>, Vec<(&'static str, CrashStorage, Arc<dyn Volume>)>) {
+fn cuts_of_a_failback(fault: Fault) -> (World, String, Arc<dyn Volume>, Vec<Cut>) {
     let mut world = World::new(&[8 << 20], 14);
     let mut random = Random::new(15);
     let changed = vec![world.write_unsent(0, &mut random)];

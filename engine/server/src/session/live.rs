@@ -4,7 +4,9 @@ use crate::session::context::Context;
 use crate::session::dirty_map::{DirtyMap, MapOwner};
 use crate::session::migrate::{Migration, Target};
 use crate::session::pivoted_volume::PivotedVolume;
-use crate::session::record::{MigrationRecord, MigrationState, RecordKeeper, SessionRecord, SessionState};
+use crate::session::record::{
+    MigrationEvent, MigrationRecord, MigrationState, RecordKeeper, SessionRecord, SessionState,
+};
 use crate::session::volume::{SessionVolume, lock};
 use blocks::{ByteLen, DiskIndex, Error, ErrorKind, Result, SessionId, Volume};
 use nbd_server::Export;
@@ -178,6 +180,11 @@ impl LiveSession {
         lock(&self.held).clone()
     }
 
+    /// Does not serve the disks, because.
+    pub fn hold(&self, why: String) {
+        *lock(&self.held) = Some(why);
+    }
+
     /// The guest was restarted: what was lost with the host is no longer relied on.
     pub fn release(&self) -> Result<()> {
         self.record.update(|record| {
@@ -235,16 +242,37 @@ impl LiveSession {
         Ok(Occupied(&self.busy))
     }
 
-    /// Lets migrations go on from their marks.
+    /// Lets migrations go on from their marks. One that cannot even begin has failed; the session goes on.
     pub fn start_migrations(self: &Arc<Self>) -> Result<()> {
         let record = self.record.get();
         for disk in &self.disks {
             let Some(migration) = &record.disk(disk.index)?.migration else { continue };
-            if matches!(migration.state(), MigrationState::Copying { .. } | MigrationState::InStep { .. }) {
-                disk.set_migration(Some(Migration::start(self, disk.index, migration, false)?));
+            if matches!(migration.state(), MigrationState::Copying { .. } | MigrationState::InStep { .. })
+                && let Err(error) = self.start_migration(disk, migration, false)
+            {
+                tracing::warn!("disk {} of session {} cannot be copied on: {error}", disk.index, self.id);
             }
         }
         Ok(())
+    }
+
+    /// Starts a migration that is recorded; where that is not possible, it is recorded as failed.
+    pub fn start_migration(
+        self: &Arc<Self>,
+        disk: &LiveDisk,
+        record: &MigrationRecord,
+        new: bool,
+    ) -> Result<()> {
+        match Migration::start(self, disk.index, record, new) {
+            Ok(migration) => {
+                disk.set_migration(Some(migration));
+                Ok(())
+            }
+            Err(error) => {
+                self.record.migration(disk.index, MigrationEvent::Fail { detail: error.to_string() })?;
+                Err(error)
+            }
+        }
     }
 
     /// Calls off running migrations and waits until they have stopped; their records stay, so they can go on.

@@ -69,7 +69,10 @@ impl Sessions {
             closing: Arc::default(),
         });
         for unit in sessions.store.units() {
-            sessions.resume_unit(&unit)?;
+            // One machine's trouble is not the others'.
+            if let Err(error) = sessions.resume_unit(&unit) {
+                tracing::error!("not every session of {} can be resumed: {error}", unit.name());
+            }
         }
         sessions.watch_marks()?;
         Ok(sessions)
@@ -106,9 +109,13 @@ impl Sessions {
             unit.promote()?;
         }
         let session = Arc::new(LiveSession::open(id, Arc::clone(unit), Arc::clone(&self.context), record));
-        match session.held() {
-            Some(why) => tracing::error!("session {id} of {} is not served: {why}", unit.name()),
-            None => self.start(&session)?,
+        if session.held().is_none()
+            && let Err(error) = self.start(&session)
+        {
+            session.hold(error.to_string());
+        }
+        if let Some(why) = session.held() {
+            tracing::error!("session {id} of {} is not served: {why}", unit.name());
         }
         Ok(session)
     }
@@ -159,12 +166,19 @@ impl Sessions {
             self.context.step("recover.promoted");
         }
         let session = Arc::new(LiveSession::open(id, Arc::clone(unit), Arc::clone(&self.context), record));
-        if let Some(why) = session.held() {
-            return Err(Error::new(ErrorKind::Io, format!("session {id} cannot be opened: {why}")));
-        }
-        session.serve()?;
-        let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         lock(&self.live).insert(id, Arc::clone(&session));
+        if session.held().is_none()
+            && let Err(error) = session.serve()
+        {
+            session.hold(error.to_string());
+        }
+        if let Some(why) = session.held() {
+            return Err(Error::new(
+                ErrorKind::Io,
+                format!("session {id} is in charge and cannot be served: {why}"),
+            ));
+        }
+        let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         session.record.update(|record| {
             record.rto_ms = rto_ms;
             Ok(())
@@ -308,6 +322,7 @@ impl Sessions {
     pub fn migrate(&self, session: &str, options: &MigrateOptions) -> Result<SessionInfo> {
         let session = self.find(session)?;
         let _turn = lock(&self.turn);
+        let _occupied = session.occupy()?;
         self.running(&session)?;
         let disk = session.disk(options.disk)?;
         let before = session.record.get().disk(disk.index)?.migration.clone();
@@ -347,7 +362,7 @@ impl Sessions {
             runs
         });
         if runs != Some(true) && *wanted.state() != MigrationState::Pivoted {
-            disk.set_migration(Some(Migration::start(&session, disk.index, &wanted, is_new)?));
+            session.start_migration(disk, &wanted, is_new)?;
         }
         session_info(&session)
     }
@@ -408,6 +423,7 @@ impl Sessions {
         let info = failback::run(&self.store, &session, link, options, progress);
         drop(occupied);
         if session.record.get().state() != SessionState::Running {
+            session.stop_migrations();
             let (id, unit, record) = (session.id, Arc::clone(&session.unit), session.record.get());
             let ended = LiveSession::open(id, unit, Arc::clone(&self.context), record);
             lock(&self.live).insert(id, Arc::new(ended));

@@ -33,7 +33,6 @@ pub(crate) struct SessionVolume {
     /// How long each write is held up, in microseconds.
     brake_us: AtomicU64,
     watches: RwLock<Vec<Weak<WriteWatch>>>,
-    guest_bytes: AtomicU64,
     unflushed: Unflushed,
 }
 
@@ -100,7 +99,6 @@ impl SessionVolume {
             closed: AtomicBool::new(false),
             brake_us: AtomicU64::new(0),
             watches: RwLock::default(),
-            guest_bytes: AtomicU64::new(0),
             unflushed: Unflushed {
                 hook,
                 marked: AtomicBool::new(marked),
@@ -141,11 +139,6 @@ impl SessionVolume {
     /// What lies below now.
     pub fn inner(&self) -> Arc<dyn Volume> {
         Arc::clone(&self.inner.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Bytes that guests wrote since this was opened, each as often as it was written.
-    pub fn guest_bytes(&self) -> ByteLen {
-        ByteLen::new(self.guest_bytes.load(Ordering::Relaxed))
     }
 
     /// Takes the mark of unflushed writes away where nothing was written for `idle` and all is flushed.
@@ -207,7 +200,6 @@ impl SessionVolume {
         {
             lock(&watch.blocks).insert(extent);
         }
-        self.guest_bytes.fetch_add(extent.len().get(), Ordering::Relaxed);
         if !fua {
             self.unflushed.completed.fetch_add(1, Ordering::SeqCst);
         }

@@ -5,9 +5,7 @@ use crate::session::block_set::{BLOCK, BlockSet, block_range, whole_blocks};
 use crate::session::failback::line::Line;
 use crate::session::live::LiveDisk;
 use crate::session::volume::WriteWatch;
-use blocks::{
-    ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentSet, RequestClass, Result, Volume, is_zero,
-};
+use blocks::{ByteLen, Error, ErrorKind, Extent, ExtentSet, RequestClass, Result, Volume, is_zero};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use wire::{BlockHash, Payload, ServerMessage};
@@ -228,10 +226,5 @@ impl<'a> DiskWork<'a> {
     /// Moves what the guest wrote meanwhile into the next round.
     pub fn take_watched(&mut self) {
         self.next.union(&self.watch.take().extents(self.disk.len()));
-    }
-
-    /// Where the disk ends.
-    pub fn end(&self) -> ByteOffset {
-        self.disk.len().end()
     }
 }

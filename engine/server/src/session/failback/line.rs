@@ -6,6 +6,7 @@
 use crate::agent::RestoreLink;
 use blocks::{DiskIndex, Error, ErrorKind, Extent, Result};
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use wire::{AgentMessage, HashPurpose, HashReport, Payload, RestoreReady, ServerMessage};
@@ -92,15 +93,17 @@ impl Line {
     fn await_answer<T>(
         &mut self,
         what: &str,
-        mut wanted: impl FnMut(AgentMessage) -> std::result::Result<T, AgentMessage>,
+        mut wanted: impl FnMut(AgentMessage) -> ControlFlow<T, AgentMessage>,
     ) -> Result<T> {
         loop {
             match wanted(self.receive(what)?) {
-                Ok(answer) => return Ok(answer),
-                Err(AgentMessage::RestoreSynced { restore, sync }) if restore == self.restore => {
+                ControlFlow::Break(answer) => return Ok(answer),
+                ControlFlow::Continue(AgentMessage::RestoreSynced { restore, sync })
+                    if restore == self.restore =>
+                {
                     self.synced = self.synced.max(sync.min(self.sync));
                 }
-                Err(other) => tracing::debug!("an answer that nobody waits for: {other:?}"),
+                ControlFlow::Continue(other) => tracing::debug!("an answer that nobody waits for: {other:?}"),
             }
         }
     }
@@ -109,8 +112,8 @@ impl Line {
     pub fn ready(&mut self) -> Result<RestoreReady> {
         let ours = self.restore;
         self.await_answer("the target to be opened", |answer| match answer {
-            AgentMessage::RestoreReady(ready) if ready.restore == ours => Ok(ready),
-            other => Err(other),
+            AgentMessage::RestoreReady(ready) if ready.restore == ours => ControlFlow::Break(ready),
+            other => ControlFlow::Continue(other),
         })
     }
 
@@ -118,8 +121,8 @@ impl Line {
     pub fn finished(&mut self) -> Result<()> {
         let ours = self.restore;
         self.await_answer("the machine to take charge", |answer| match answer {
-            AgentMessage::RestoreFinished { restore } if restore == ours => Ok(()),
-            other => Err(other),
+            AgentMessage::RestoreFinished { restore } if restore == ours => ControlFlow::Break(()),
+            other => ControlFlow::Continue(other),
         })
     }
 
@@ -127,8 +130,10 @@ impl Line {
     pub fn hashes(&mut self, disk: DiskIndex) -> Result<HashReport> {
         let ours = HashPurpose::Restore { restore: self.restore };
         self.await_answer("hashes", |answer| match answer {
-            AgentMessage::Hashes(report) if report.purpose == ours && report.disk == disk => Ok(report),
-            other => Err(other),
+            AgentMessage::Hashes(report) if report.purpose == ours && report.disk == disk => {
+                ControlFlow::Break(report)
+            }
+            other => ControlFlow::Continue(other),
         })
     }
 
@@ -139,9 +144,9 @@ impl Line {
             AgentMessage::RestoreData { restore, disk: from, extent, payload }
                 if restore == ours && from == disk =>
             {
-                Ok((extent, payload))
+                ControlFlow::Break((extent, payload))
             }
-            other => Err(other),
+            other => ControlFlow::Continue(other),
         })
     }
 
@@ -163,8 +168,8 @@ impl Line {
         while self.synced < wanted {
             let ours = self.restore;
             let sync = self.await_answer("the target to be synced", |answer| match answer {
-                AgentMessage::RestoreSynced { restore, sync } if restore == ours => Ok(sync),
-                other => Err(other),
+                AgentMessage::RestoreSynced { restore, sync } if restore == ours => ControlFlow::Break(sync),
+                other => ControlFlow::Continue(other),
             })?;
             self.synced = self.synced.max(sync.min(self.sync));
         }

@@ -19,7 +19,7 @@ use std::time::Instant;
 use store::Store;
 use wire::{RestoreBegin, RestoreDisk, ServerMessage, TargetKnowledge};
 
-/// After so many rounds a guest that keeps writing is not waited for.
+/// After so many rounds a cutover does not wait for a guest that keeps writing.
 const ROUNDS_MAX: u32 = 20;
 
 /// Whether work goes on, and who is told.
@@ -237,10 +237,11 @@ impl Failback<'_> {
             Ok(())
         })?;
         self.session.context.step("failback.writing");
-        for round in 1..=ROUNDS_MAX {
+        for round in 1.. {
             self.send_round(line, round)?;
             let left: u64 = self.works.iter().map(|work| work.watch.bytes().get()).sum();
-            if left <= self.session.context.short_round.get() {
+            let patient = !self.options.cutover || round < ROUNDS_MAX;
+            if left <= self.session.context.short_round.get() || !patient {
                 break;
             }
             self.works.iter_mut().for_each(DiskWork::take_watched);

@@ -69,7 +69,7 @@ fn measure(folder: &Path) {
     }
     println!("4 KiB read of a hole    {:>9.1} us", start.elapsed().as_secs_f64() * 1e6 / 20_000.0);
     println!("memory in the end       {:>9} KiB", resident_kib());
-    append_rates(&*disk);
+    append_rates(&disk);
 }
 
 fn open(folder: &Path) -> Store {

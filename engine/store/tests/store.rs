@@ -441,6 +441,27 @@ fn memory_is_bounded_by_parts_and_parts_are_recovered() {
     }
 }
 
+#[test]
+fn a_disk_of_one_pebibyte_fits_every_format() {
+    let storage = CrashStorage::new();
+    let mut spec = spec(1, "large");
+    let len = 1u64 << 50;
+    spec.disks[0].len = ByteLen::new(len);
+    let unit = open(&storage).create_unit(spec).unwrap();
+    let disk = head(&unit);
+    disk.write_zeroes(extent(0, len), false, false, RequestClass::Guest).unwrap();
+    write(&*disk, len - 512, 512, 7);
+    disk.sync().unwrap();
+    let unit = open(&storage.crash(1)).unit(machine(1)).unwrap();
+    let at = seal(&unit, unit.main_branch());
+    let view = unit.view(at, DISK).unwrap();
+    assert_eq!((byte_at(&view, len - 1), byte_at(&view, len / 2)), (7, 0));
+    assert_eq!(unit.checkpoint(at).unwrap().changed.get(), len);
+    let runs: Vec<_> =
+        view.status(extent(0, len)).unwrap().iter().map(|run| run.extent.len().get()).collect();
+    assert_eq!(runs, [len - 512, 512]);
+}
+
 /// Readers, writers, syncs, seals, merges and consolidation at once, on real files.
 #[test]
 fn everything_at_once() {
@@ -535,7 +556,7 @@ fn story(unit: &Unit, promised: &mut Promised) -> Result<()> {
         disk.write_at(ByteOffset::new(2048), &[byte; 70_000 / 512 * 512], false, RequestClass::Guest)
     };
     for byte in 1..=9 {
-        put(&*head(unit), byte)?;
+        put(&head(unit), byte)?;
         head(unit).sync()?;
         promised.synced = byte;
         let at = unit.seal(main, CheckpointSpec::crash_consistent_now())?.into_inner();
@@ -551,7 +572,7 @@ fn story(unit: &Unit, promised: &mut Promised) -> Result<()> {
     put(&disk, 100)?;
     disk.sync()?;
     promised.session_synced = 100;
-    put(&*head(unit), 10)?;
+    put(&head(unit), 10)?;
     head(unit).sync()?;
     promised.synced = 10;
     promised.adopting = true;

@@ -1,0 +1,231 @@
+//! The agent's half of a failback.
+
+mod agent_support;
+use agent_support::*;
+use blocks::{BlockShift, ByteLen, CheckpointId, DiskIndex, Extent, Generation, Seq};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
+use wire::{AgentMessage, BlockHash, Continuity, HashPurpose, Payload, ServerMessage, TargetKnowledge};
+
+const MIB: u64 = 1 << 20;
+
+/// Replicates the disk, then has the server promote: the agent comes back as a standby.
+fn promoted(server: &Server, disk: &Disk, folder: &std::path::Path) -> RunningAgent {
+    let agent = RunningAgent::start(config(server, &[disk], folder));
+    server.checkpoint(false);
+    server.model().rules.standby = true;
+    server.model().rules.generation = 2;
+    let before = server.model().connections;
+    server.cut();
+    eventually("the agent comes back", || server.model().connections > before);
+    server.wait_connected();
+    agent
+}
+
+fn ready(server: &Server, restore: u64) -> TargetKnowledge {
+    server.restore_answer("the target is ready", |answer| match answer {
+        AgentMessage::RestoreReady(ready) if ready.restore == restore => Some(ready.disks[0].clone()),
+        AgentMessage::RestoreFailed { restore: failed, reason } if *failed == restore => panic!("{reason}"),
+        _ => None,
+    })
+}
+
+fn failure(server: &Server, restore: u64) -> String {
+    server.restore_answer("the failure", |answer| match answer {
+        AgentMessage::RestoreFailed { restore: failed, reason } if *failed == restore => Some(reason.clone()),
+        _ => None,
+    })
+}
+
+fn write(server: &Server, restore: u64, at: u64, bytes: Vec<u8>) {
+    let extent = extent(at, bytes.len() as u64);
+    let payload = Payload::Data(bytes);
+    server.order(ServerMessage::RestoreWrite { restore, disk: DiskIndex(0), extent, payload });
+}
+
+fn sync(server: &Server, restore: u64, number: u64) {
+    server.order(ServerMessage::RestoreSync { restore, sync: number });
+    server.restore_answer("the sync", |answer| match answer {
+        AgentMessage::RestoreSynced { restore: of, sync } if *of == restore && *sync == number => Some(()),
+        _ => None,
+    });
+}
+
+fn finish(server: &Server, restore: u64) {
+    let seqs = vec![(DiskIndex(0), Seq(5000))];
+    server.model().durable = vec![Seq(5000)];
+    let (generation, checkpoint) = (Generation(3), CheckpointId(9));
+    server.model().restarted();
+    server.order(ServerMessage::RestoreFinish { restore, generation, checkpoint, seqs });
+    server.restore_answer("the end", |answer| match answer {
+        AgentMessage::RestoreFinished { restore: of } if *of == restore => Some(()),
+        AgentMessage::RestoreFailed { reason, .. } => panic!("{reason}"),
+        _ => None,
+    });
+}
+
+#[test]
+fn a_known_disk_takes_only_what_differs_and_replication_goes_on() {
+    let disk = Disk::new(64 * MIB);
+    let mut file = OpenOptions::new().write(true).open(&disk.device).unwrap();
+    fill(&mut file, 0, 64 * MIB, 3);
+    drop(file);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = promoted(&server, &disk, folder.path());
+    // The old primary wrote something that it never sent.
+    let sent_before = server.model().bytes_received;
+    disk.write(10 * MIB, &[0xAA; 65536]);
+    let read_before = cbt::Disk::open(&disk.device).unwrap().io_counts().unwrap();
+    server.order(begin(1, "", disk.len));
+    let TargetKnowledge::Known { store, acked, changed } = ready(&server, 1) else { panic!("not known") };
+    assert_eq!((store, acked), (store_id(), server.model().seq(0)));
+    assert_eq!(changed, vec![extent(10 * MIB, 65536)]);
+    // It is kept before it is overwritten: read back what was never sent.
+    server.order(ServerMessage::RestoreRead { restore: 1, disk: DiskIndex(0), range: changed[0] });
+    let kept = server.restore_answer("what was never sent", |answer| match answer {
+        AgentMessage::RestoreData { extent, payload: Payload::Data(bytes), .. } => {
+            Some((*extent, bytes.clone()))
+        }
+        _ => None,
+    });
+    assert_eq!(kept, (changed[0], vec![0xAA; 65536]));
+    let original = server.model().disks[0][10 * MIB as usize..10 * MIB as usize + 65536].to_vec();
+    write(&server, 1, 10 * MIB, original);
+    write(&server, 1, 30 * MIB, vec![0xBB; 4096]);
+    server.order(ServerMessage::RestoreWrite {
+        restore: 1,
+        disk: DiskIndex(0),
+        extent: extent(40 * MIB, 128 << 10),
+        payload: Payload::Zero,
+    });
+    sync(&server, 1, 1);
+    {
+        let mut model = server.model();
+        model.disks[0][30 * MIB as usize..30 * MIB as usize + 4096].fill(0xBB);
+        model.disks[0][40 * MIB as usize..40 * MIB as usize + (128 << 10)].fill(0);
+    }
+    let after = cbt::Disk::open(&disk.device).unwrap().io_counts().unwrap();
+    let (read, written) = (after.read - read_before.read, after.written - read_before.written);
+    assert!(read.get() <= 256 << 10, "{read} bytes were read of a disk of 64 MiB");
+    assert!(written.get() <= 256 << 10, "{written} bytes were written");
+    assert_same("the disk after the restore", &server.model().disks[0], &disk.content());
+    finish(&server, 1);
+    // Replication goes on in the first direction: only what changes now is sent.
+    disk.write(50 * MIB, &[0xCC; 4096]);
+    let (report, content) = server.checkpoint(false);
+    assert!(report.disks[0].seq > Seq(5000));
+    assert_same("after the failback", &content[0], &disk.content());
+    let sent = server.model().bytes_received - sent_before;
+    assert!(sent <= 128 << 10, "{sent} bytes were sent after the failback");
+    server.model().rules.standby = false;
+    agent.stop().unwrap();
+    // The new generation and the base outlive the agent.
+    let agent = RunningAgent::start(config(&server, &[&disk], folder.path()));
+    server.checkpoint(false);
+    let hello = server.model().hellos.last().unwrap().clone();
+    assert_eq!(hello.generation, Generation(3));
+    assert!(matches!(hello.disks[0].continuity, Continuity::Tracked { .. }), "{hello:?}");
+    agent.stop().unwrap();
+}
+
+#[test]
+fn another_disk_is_unknown_and_is_protected_afterwards() {
+    let (disk, other) = (Disk::new(32 * MIB), Disk::new(40 * MIB));
+    let mut file = OpenOptions::new().write(true).open(&disk.device).unwrap();
+    fill(&mut file, 0, 8 * MIB, 3);
+    other.write(20 * MIB, &[1; 4096]);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = promoted(&server, &disk, folder.path());
+    server.order(begin(1, other.path(), disk.len));
+    assert!(matches!(ready(&server, 1), TargetKnowledge::Unknown { .. }));
+    let whole = Extent::whole(disk.len).unwrap();
+    server.order(ServerMessage::RestoreHash { restore: 1, disk: DiskIndex(0), range: whole });
+    let report = server.restore_answer("the hashes", |answer| match answer {
+        AgentMessage::Hashes(report) => Some(report.clone()),
+        _ => None,
+    });
+    assert_eq!((report.purpose, report.range), (HashPurpose::Restore { restore: 1 }, whole));
+    let content = server.model().disks[0].clone();
+    let mut sent = 0;
+    for (block, hash) in whole.split(BlockShift::KIB_64.len()).zip(&report.hashes) {
+        let bytes = &content[block.start().get() as usize..block.end().get() as usize];
+        if *hash != Some(<BlockHash>::from(blake3::hash(bytes))) {
+            sent += block.len().get();
+            write(&server, 1, block.start().get(), bytes.to_vec());
+        }
+    }
+    assert_eq!(sent, 8 * MIB + 65536);
+    sync(&server, 1, 1);
+    assert_same("the other disk", &content, &other.content()[..32 * MIB as usize]);
+    server.order(ServerMessage::RestoreAbort { restore: 1, reason: "tested".into() });
+    eventually("the target is released", || OpenOptions::new().write(true).open(&other.device).is_ok());
+    agent.stop().unwrap();
+}
+
+#[test]
+fn targets_that_must_not_be_written_are_refused_by_name() {
+    let (disk, mounted_disk, small) = (Disk::new(32 * MIB), Disk::with_ext4(32 * MIB), Disk::new(16 * MIB));
+    let mounted = mounted_disk.mount();
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = promoted(&server, &disk, folder.path());
+    server.order(begin(1, mounted_disk.path(), disk.len));
+    let reason = failure(&server, 1);
+    assert!(reason.contains(mounted_disk.path()) && reason.contains("mounted at"), "{reason}");
+    server.order(begin(2, small.path(), disk.len));
+    let reason = failure(&server, 2);
+    assert!(reason.contains(small.path()) && reason.contains("33554432"), "{reason}");
+    server.order(begin(3, "/dev/no-such-disk", disk.len));
+    assert!(failure(&server, 3).contains("/dev/no-such-disk"));
+    server.order(begin(4, disk.backing.to_str().unwrap(), disk.len));
+    let reason = failure(&server, 4);
+    assert!(reason.contains("is attached to it") && reason.contains(disk.path()), "{reason}");
+    server.order(begin(5, "/dev/null", disk.len));
+    assert!(failure(&server, 5).contains("neither a block device nor a regular file"));
+    // One that somebody else holds: a second restore of the same device by the kernel's own means.
+    let held = exclusive(&small);
+    server.order(begin(6, small.path(), ByteLen::new(MIB)));
+    assert!(failure(&server, 6).contains("in use"));
+    drop(held);
+    drop(mounted);
+    server.order(begin(7, mounted_disk.path(), disk.len));
+    assert!(matches!(ready(&server, 7), TargetKnowledge::Unknown { .. }));
+    // Held: nobody can mount it under the restore.
+    let mount = std::process::Command::new("mount").arg(mounted_disk.path()).arg("/mnt").output().unwrap();
+    assert!(!mount.status.success());
+    agent.stop().unwrap();
+}
+
+fn exclusive(disk: &Disk) -> std::fs::File {
+    use std::os::unix::fs::OpenOptionsExt;
+    OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk.device).unwrap()
+}
+
+#[test]
+fn a_regular_file_is_restored_too() {
+    let disk = Disk::new(16 * MIB);
+    disk.write(0, &[1; 4096]);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = promoted(&server, &disk, folder.path());
+    let file = folder.path().join("target");
+    let target = std::fs::File::create_new(&file).unwrap();
+    target.set_len(16 * MIB).unwrap();
+    target.write_all_at(&[9; 8192], MIB).unwrap();
+    server.order(begin(1, file.to_str().unwrap(), disk.len));
+    assert!(matches!(ready(&server, 1), TargetKnowledge::Unknown { .. }));
+    write(&server, 1, 0, vec![1; 4096]);
+    server.order(ServerMessage::RestoreWrite {
+        restore: 1,
+        disk: DiskIndex(0),
+        extent: extent(MIB, 8192),
+        payload: Payload::Zero,
+    });
+    sync(&server, 1, 1);
+    assert_same("the file", &std::fs::read(&file).unwrap(), &disk.content());
+    finish(&server, 1);
+    let ended = agent.wait().unwrap_err();
+    assert!(ended.to_string().contains("attach it"), "{ended}");
+}

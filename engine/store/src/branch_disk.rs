@@ -16,7 +16,7 @@ use crate::index::writer::{IndexHeader, IndexWriter};
 use crate::journal::location::{Location, RecordKind};
 use crate::journal::log::{LogWriter, PreparedWrite};
 use crate::journal::record::LogIdentity;
-use crate::plan::{Plan, PlanPiece};
+use crate::plan::{Plan, PlanPiece, status_in_windows};
 use crate::store::StoreOptions;
 use crate::stored_file::{FileTable, StoredFile};
 use crate::unit::Unit;
@@ -428,8 +428,10 @@ impl Volume for BranchDisk {
 
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         check_request(self.identity.len, BlockShift::SECTOR, extent.start(), extent.len())?;
-        let (plan, stack) = self.plan(extent)?;
-        plan.status(stack.image())
+        status_in_windows(extent, |window| {
+            let (plan, stack) = self.plan(window)?;
+            plan.status(stack.image())
+        })
     }
 }
 

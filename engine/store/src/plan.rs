@@ -106,6 +106,31 @@ impl Plan {
     }
 }
 
+/// How many runs a status is content with.
+const STATUS_RUNS: usize = 4096;
+/// How far a status looks at first.
+const STATUS_WINDOW_BYTES: u64 = 1 << 30;
+
+/// The runs of `extent`, asked piece by piece, so that a disk of many extents does not become one long list. Stops
+/// early where there are many runs.
+pub(crate) fn status_in_windows(
+    extent: Extent,
+    status: impl Fn(Extent) -> Result<Vec<ExtentStatus>>,
+) -> Result<Vec<ExtentStatus>> {
+    let mut runs = Vec::new();
+    let mut window = ByteLen::new(STATUS_WINDOW_BYTES);
+    let mut at = extent.start();
+    while at < extent.end() && runs.len() < STATUS_RUNS {
+        let end = at.checked_add(window).map_or(extent.end(), |end| end.min(extent.end()));
+        for run in Extent::between(at, end).map_or(Ok(Vec::new()), &status)? {
+            push_run(&mut runs, run.extent, run.allocation)?;
+        }
+        at = end;
+        window = ByteLen::new(window.get().saturating_mul(2));
+    }
+    Ok(runs)
+}
+
 fn push_run(runs: &mut Vec<ExtentStatus>, extent: Extent, allocation: Allocation) -> Result<()> {
     match runs.last_mut() {
         Some(run) if run.allocation == allocation => {

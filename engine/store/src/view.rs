@@ -1,6 +1,7 @@
 //! A disk as it was at a checkpoint.
 
 use crate::index::stack::Stack;
+use crate::plan::status_in_windows;
 use crate::unit::pins::ViewPin;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
@@ -65,6 +66,6 @@ impl Volume for View {
 
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         check_request(self.len, BlockShift::SECTOR, extent.start(), extent.len())?;
-        self.stack.plan(extent)?.status(self.stack.image())
+        status_in_windows(extent, |window| self.stack.plan(window)?.status(self.stack.image()))
     }
 }

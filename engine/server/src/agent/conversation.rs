@@ -141,7 +141,7 @@ impl Conversation {
             _ => Phase::InitialCopy,
         };
         self.start_ingest().await?;
-        self.machine.set_phase(phase);
+        self.machine.set_source(phase, Instant::now());
         Ok(())
     }
 
@@ -330,7 +330,7 @@ impl Conversation {
     async fn become_source(&mut self) -> Result<()> {
         self.finish_ingest().await;
         self.start_ingest().await?;
-        self.machine.set_phase(Phase::Protected);
+        self.machine.set_source(Phase::Protected, Instant::now());
         Ok(())
     }
 

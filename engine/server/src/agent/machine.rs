@@ -152,6 +152,13 @@ impl Machine {
         Ticked { failed_now: !is_failed(before) && is_failed(state.liveness) }
     }
 
+    /// The connected machine is in charge of itself and does this.
+    pub fn set_source(&self, phase: Phase, now: Instant) {
+        let mut state = self.lock();
+        state.liveness = state.liveness.after(Event::Restored, now, self.deadlines);
+        state.phase = phase;
+    }
+
     pub fn set_phase(&self, phase: Phase) {
         self.lock().phase = phase;
     }

@@ -15,8 +15,8 @@ pub const RESTORE_QUEUE: usize = 8;
 pub struct RestoreLink {
     /// Takes the `Restore...` messages of [`ServerMessage`]; anything else is dropped with a warning.
     pub to_agent: mpsc::Sender<ServerMessage>,
-    /// Gives `RestoreReady`, `RestoreFailed`, `RestoreSynced`, `RestoreData`, `RestoreFinished` and hashes for a restore; `None` once
-    /// the connection is gone.
+    /// Gives `RestoreReady`, `RestoreFailed`, `RestoreSynced`, `RestoreData`, `RestoreFinished` and hashes for a restore;
+    /// `None` once the connection is gone.
     pub from_agent: mpsc::Receiver<AgentMessage>,
 }
 

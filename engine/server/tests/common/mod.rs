@@ -201,7 +201,7 @@ impl Machine {
             }
         };
         let disk = link.welcome.disks[0].clone();
-        if self.acked > 0 && !self.lost_map {
+        if self.acked > 0 && !self.lost_map && link.welcome.role == Role::Source {
             assert!(
                 disk.durable.0 >= self.acked,
                 "acknowledged up to {}, kept {}",

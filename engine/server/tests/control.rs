@@ -1,5 +1,7 @@
 //! What an administrator asks, and the errors that a slip ends in.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::*;
@@ -242,4 +244,45 @@ async fn a_token_is_given_out_and_nonsense_is_not_understood() {
     assert!(answer.contains("\"failed\"") && answer.contains("invalid-input"), "{answer}");
     running.shutdown().await.unwrap();
     assert!(!socket.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_enrolled_machine_shows_its_certificate_until_it_is_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let mut config = config(data);
+    config.listen = Some("127.0.0.1:0".parse().unwrap());
+    let running = server::Server::start(config).await.unwrap();
+    let address = running.agent_addresses()[0].clone();
+    let enroll = Request::Enroll { name: None, seconds: 60 };
+    let Reply::Token(token) = ask(data, enroll).await.unwrap() else { panic!("another reply") };
+    let token = token.token.parse().unwrap();
+    let state = folder.path().join("agent-state");
+    let identity = wire::enroll(&address, &token, "web-1", &state).await.unwrap();
+    assert!(wire::enroll(&address, &token, "web-2", &state).await.is_err(), "a token is good once");
+
+    let mut machine = Machine::new(data, "web-1", DISK);
+    machine.address = address;
+    let refusal = machine.try_connect(machine.hello()).await.err().unwrap();
+    assert_eq!(refusal.kind, RefusalKind::Identity, "without its certificate: {}", refusal.reason);
+    machine.identity = Some(identity);
+    let mut other_name = machine.hello();
+    other_name.name = "db".into();
+    let refusal = machine.try_connect(other_name).await.err().unwrap();
+    assert_eq!(refusal.kind, RefusalKind::Identity, "{}", refusal.reason);
+    let mut link = machine.connect().await;
+    machine.write_random(&mut link, &mut Random::new(6)).await.unwrap();
+    machine.checkpoint(&mut link).await;
+    link.sender.send(&AgentMessage::Goodbye).await.unwrap();
+    wait_for_state(data, "web-1", "stopped").await;
+    let remove = Request::RemoveMachine { machine: "web-1".into() };
+    ask(data, remove).await.unwrap();
+    // Whether the handshake or the first answer says so, nobody is welcomed with that certificate.
+    if let Ok(connection) = wire::connect(&machine.address, machine.identity.as_ref()).await {
+        let (mut sender, mut receiver) = connection.split();
+        let _ = sender.send(&AgentMessage::Hello(machine.hello())).await;
+        let answer = receiver.recv().await;
+        assert!(!matches!(answer, Ok(Some(ServerMessage::Welcome(_)))), "{answer:?}");
+    }
+    running.shutdown().await.unwrap();
 }

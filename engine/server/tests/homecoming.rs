@@ -1,5 +1,7 @@
 //! The way home through a real server: a machine fails, its session is written to, and a scripted agent is the target.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use blocks::{ByteLen, DiskIndex, RequestClass, Volume};

@@ -1,5 +1,7 @@
 //! A scripted agent against a real server: what was acknowledged stays, whatever happens in between.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use blocks::{ByteLen, DiskIndex, Seq};

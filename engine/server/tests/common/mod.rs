@@ -1,6 +1,7 @@
 //! A server in a temporary folder, and an agent that does what a test says.
 
 #![allow(dead_code, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "only tests come here")]
 
 use blocks::{
     ByteLen, ByteOffset, CheckpointId, DiskIndex, Extent, Generation, Id, MachineId, Seq, Storage, StoreId,
@@ -8,15 +9,16 @@ use blocks::{
 };
 use server::control::api::{Event, Progress, Reply, Request};
 use server::{RunningServer, Server, ServerConfig};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::testing::Random;
 use store::{HostStorage, ImageFormat};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use wire::{
-    Address, AgentMessage, CheckpointReport, Consistency, Continuity, DiskHello, DiskInstant, Heartbeat,
-    Hello, Payload, Receiver, Refusal, RefusalKind, Role, Sender, ServerMessage, StartFrom, Welcome, Write,
+    Address, AgentIdentity, AgentMessage, CheckpointReport, Consistency, Continuity, DiskHello, DiskInstant,
+    Heartbeat, Hello, Payload, Receiver, Refusal, RefusalKind, Role, Sender, ServerMessage, StartFrom,
+    Welcome, Write,
 };
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -93,7 +95,8 @@ pub async fn wait_for_state(data: &Path, name: &str, wanted: &str) {
 
 /// A protected disk with a tracker that forgets nothing.
 pub struct Machine {
-    pub socket: PathBuf,
+    pub address: Address,
+    pub identity: Option<AgentIdentity>,
     pub name: String,
     pub boot: Id,
     pub machine: Option<MachineId>,
@@ -122,7 +125,8 @@ pub struct Link {
 impl Machine {
     pub fn new(data: &Path, name: &str, disk_bytes: usize) -> Machine {
         Machine {
-            socket: data.join("agent.sock"),
+            address: Address::Unix(data.join("agent.sock")),
+            identity: None,
             name: name.into(),
             boot: id(77),
             machine: None,
@@ -170,7 +174,7 @@ impl Machine {
 
     /// One try; the refusal where there is one.
     pub async fn try_connect(&mut self, hello: Hello) -> Result<Link, Refusal> {
-        let connection = wire::connect(&Address::Unix(self.socket.clone()), None).await.unwrap();
+        let connection = wire::connect(&self.address, self.identity.as_ref()).await.unwrap();
         let (mut sender, mut receiver) = connection.split();
         sender.send(&AgentMessage::Hello(hello)).await.unwrap();
         let first = tokio::time::timeout(PATIENCE, receiver.recv()).await.unwrap().unwrap().unwrap();

@@ -66,6 +66,12 @@ pub enum Request {
         /// Drop what the guest wrote.
         discard: bool,
     },
+    /// The guest of a `held` session was restarted after the server's host was: serve its disks again. Done with
+    /// [`Reply::Session`].
+    GuestRestarted {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+    },
     /// Copy a session's disk elsewhere while it is in use; then pivot if asked. Done with [`Reply::Session`].
     Migrate {
         /// Its identity, or an unambiguous beginning of it.
@@ -291,7 +297,8 @@ pub struct SessionInfo {
     pub machine_name: String,
     pub checkpoint: u64,
     pub drill: bool,
-    /// `running`, `migrating`, `pivoted`, `failing-back`, `home` (ended by failback), `stopped`.
+    /// `running`, `migrating`, `pivoted`, `failing-back`, `home` (ended by failback), `stopped`, `held` (not served until
+    /// what `detail` says is done).
     pub state: String,
     pub detail: String,
     /// From the request to the exports being served, in milliseconds (achieved RTO of the storage).

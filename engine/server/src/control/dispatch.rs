@@ -23,6 +23,7 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::Recover { machine, at, drill } => sessions::recover(services, machine, at, drill).await,
         Request::Sessions => sessions::list(services).await,
         Request::Session { session } => sessions::get(services, session).await,
+        Request::GuestRestarted { session } => sessions::guest_restarted(services, session).await,
         Request::StopSession { session, discard } => sessions::stop(services, session, discard).await,
         Request::Migrate { session, disk, to, format, rate, pivot } => {
             sessions::migrate(services, sessions::Wanted { session, disk, to, format, rate, pivot }, job)

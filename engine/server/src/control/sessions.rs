@@ -70,6 +70,10 @@ pub(super) async fn get(services: Arc<Services>, session: String) -> Result<Repl
     blocking(move || services.sessions.get(&session).map(Reply::Session)).await
 }
 
+pub(super) async fn guest_restarted(services: Arc<Services>, session: String) -> Result<Reply> {
+    blocking(move || services.sessions.guest_restarted(&session).map(Reply::Session)).await
+}
+
 pub(super) async fn stop(services: Arc<Services>, session: String, discard: bool) -> Result<Reply> {
     blocking(move || services.sessions.stop(&session, discard).map(Reply::Session)).await
 }

@@ -28,6 +28,8 @@ pub(crate) struct Context {
     pub answer_timeout: Duration,
     /// A failback's rounds end when no more than this is left.
     pub short_round: ByteLen,
+    /// How much a migration copies between two marks.
+    pub mark_bytes: ByteLen,
     #[cfg(test)]
     pub on_step: Option<StepHook>,
 }
@@ -45,6 +47,7 @@ impl Context {
             boot: options.boot,
             answer_timeout: Duration::from_secs(300),
             short_round: ByteLen::new(64 << 20),
+            mark_bytes: ByteLen::new(1 << 30),
             #[cfg(test)]
             on_step: None,
         }

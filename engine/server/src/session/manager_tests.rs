@@ -3,7 +3,7 @@ use crate::session::context::StepHook;
 use crate::session::testing::*;
 use blocks::{ByteLen, ByteOffset, Extent, RequestClass};
 use nbd_server::ListenAddress;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use store::testing::{CrashStorage, Random};
 use store::{ImageFormat, StoreOptions};
@@ -167,27 +167,41 @@ fn stopping_keeps_the_branch_unless_it_is_discarded() {
     assert!(world.unit.notes().is_empty());
 }
 
-/// A guest that writes until it is told to stop; returns what the disk must hold.
+/// A guest with three threads that write while `work` is done; at the end the disk must hold what they wrote.
 fn busy_guest<T>(volume: &Arc<dyn Volume>, work: impl FnOnce() -> T) -> T {
+    let model = copy_of(&**volume);
     let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
+    let result = std::thread::scope(|scope| {
         for thread in 0..3_u64 {
-            let stop = &stop;
+            let (stop, model) = (&stop, &model);
             scope.spawn(move || {
                 let mut random = Random::new(100 + thread);
+                // Each has its own third of the disk, so that the order of writes to each sector is known.
+                let third = ByteLen::new(volume.len().get() / 3 / 512 * 512);
                 while !stop.load(Ordering::SeqCst) {
-                    guest_writes(&**volume, 5, &mut random);
-                    if random.chance(10) {
-                        volume.flush().unwrap();
+                    let (extent, data) = some_write(third, &mut random);
+                    let start = ByteOffset::new(extent.start().get() + thread * third.get());
+                    if random.chance(15) {
+                        let extent = Extent::new(start, extent.len()).unwrap();
+                        volume.discard(extent, false, RequestClass::Guest).unwrap();
+                        model.discard(extent, false, RequestClass::Guest).unwrap();
+                    } else {
+                        volume.write_at(start, &data, random.chance(5), RequestClass::Guest).unwrap();
+                        model.write_at(start, &data, false, RequestClass::Guest).unwrap();
                     }
-                    std::thread::sleep(Duration::from_millis(1));
+                    if random.chance(3) {
+                        volume.flush().unwrap();
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                 }
             });
         }
         let result = work();
         stop.store(true, Ordering::SeqCst);
         result
-    })
+    });
+    assert_equal(&**volume, &*model, "what the guest wrote");
+    result
 }
 
 #[test]
@@ -196,7 +210,9 @@ fn a_disk_moves_to_a_file_under_its_guest_and_serves_on_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(name);
         let world = World::new(&[(24 << 20) + 512], 9);
-        let sessions = world.sessions();
+        // Guests get time to write between any two steps.
+        let hook: StepHook = Arc::new(|_| std::thread::sleep(Duration::from_millis(20)));
+        let sessions = Sessions::open_in(Arc::clone(&world.store), world.context(Some(hook))).unwrap();
         let session = sessions.recover(&world.unit, world.base, false).unwrap();
         let id = session.session.as_str();
         let volume = sessions.volume(id, None).unwrap();
@@ -339,6 +355,84 @@ fn a_migration_resumes_after_a_power_cut_at_every_step() {
         volume.flush().unwrap();
         assert_equal(&*open_file(&path, ImageFormat::Raw), &*volume, step);
     }
+}
+
+/// The step, the server's folder, and what the target held.
+type MigrationCut = (&'static str, CrashStorage, PathBuf);
+
+/// At each cut the target is what it was, the journal may have lost what was not flushed; the pivot must agree with it.
+#[test]
+fn a_busy_guests_migration_resumes_after_a_power_cut_at_every_mark_and_round() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let world = World::new(&[12 << 20], 21);
+    let cuts: Arc<Mutex<Vec<MigrationCut>>> = Arc::default();
+    let (storage, seen, folder) = (world.storage.clone(), Arc::clone(&cuts), dir.path().to_owned());
+    let hook: StepHook = Arc::new(move |step| {
+        if step.starts_with("migrate.") {
+            let copy = folder.join(format!("cut-{}", lock(&seen).len()));
+            let seed = lock(&seen).len() as u64;
+            // The journal first: what the target got before its copy must be found through the journal.
+            let crashed = storage.crash(seed);
+            copy_file(&folder.join("disk.raw"), &copy);
+            lock(&seen).push((step, crashed, copy));
+        }
+    });
+    let mut context = world.context(Some(hook));
+    context.mark_bytes = ByteLen::new(1 << 20);
+    let sessions = Sessions::open_in(Arc::clone(&world.store), context).unwrap();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let id = session.session.as_str();
+    let volume = sessions.volume(id, None).unwrap();
+    busy_guest(&volume, || {
+        sessions.migrate(id, &MigrateOptions { rate: Some(20 << 20), ..to(&path) }).unwrap();
+        sessions.wait_migration(id, None, false, &|_| true).unwrap();
+        std::thread::sleep(Duration::from_millis(1500));
+    });
+    drop((volume, sessions));
+    let cuts = std::mem::take(&mut *lock(&cuts));
+    let marks = cuts.iter().filter(|(step, ..)| *step == "migrate.marked").count();
+    let rounds = cuts.iter().filter(|(step, ..)| *step == "migrate.round-copied").count();
+    assert!(marks > 5 && rounds > 2, "{marks} marks, {rounds} rounds");
+    for (cut, (step, storage, file)) in cuts.into_iter().enumerate() {
+        let _ = std::fs::remove_file(&path);
+        copy_file(&file, &path);
+        let (_store, sessions) = reopen(&storage, "boot-2");
+        if sessions.get(id).unwrap().state == "held" {
+            sessions.guest_restarted(id).unwrap();
+        }
+        sessions.migrate(id, &MigrateOptions { pivot: true, ..to(&path) }).unwrap();
+        let expected = copy_of(&*world_branch(&sessions, id));
+        sessions.wait_migration(id, None, true, &|_| true).unwrap();
+        let volume = sessions.volume(id, None).unwrap();
+        assert_equal(&*volume, &*expected, &format!("cut {cut} at {step}"));
+    }
+}
+
+fn world_branch(sessions: &Sessions, id: &str) -> Arc<store::BranchDisk> {
+    Arc::clone(&sessions.find(id).unwrap().disks[0].branch)
+}
+
+#[test]
+fn what_changed_since_the_mark_is_copied_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let world = World::new(&[12 << 20], 22);
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let id = session.session.as_str();
+    sessions.migrate(id, &to(&path)).unwrap();
+    sessions.wait_migration(id, None, false, &|_| true).unwrap();
+    std::fs::copy(&path, dir.path().join("at-the-mark")).unwrap();
+    let volume = sessions.volume(id, None).unwrap();
+    guest_writes(&*volume, 30, &mut Random::new(23));
+    let expected = copy_of(&*volume);
+    drop((volume, sessions));
+    std::fs::copy(dir.path().join("at-the-mark"), &path).unwrap();
+    let sessions = world.sessions();
+    sessions.migrate(id, &MigrateOptions { pivot: true, ..MigrateOptions::default() }).unwrap();
+    sessions.wait_migration(id, None, true, &|_| true).unwrap();
+    assert_equal(&*sessions.volume(id, None).unwrap(), &*expected, "the copy");
 }
 
 #[test]

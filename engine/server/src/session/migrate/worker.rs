@@ -8,7 +8,8 @@
 //! A mark says: the target's medium holds everything before `position` as it was at the end of `delta`. After a restart
 //! the rest of the disk and whatever changed since `delta` are copied again. During the first pass `delta` stays where
 //! the migration began; a round seals a part *before* it takes the watch's blocks, so once they are copied that part
-//! is the new mark. A target that fails ends the migration and nothing else.
+//! is the new mark. The branch is synced before a mark and before a round's copy, so that after the death of the host every
+//! write that the target may hold is in the branch too, and `changed_since` finds its block. A target that fails ends the migration and nothing else.
 
 use crate::session::block_set::BlockSet;
 use crate::session::dirty_map::{DirtyMap, MapOwner};
@@ -26,8 +27,7 @@ use store::DeltaId;
 
 /// How much may be left when guests are made to wait for the rest.
 const SHORT: ByteLen = ByteLen::new(16 << 20);
-/// How much is copied, and how much time passes, between two marks.
-const MARK_BYTES: u64 = 1 << 30;
+/// How much time passes between two marks, where not enough is copied to want one earlier.
 const MARK_EVERY: Duration = Duration::from_secs(10);
 /// How often a copy in step looks for new writes.
 const STEP_EVERY: Duration = Duration::from_millis(500);
@@ -273,7 +273,8 @@ impl<'a> Work<'a> {
         let end = self.disk.len().end();
         self.shared.copied.store(self.position.get(), Ordering::Relaxed);
         while let Some(rest) = Extent::between(self.position, end) {
-            let Some(piece) = rest.split(ByteLen::new(64 << 20)).next() else { break };
+            let step = self.session.context.mark_bytes.min(ByteLen::new(64 << 20));
+            let Some(piece) = rest.split(step).next() else { break };
             self.shared.left.store((rest.len() + self.watch.bytes()).get(), Ordering::Relaxed);
             self.copier.pace.set_rate(self.shared.rate());
             let (skip, unmarked, copied) = (self.skip_holes, &mut self.unmarked, &self.shared.copied);
@@ -282,7 +283,7 @@ impl<'a> Work<'a> {
                 copied.fetch_add(done.len().get(), Ordering::Relaxed);
             })?;
             self.position = piece.end();
-            if self.unmarked >= MARK_BYTES || self.marked.elapsed() >= MARK_EVERY {
+            if self.mark_is_due() {
                 self.mark(self.position, self.delta)?;
             }
         }
@@ -291,8 +292,7 @@ impl<'a> Work<'a> {
 
     /// Copies what the watch has; after a while, or where it was much, the result is marked.
     fn round(&mut self) -> Result<()> {
-        let due = self.unmarked >= MARK_BYTES || self.marked.elapsed() >= MARK_EVERY;
-        let sealed = match due && !self.watch.bytes().is_zero() {
+        let sealed = match self.mark_is_due() && !self.watch.bytes().is_zero() {
             true => Some(self.disk.branch.seal_part()?),
             false => None,
         };
@@ -301,6 +301,10 @@ impl<'a> Work<'a> {
             Some(delta) => self.mark(self.position, delta),
             None => Ok(()),
         }
+    }
+
+    fn mark_is_due(&self) -> bool {
+        self.unmarked >= self.session.context.mark_bytes.get() || self.marked.elapsed() >= MARK_EVERY
     }
 
     fn mark_all_copied(&mut self) -> Result<()> {
@@ -314,10 +318,15 @@ impl<'a> Work<'a> {
         if let Some(map) = &self.map {
             map.mark_all(&blocks)?;
         }
-        let result = self.copy_blocks(&blocks);
+        if blocks.is_empty() {
+            return Ok(());
+        }
+        // A write that the target has and the branch loses with its host would be missed by `changed_since`.
+        let result = self.disk.branch.sync().and_then(|_| self.copy_blocks(&blocks));
         if result.is_err() {
             self.watch.put_back(&blocks);
         }
+        self.session.context.step("migrate.round-copied");
         result
     }
 
@@ -334,6 +343,7 @@ impl<'a> Work<'a> {
     }
 
     fn mark(&mut self, position: ByteOffset, delta: DeltaId) -> Result<()> {
+        self.disk.branch.sync()?;
         self.target.flush()?;
         let mark = MigrationEvent::Mark { position: position.get(), delta };
         self.session.record.migration(self.disk.index, mark)?;

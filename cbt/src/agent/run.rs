@@ -229,13 +229,12 @@ async fn carry(
             }
         }
     };
-    // The worker has let go of its end: the writer sends what is left, and a goodbye where that is wanted.
-    let clean = matches!(ended, Some(Ok(Ended::Stopped))) || matches!(end, End::Final(_));
-    if clean
-        && !writing.is_finished()
+    // The worker has let go of its end: the writer sends what is left, and a goodbye where a stop was asked for.
+    let stopped = matches!(ended, Some(Ok(Ended::Stopped)));
+    if (stopped || ended.is_none())
         && let Ok(Ok(Ok(mut sender))) = tokio::time::timeout(STOP_TIMEOUT, &mut writing).await
     {
-        let _ = tokio::time::timeout(STOP_TIMEOUT, goodbye(&mut sender)).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, close(&mut sender, stopped)).await;
     }
     writing.abort();
     reading.abort();
@@ -311,8 +310,10 @@ async fn write(
     }
 }
 
-async fn goodbye(sender: &mut Sender<AgentMessage>) -> Result<()> {
-    sender.send(&AgentMessage::Goodbye).await?;
+async fn close(sender: &mut Sender<AgentMessage>, goodbye: bool) -> Result<()> {
+    if goodbye {
+        sender.send(&AgentMessage::Goodbye).await?;
+    }
     sender.close().await
 }
 

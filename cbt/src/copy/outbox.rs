@@ -21,6 +21,7 @@ pub(crate) struct Receiver {
 pub(crate) struct Outbox {
     disk: DiskIndex,
     receiver: Receiver,
+    durable: Seq,
     first: Seq,
     last: Seq,
     noted: Seq,
@@ -31,7 +32,7 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Numbers go on after `last`, which must be no lower than any number sent before.
     pub fn new(disk: DiskIndex, receiver: Receiver, acked: Seq, last: Seq) -> Outbox {
-        Outbox { disk, receiver, first: last, last, noted: Seq(0), acked, zeroes: None }
+        Outbox { disk, receiver, durable: acked, first: last, last, noted: Seq(0), acked, zeroes: None }
     }
 
     /// The number of the last write; zeroes that still wait to be joined are not counted.
@@ -65,12 +66,22 @@ impl Outbox {
         }
     }
 
-    /// Sends what waits; the number of the last write.
+    /// Sends what waits; the number of the last write that the server has or was sent.
     pub fn flush(&mut self, link: &Link, tracker: &dyn Tracker) -> Result<Seq> {
         if let Some(zeroes) = self.zeroes.take() {
             self.send(link, tracker, zeroes, Payload::Zero)?;
         }
-        Ok(self.last)
+        // Numbers that were only noted ahead in an earlier connection never were writes.
+        Ok(if self.sent_anything() { self.last } else { self.durable })
+    }
+
+    /// The connection is gone: no number past the last write was sent.
+    pub fn close(&mut self, tracker: &dyn Tracker) -> Result<()> {
+        if self.sent_anything() {
+            self.noted = self.last;
+            tracker.set_base(self.base())?;
+        }
+        Ok(())
     }
 
     fn send(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent, payload: Payload) -> Result<()> {

@@ -129,6 +129,9 @@ impl Replica {
         self.phase = Phase::Idle;
         self.wanted = None;
         self.written_since = None;
+        if let Some(outbox) = &mut self.outbox {
+            outbox.close(&*self.tracker)?;
+        }
         self.requeue()
     }
 

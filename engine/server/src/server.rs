@@ -61,16 +61,17 @@ impl Server {
             })
             .await?
         };
-        let (stop, stopping) = stop();
-        let mut tasks = Vec::new();
-        let mut agent_addresses = Vec::new();
         let agent_socket = config.agent_socket.clone().map(Address::Unix);
+        let mut listeners = Vec::new();
         for address in config.listen.iter().chain(&agent_socket) {
-            let listener = wire::Listener::bind(address).await?;
-            agent_addresses.push(listener.address().clone());
-            tasks.push(tokio::spawn(accept_agents(services.clone(), listener, stopping.clone())));
+            listeners.push(wire::Listener::bind(address).await?);
         }
         let socket = wire::Listener::bind(&Address::Unix(config.control_socket())).await?;
+        // From here on nothing can fail any more.
+        let (stop, stopping) = stop();
+        let agent_addresses: Vec<_> = listeners.iter().map(|listener| listener.address().clone()).collect();
+        let agents = |listener| tokio::spawn(accept_agents(services.clone(), listener, stopping.clone()));
+        let mut tasks: Vec<_> = listeners.into_iter().map(agents).collect();
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
         tasks.push(tokio::spawn(retention::run(services.clone(), config.keep, stopping.clone())));
         tasks.push(tokio::spawn(watch_silence(services.clone(), stopping)));

@@ -526,3 +526,7 @@ impl Sealing<'_> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "branch_disk_tests.rs"]
+mod tests;

@@ -39,7 +39,7 @@ impl Default for StoreOptions {
         StoreOptions {
             reserve: ByteLen::new(256 << 20),
             part_extents_max: 128 << 10,
-            part_log_bytes_max: ByteLen::new(4 << 30),
+            part_log_bytes_max: ByteLen::new(512 << 20),
             index_cache: ByteLen::new(16 << 20),
             merge_in_background: true,
         }

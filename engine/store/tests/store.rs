@@ -259,6 +259,30 @@ fn rot_in_a_log_is_reported_with_file_offset_and_extent() {
     assert_eq!(byte_at(&view, 8192), 2);
 }
 
+/// What lay behind a torn record must not come back when the place of the torn one is written again.
+#[test]
+fn what_was_cut_never_returns() {
+    let storage = CrashStorage::new();
+    let unit = open(&storage).create_unit(spec(1, "box")).unwrap();
+    for (start, byte) in [(0, 1), (4096, 2), (8192, 3)] {
+        write(&*head(&unit), start, 512, byte);
+    }
+    drop(unit);
+    let name = format!("units/{}/disk0/1.log", machine(1));
+    storage.flip_bit(&name, ByteOffset::new(64 + 512 + 64 + 9), 2).unwrap();
+    let store = open(&storage);
+    assert!(store.findings()[0].contains("torn tail of 1152 bytes at offset 576"), "{:?}", store.findings());
+    let unit = store.unit(machine(1)).unwrap();
+    assert_eq!(head(&unit).last_seq(), Seq(1));
+    write(&*head(&unit), 4096, 512, 4);
+    head(&unit).sync().unwrap();
+    drop((unit, store));
+    let unit = open(&storage.crash(1)).unit(machine(1)).unwrap();
+    assert_eq!(head(&unit).last_seq(), Seq(2));
+    let bytes = [0, 4096, 8192].map(|at| byte_at(&*head(&unit), at));
+    assert_eq!(bytes, [1, 4, 0]);
+}
+
 #[test]
 fn rot_in_the_image_is_found() {
     let storage = CrashStorage::new();

@@ -311,7 +311,7 @@ pub struct ServerArguments {
     /// Format of new machines' images: vhd or raw [default: vhd].
     #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = ["vhd", "raw"])]
     pub image_format: Option<String>,
-    /// Room that is always left free in the data folder [default: 64MiB].
+    /// Room that is always left free in the data folder [default: 256MiB].
     #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
     pub reserve: Option<bytesize::ByteSize>,
 }

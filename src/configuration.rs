@@ -1,8 +1,9 @@
 //! The configuration file: what flags and `UNDERSTUDY_*` variables do not say.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 const DEFAULT_PATH: &str = "/etc/understudy.toml";
 
@@ -62,6 +63,15 @@ impl Configuration {
         let text = std::fs::read_to_string(path).with_context(|| format!("configuration {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("configuration {}", path.display()))
     }
+}
+
+/// A value of the file, by the same rules as the flag of that name.
+pub fn parse<T: FromStr>(key: &str, value: Option<String>) -> anyhow::Result<Option<T>>
+where
+    T::Err: std::fmt::Display,
+{
+    let parse = |text: String| text.parse().map_err(|error| anyhow!("configuration key {key} = '{text}': {error}"));
+    value.map(parse).transpose()
 }
 
 #[cfg(test)]

@@ -167,6 +167,7 @@ fn fio_verifies_random_writes_with_many_in_flight() {
             "--iodepth=32",
             "--verify=crc32c",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--do_verify=1",
             "--fsync=64",
             "--randrepeat=0",
@@ -192,6 +193,7 @@ fn fio_verifies_over_several_connections_at_once() {
         "--iodepth=16",
         "--verify=md5",
         "--verify_fatal=1",
+            "--verify_state_save=0",
         "--do_verify=1",
         "--group_reporting",
     ];

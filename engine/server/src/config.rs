@@ -15,6 +15,8 @@ pub struct ServerConfig {
     pub listen: Option<Address>,
     /// Where agents on this machine connect.
     pub agent_socket: Option<PathBuf>,
+    /// Where an administrator's commands come in; `control.sock` in the data folder where nothing is said.
+    pub control: Option<PathBuf>,
     /// Where recovered disks are served.
     pub nbd: Vec<ListenAddress>,
     /// How long history is kept: checkpoints older than this are consolidated into the images.
@@ -34,6 +36,7 @@ impl ServerConfig {
             data: data.into(),
             listen: None,
             agent_socket: None,
+            control: None,
             nbd: Vec::new(),
             keep: Duration::from_secs(24 * 60 * 60),
             heartbeat_deadline: Duration::from_secs(15),
@@ -44,6 +47,6 @@ impl ServerConfig {
 
     /// Where an administrator's commands come in.
     pub fn control_socket(&self) -> PathBuf {
-        self.data.join("control.sock")
+        self.control.clone().unwrap_or_else(|| self.data.join("control.sock"))
     }
 }

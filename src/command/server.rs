@@ -1,0 +1,52 @@
+//! `understudy server`.
+
+use super::stop_signal;
+use crate::arguments::ServerArguments;
+use crate::configuration::{Configuration, parse};
+use crate::control::DEFAULT_DATA;
+use anyhow::Context;
+use blocks::ByteLen;
+use bytesize::ByteSize;
+use humantime::Duration;
+use server::{Server, ServerConfig};
+use std::path::PathBuf;
+
+const DEFAULT_LISTEN: &str = "127.0.0.1:10810";
+const DEFAULT_NBD: &str = "127.0.0.1:10809";
+const DEFAULT_KEEP: std::time::Duration = std::time::Duration::from_secs(4 * 60 * 60);
+
+/// Serves until SIGTERM or an interrupt.
+pub fn run(flags: ServerArguments, file: Configuration, control: Option<PathBuf>) -> anyhow::Result<()> {
+    super::start_logging();
+    let config = config(flags, file, control)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
+        let running = Server::start(config).await?;
+        stop_signal().await?;
+        running.shutdown().await.context("ending")
+    })
+}
+
+fn config(flags: ServerArguments, file: Configuration, control: Option<PathBuf>) -> anyhow::Result<ServerConfig> {
+    let Configuration { control: control_in_file, server: file, .. } = file;
+    let mut config = ServerConfig::new(flags.data.or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)));
+    config.control = control.or(control_in_file);
+    let listen = flags.listen.or(file.listen).unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
+    config.listen = Some(listen.parse().with_context(|| format!("--listen {listen}"))?);
+    config.agent_socket = flags.agent_socket.or(file.agent_socket);
+    let nbd = [flags.nbd, file.nbd, vec![DEFAULT_NBD.to_owned()]].into_iter().find(|list| !list.is_empty());
+    for address in nbd.unwrap_or_default() {
+        config.nbd.push(address.parse().with_context(|| format!("--nbd {address}"))?);
+    }
+    config.keep = flags.keep.or(parse("keep", file.keep)?).map_or(DEFAULT_KEEP, Into::into);
+    let deadline: Option<Duration> = flags.heartbeat_deadline.or(parse("heartbeat-deadline", file.heartbeat_deadline)?);
+    if let Some(deadline) = deadline {
+        config.heartbeat_deadline = deadline.into();
+    }
+    if let Some(format) = flags.image_format.or(file.image_format) {
+        config.image_format = format.parse()?;
+    }
+    if let Some(reserve) = flags.reserve.or(parse::<ByteSize>("reserve", file.reserve)?) {
+        config.store.reserve = ByteLen::new(reserve.as_u64());
+    }
+    Ok(config)
+}

@@ -1,4 +1,5 @@
 //! Nothing stays frozen: whoever dies, whenever.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod agent_support;
 use agent_support::*;

@@ -1,4 +1,5 @@
 //! The agent's half of a failback.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 mod agent_support;
 use agent_support::*;

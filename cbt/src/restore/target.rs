@@ -15,7 +15,7 @@ const BLKFLSBUF: libc::Ioctl = 0x1261;
 /// `_IO(0x12, 127)`: zero a range.
 const BLKZEROOUT: libc::Ioctl = 0x127f;
 /// Zeroes are written in pieces of this size where the target cannot make them itself.
-const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
 /// A block device or a regular file that nobody else has, open for writing.
 #[derive(Debug)]

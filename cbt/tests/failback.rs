@@ -132,7 +132,7 @@ fn a_known_disk_takes_only_what_differs_and_replication_goes_on() {
 
 #[test]
 fn another_disk_is_unknown_and_is_protected_afterwards() {
-    let (disk, other) = (Disk::new(32 * MIB), Disk::new(40 * MIB));
+    let (disk, other) = (Disk::new(32 * MIB), Disk::new(32 * MIB));
     let mut file = OpenOptions::new().write(true).open(&disk.device).unwrap();
     fill(&mut file, 0, 8 * MIB, 3);
     other.write(20 * MIB, &[1; 4096]);
@@ -160,8 +160,18 @@ fn another_disk_is_unknown_and_is_protected_afterwards() {
     assert_eq!(sent, 8 * MIB + 65536);
     sync(&server, 1, 1);
     assert_same("the other disk", &content, &other.content()[..32 * MIB as usize]);
+    assert!(exclusive(&other).is_err(), "held as long as the restore lasts");
     server.order(ServerMessage::RestoreAbort { restore: 1, reason: "tested".into() });
-    eventually("the target is released", || OpenOptions::new().write(true).open(&other.device).is_ok());
+    eventually("the target is released", || exclusive(&other).is_ok());
+    server.order(begin(2, other.path(), disk.len));
+    ready(&server, 2);
+    finish(&server, 2);
+    let before = server.model().bytes_received;
+    disk.write(MIB, &[7; 4096]);
+    other.write(2 * MIB, &[8; 4096]);
+    let (_, content) = server.checkpoint(false);
+    assert_same("the other disk is the protected one", &content[0], &other.content());
+    assert!(server.model().bytes_received - before <= 65536);
     agent.stop().unwrap();
 }
 
@@ -186,7 +196,7 @@ fn targets_that_must_not_be_written_are_refused_by_name() {
     server.order(begin(5, "/dev/null", disk.len));
     assert!(failure(&server, 5).contains("neither a block device nor a regular file"));
     // One that somebody else holds: a second restore of the same device by the kernel's own means.
-    let held = exclusive(&small);
+    let held = exclusive(&small).unwrap();
     server.order(begin(6, small.path(), ByteLen::new(MIB)));
     assert!(failure(&server, 6).contains("in use"));
     drop(held);
@@ -199,9 +209,9 @@ fn targets_that_must_not_be_written_are_refused_by_name() {
     agent.stop().unwrap();
 }
 
-fn exclusive(disk: &Disk) -> std::fs::File {
+fn exclusive(disk: &Disk) -> std::io::Result<std::fs::File> {
     use std::os::unix::fs::OpenOptionsExt;
-    OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk.device).unwrap()
+    OpenOptions::new().read(true).custom_flags(libc::O_EXCL).open(&disk.device)
 }
 
 #[test]

@@ -128,7 +128,7 @@ impl Writer {
                 let mut file = File::create(at.join(format!("file-{}", round % 17))).unwrap();
                 let bytes: Vec<u8> = (0..64 << 10).map(|at: u64| (at / 512 + round) as u8).collect();
                 file.write_all(&bytes).unwrap();
-                if round % 3 == 0 {
+                if round.is_multiple_of(3) {
                     file.sync_all().unwrap();
                 }
                 std::thread::sleep(pause);

@@ -414,6 +414,39 @@ fn world_branch(sessions: &Sessions, id: &str) -> Arc<store::BranchDisk> {
 }
 
 #[test]
+fn the_copy_never_keeps_a_write_that_the_journal_lost_with_its_host() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let world = World::new(&[12 << 20], 24);
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let id = session.session.as_str();
+    let volume = sessions.volume(id, None).unwrap();
+    sessions.migrate(id, &to(&path)).unwrap();
+    sessions.wait_migration(id, None, false, &|_| true).unwrap();
+    // Not flushed: a power cut may take it from the journal, while the target has it.
+    volume.write_at(ByteOffset::new(5 << 20), &[0xab; 4096], false, RequestClass::Guest).unwrap();
+    let in_target = || std::fs::read(&path).unwrap()[5 << 20] == 0xab;
+    let begun = Instant::now();
+    while !in_target() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "the copy keeps in step");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    std::fs::copy(&path, dir.path().join("with-the-write")).unwrap();
+    let cuts: Vec<_> = (0..12).map(|seed| world.storage.crash(seed)).collect();
+    drop((volume, sessions));
+    for (seed, storage) in cuts.into_iter().enumerate() {
+        std::fs::copy(dir.path().join("with-the-write"), &path).unwrap();
+        let (_store, sessions) = reopen(&storage, "boot-2");
+        let expected = copy_of(&*world_branch(&sessions, id));
+        sessions.guest_restarted(id).unwrap();
+        sessions.migrate(id, &MigrateOptions { pivot: true, ..MigrateOptions::default() }).unwrap();
+        sessions.wait_migration(id, None, true, &|_| true).unwrap();
+        assert_equal(&*sessions.volume(id, None).unwrap(), &*expected, &format!("seed {seed}"));
+    }
+}
+
+#[test]
 fn what_changed_since_the_mark_is_copied_again() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("disk.raw");

@@ -9,11 +9,13 @@ use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const SLOT_BYTES: usize = 4096;
 const SLOTS: u64 = 8192;
 const BATCH: usize = 16;
+/// A busy database on two cores, not a benchmark of them: about 10 MB of random 4 KiB writes a second.
+const PAUSE: Duration = Duration::from_millis(5);
 
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -45,6 +47,7 @@ fn write(file: &str, ledger: &str) -> anyhow::Result<()> {
         let now = now_ms()?;
         written.iter().for_each(|(number, slot)| lines.push_str(&format!("{number} {slot} {now}\n")));
         ledger.write_all(lines.as_bytes())?;
+        std::thread::sleep(PAUSE);
     }
 }
 

@@ -65,7 +65,10 @@ impl ProgressView for Lines {
             None => true,
         };
         if due {
-            eprintln!("{}: {} of {}", now.step, size(now.done), size(now.total));
+            match now.total {
+                0 => eprintln!("{}", now.step),
+                total => eprintln!("{}: {} of {}", now.step, size(now.done), size(total)),
+            }
             self.shown = Some((Instant::now(), now.step.clone()));
         }
     }

@@ -118,9 +118,10 @@ impl Worker {
             ServerMessage::RestoreWrite { disk, extent, payload, .. } => {
                 restore.write(disk, extent, &payload)
             }
-            ServerMessage::RestoreSync { sync, .. } => {
-                restore.sync().and_then(|()| link.send(AgentMessage::RestoreSynced { restore: number, sync }))
-            }
+            ServerMessage::RestoreSync { sync, .. } => restore.sync().and_then(|()| {
+                blocks::crash_point("restore.synced");
+                link.send(AgentMessage::RestoreSynced { restore: number, sync })
+            }),
             ServerMessage::RestoreFinish { generation, seqs, .. } => self.finish(session, generation, &seqs),
             _ => Ok(()),
         };
@@ -152,7 +153,7 @@ impl Worker {
                 None => elsewhere = Some(target.device.clone()),
             }
         }
-        blocks::crash_point("agent-restore-reset");
+        blocks::crash_point("restore.reset");
         session.receiver = receiver;
         if let Err(error) = self.state.remember(receiver.machine, generation) {
             tracing::warn!("{error}");

@@ -307,6 +307,16 @@ async fn write(
             owed = Some((write.disk, write.seq));
         }
         sender.send(&message).await?;
+        note_sent(&message);
+    }
+}
+
+/// What has gone to the socket may or may not arrive: where a crash hurts.
+fn note_sent(message: &AgentMessage) {
+    match message {
+        AgentMessage::Write(_) => blocks::crash_point("copy.sent"),
+        AgentMessage::RestoreReady(_) => blocks::crash_point("restore.ready"),
+        _ => {}
     }
 }
 

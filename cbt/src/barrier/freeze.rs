@@ -53,6 +53,7 @@ impl<'a> FrozenSystems<'a> {
         let Guarded { file, mount_point } = &self.guarded[index];
         match freeze(file) {
             Ok(()) => {
+                blocks::crash_point("barrier.frozen");
                 self.frozen.push(index);
                 watchdog.frozen(index)
             }

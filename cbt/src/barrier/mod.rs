@@ -147,10 +147,17 @@ fn attempt(
     let settled = settle(replicas, &mut held, settings, excluded, until, &|| !frozen.watchdog_hung_up());
     let taken_at = WallClock::now();
     let consistency = consistency(&systems, &frozen);
+    let exact = matches!(settled, Ok(Settled::Exact));
+    if exact {
+        blocks::crash_point("barrier.read");
+    }
     let thawed = frozen.thaw();
     let frozen = began.elapsed();
     if let Err(error) = thawed {
         return Ok(Attempt::Again(held, error.to_string()));
+    }
+    if exact {
+        blocks::crash_point("barrier.thawed");
     }
     Ok(match settled {
         Ok(Settled::Exact) => Attempt::Exact(held, Moment { taken_at, frozen, consistency }),

@@ -177,6 +177,7 @@ impl Replica {
         if taking.extents.is_empty() {
             return Ok(ByteLen::ZERO);
         }
+        blocks::crash_point("copy.taken");
         self.note_written(&taking);
         for extent in &taking.extents {
             if let Err(error) = self.copy(link, *extent, true) {

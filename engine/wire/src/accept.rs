@@ -1,6 +1,6 @@
 //! The server's way to its agents.
 
-use crate::connect::is_loopback;
+use crate::connect::{is_loopback, set_up};
 use crate::connection::Restriction;
 use crate::{Acceptor, Address, Connection, PeerIdentity, ServerConnection};
 use blocks::{Error, ErrorKind, Result};
@@ -77,7 +77,7 @@ async fn accept_tcp(
     acceptor: Option<&Acceptor>,
 ) -> Result<(ServerConnection, Peer)> {
     let failed = |error| Error::io(format!("the handshake with {from}"), error);
-    stream.set_nodelay(true).map_err(failed)?;
+    set_up(&stream).map_err(failed)?;
     let mut first = [0];
     if stream.peek(&mut first).await.map_err(failed)? == 0 {
         return Err(Error::new(ErrorKind::Cancelled, format!("{from} closed its connection without a word")));

@@ -9,6 +9,13 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// How long finding the host, connecting and the handshake may each take.
 const STEP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long what was sent may go without an answer from the other end's TCP.
+const DEAD_AFTER: Duration = Duration::from_secs(30);
+/// An idle link is probed after this long, this often, and given up after so many probes.
+const PROBE_AFTER: Duration = Duration::from_secs(10);
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+const PROBES: u32 = 4;
+const _: () = assert!(PROBE_AFTER.as_secs() + PROBE_EVERY.as_secs() * PROBES as u64 == DEAD_AFTER.as_secs());
 
 /// Connects to a server: with an identity by mutual TLS 1.3; without one, or over a unix socket, plainly.
 ///
@@ -95,8 +102,22 @@ async fn resolve(address: &Address, host: &str, port: u16) -> Result<Vec<SocketA
 
 async fn tcp(address: &Address, sockets: &[SocketAddr]) -> Result<TcpStream> {
     let stream = within(address, "connecting", TcpStream::connect(sockets)).await?;
-    stream.set_nodelay(true).map_err(|error| Error::io(format!("setting up {address}"), error))?;
+    set_up(&stream).map_err(|error| Error::io(format!("setting up {address}"), error))?;
     Ok(stream)
+}
+
+/// What both ends ask of TCP: no waiting for more to send, and a link that died without a word ends within about 30 s,
+/// whether something is on its way or nothing is.
+pub(crate) fn set_up(stream: &TcpStream) -> std::io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    let silence_ms = u32::try_from(DEAD_AFTER.as_millis()).unwrap_or(u32::MAX);
+    sockopt::set_tcp_user_timeout(stream, silence_ms)?;
+    Ok(())
 }
 
 async fn unix(address: &Address, path: &Path) -> Result<UnixStream> {
@@ -121,6 +142,30 @@ async fn within<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn both_ends_notice_a_link_that_died_without_a_word() {
+        use rustix::net::sockopt;
+        use std::os::fd::AsFd;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address: Address = listener.local_addr().unwrap().into();
+        let sockets = [listener.local_addr().unwrap()];
+        let agent = tcp(&address, &sockets).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        // The accepted socket's own descriptor, since accepting hands the stream on.
+        let seen = server.into_std().unwrap();
+        let server = TcpStream::from_std(seen.try_clone().unwrap()).unwrap();
+        agent.writable().await.unwrap();
+        assert_eq!(agent.try_write(b"U").unwrap(), 1);
+        crate::accept(server, None).await.unwrap();
+        let check = |end: std::os::fd::BorrowedFd<'_>| {
+            assert!(sockopt::socket_keepalive(end).unwrap());
+            assert_eq!(sockopt::tcp_keepidle(end).unwrap(), PROBE_AFTER);
+            assert_eq!(sockopt::tcp_user_timeout(end).unwrap(), 30_000);
+        };
+        check(agent.as_fd());
+        check(seen.as_fd());
+    }
 
     #[test]
     fn plain_connections_stay_on_the_machine() {

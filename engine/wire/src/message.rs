@@ -175,7 +175,9 @@ pub enum ServerMessage {
         /// Each disk's sequence number to go on from.
         seqs: Vec<(DiskIndex, Seq)>,
     },
-    /// Release the target; what was written to it stays, and its content counts as unknown.
+    /// Release the target; what was written to it stays. A tracker has marked it like any other write, so a disk that
+    /// was known before is known afterwards, with that in [`TargetKnowledge::Known::changed`]; any other target counts as
+    /// unknown.
     RestoreAbort {
         /// Which restore.
         restore: u64,

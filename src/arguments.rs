@@ -80,6 +80,15 @@ The token is needed once; `understudy enroll` on the server prints it. Agents on
         /// A name or identity.
         machine: String,
     },
+    /// List the lines of a machine's history: the main one, sessions, and what failbacks superseded.
+    #[command(after_help = "Example:\n  understudy branches web1")]
+    Branches {
+        /// A name or identity.
+        machine: String,
+    },
+    /// Manage branches.
+    #[command(subcommand, after_help = "Example:\n  understudy branch drop web1 3")]
+    Branch(BranchCommand),
     /// Make the image files alone hold a checkpoint, and print their paths.
     #[command(after_help = "\
 Example:
@@ -265,6 +274,17 @@ pub enum SessionCommand {
         /// A session, or an unambiguous beginning of one.
         session: String,
     },
+    /// Serve a held session again: its guest was restarted after the server's host was.
+    #[command(after_help = "\
+Example:
+  understudy session resume 1f2e3d4c
+
+After a crash of the server's host, writes that the guest believes done but never flushed may be gone. Its disks
+are held back until somebody says that the guest was restarted since.")]
+    Resume {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+    },
     /// End a session; what its guest wrote is kept as a branch.
     #[command(after_help = "Example:\n  understudy session stop 1f2e3d4c --discard")]
     Stop {
@@ -273,6 +293,24 @@ pub enum SessionCommand {
         /// Drop what its guest wrote.
         #[arg(long)]
         discard: bool,
+    },
+}
+
+/// What can be done with a branch.
+#[derive(Debug, Subcommand)]
+pub enum BranchCommand {
+    /// Give up a superseded branch and what only it holds.
+    #[command(after_help = "\
+Example:
+  understudy branch drop web1 3
+
+A failback leaves what the machine had written after the session's checkpoint as a superseded branch. It can be
+recovered and exported like any other history, and keeps its base from being consolidated, until it is dropped.")]
+    Drop {
+        /// A name or identity.
+        machine: String,
+        /// Its number, as `understudy branches` shows it.
+        branch: u64,
     },
 }
 

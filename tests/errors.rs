@@ -37,7 +37,7 @@ fn unknown_names_are_named() {
         &["checkpoint", "nowhere"],
         &["recover", "nowhere"],
         &["verify", "nowhere"],
-        &["export", "nowhere", "-o", "/nonexistent/x"],
+        &["export", "nowhere", "-o", "/tmp/understudy-never-written"],
         &["machine", "remove", "nowhere"],
     ] {
         assert_names(&error(stage.us(arguments)), &["nowhere"]);
@@ -121,6 +121,10 @@ fn a_mounted_failback_target_is_refused_and_the_session_goes_on() {
     let session = stage.us(&["recover", NAME]).unwrap();
     let id = session["session"].as_str().unwrap().to_owned();
     let mount = stage.disk.mount(&stage.path("mnt"));
+    stage.wait_until("the fenced agent", 20, |stage| {
+        stage.status("/state") == "promoted"
+            && stage.status("/heartbeat_age_ms").as_u64().is_some_and(|age| age < 900)
+    });
     let refused = error(stage.us(&["failback", &id, "--to", NAME, "--cutover"]));
     assert_names(&refused, &[stage.disk.device(), "mounted"]);
     sh(&format!("nbdinfo --size {}", uri(&session, 0)));
@@ -136,18 +140,19 @@ fn a_full_store_holds_its_machine_and_goes_on_when_there_is_room() {
     let store = stage.path("store");
     let _mount: Mount = medium.mount(&store);
     let ballast = store.join("ballast");
-    run(Command::new("fallocate").args(["-l", "90M"]).arg(&ballast));
-    run(Command::new("dd")
-        .args(["if=/dev/urandom", "bs=1M", "count=60", "oflag=direct"])
-        .arg(format!("of={}", stage.disk.device())));
+    run(Command::new("fallocate").args(["-l", "80M"]).arg(&ballast));
     stage.start_server_with(None, &["--reserve", "4MiB"]);
     stage.start_agent(None);
+    stage.wait_protected();
+    let mut dd = Command::new("dd");
+    run(dd
+        .args(["if=/dev/urandom", "bs=1M", "count=60", "oflag=direct"])
+        .arg(format!("of={}", stage.disk.device())));
     stage.wait_until("the hold", 60, |stage| stage.status("/state") == "held");
     assert!(stage.server_alive() && stage.agent_alive());
-    let status = stage.us(&["status", NAME]).unwrap();
-    assert_eq!(status["machines"][0]["checkpoints"], 0);
     std::fs::remove_file(&ballast).unwrap();
-    stage.wait_protected();
+    stage.wait_until("room", 60, |stage| stage.status("/state") == "protected");
+    stage.insist(&["checkpoint", NAME]);
     assert!(
         stage.us(&["checkpoints", NAME]).unwrap()["gaps"].as_array().unwrap().len() >= 1,
         "the hold left a gap"

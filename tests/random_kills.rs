@@ -116,6 +116,7 @@ fn play(seed: u64) -> u32 {
     stage.stop_writer();
     drop(mount);
     assert_equal_at_rest(&mut stage, "after");
+    stage.drop_superseded();
     killer.during(&mut stage, |stage| {
         stage.insist(&["settle", NAME]);
     });

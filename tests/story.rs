@@ -187,6 +187,7 @@ fn protect_again(stage: &mut Stage) {
 
 /// The history becomes the image; the image alone equals the disk.
 fn settle(stage: &mut Stage) {
+    stage.drop_superseded();
     for step in ["consolidate.recorded", "consolidate.replayed", "consolidate.published"] {
         checkpoint(stage);
         server_dies(stage, step, |stage| {

@@ -1,7 +1,7 @@
 //! Commands that a running server carries out.
 
 use super::print;
-use crate::arguments::{Command, MachineCommand, SessionCommand, UsageError};
+use crate::arguments::{BranchCommand, Command, MachineCommand, SessionCommand, UsageError};
 use crate::control::Control;
 use crate::output;
 use anyhow::bail;
@@ -35,10 +35,13 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Status { machine, .. } => Request::Status { machine },
         Command::Checkpoint { of, name } => Request::Checkpoint { of, name },
         Command::Checkpoints { machine } => Request::Checkpoints { machine },
+        Command::Branches { machine } => Request::Branches { machine },
+        Command::Branch(BranchCommand::Drop { machine, branch }) => Request::DropBranch { machine, branch },
         Command::Settle { machine, at } => Request::Settle { machine, at },
         Command::Recover { machine, at, drill } => Request::Recover { machine, at, drill },
         Command::Sessions => Request::Sessions,
         Command::Session(SessionCommand::Show { session }) => Request::Session { session },
+        Command::Session(SessionCommand::Resume { session }) => Request::GuestRestarted { session },
         Command::Session(SessionCommand::Stop { session, discard }) => Request::StopSession { session, discard },
         Command::Migrate { session, disk, to, format, rate, pivot } => {
             if to.is_none() && !pivot {

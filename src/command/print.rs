@@ -2,7 +2,7 @@
 
 use crate::output::{duration, maybe_duration, size, table};
 use server::control::api::{
-    CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, SessionInfo, Status, VerifyInfo,
+    BranchList, CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, SessionInfo, Status, VerifyInfo,
 };
 
 /// Prints what came of a command.
@@ -15,6 +15,7 @@ pub fn reply(reply: &Reply) {
         }
         Reply::Checkpoint(info) => println!("{}", table(&CHECKPOINT_HEADER, [checkpoint_row(info)])),
         Reply::Checkpoints(list) => checkpoints(list),
+        Reply::Branches(list) => branches(list),
         Reply::Settled(settled) => {
             settled.images.iter().for_each(|image| println!("{image}"));
             let (journal, written) = (size(settled.journal_bytes), size(settled.written_bytes));
@@ -95,6 +96,15 @@ fn checkpoints(list: &CheckpointList) {
         };
         println!("gap from {} ({length}): {}", time_of(gap.from_ms), gap.cause);
     }
+}
+
+fn branches(list: &BranchList) {
+    let rows = list.branches.iter().map(|branch| {
+        let numbers: Vec<String> = branch.checkpoints.iter().map(ToString::to_string).collect();
+        let base = branch.base.map_or_else(|| "-".to_owned(), |base| base.to_string());
+        vec![branch.branch.to_string(), branch.kind.clone(), base, numbers.join(" ")]
+    });
+    println!("{}", table(&["BRANCH", "KIND", "BASE", "CHECKPOINTS"], rows));
 }
 
 fn time_of(ms: u64) -> String {

@@ -179,6 +179,16 @@ impl Stage {
         run(&mut command).trim().parse().expect("the ledger prints a number")
     }
 
+    /// Gives up what failbacks superseded, so that the history can be consolidated.
+    pub fn drop_superseded(&mut self) {
+        let list = self.insist(&["branches", NAME]);
+        for branch in
+            list["branches"].as_array().expect("a list").iter().filter(|one| one["kind"] == "superseded")
+        {
+            self.insist(&["branch", "drop", NAME, &branch["branch"].to_string()]);
+        }
+    }
+
     /// The ends of the logs, for messages.
     pub fn logs(&self) -> String {
         ["server.log", "agent.log"]

@@ -35,6 +35,18 @@ pub enum Request {
         /// A name or identity.
         machine: String,
     },
+    /// The lines of a machine's history. Done with [`Reply::Branches`].
+    Branches {
+        /// A name or identity.
+        machine: String,
+    },
+    /// Give up a superseded branch: what the losing side of a failback had written. Done with [`Reply::Branches`].
+    DropBranch {
+        /// A name or identity.
+        machine: String,
+        /// Its number.
+        branch: u64,
+    },
     /// Bring the image files alone to a checkpoint. Done with [`Reply::Settled`].
     Settle {
         /// A name or identity.
@@ -167,6 +179,7 @@ pub enum Reply {
     Token(TokenInfo),
     Checkpoint(CheckpointInfo),
     Checkpoints(CheckpointList),
+    Branches(BranchList),
     Settled(Settled),
     Session(SessionInfo),
     Sessions { sessions: Vec<SessionInfo> },
@@ -276,6 +289,27 @@ pub struct GapInfo {
     /// 0 while it goes on.
     pub until_ms: u64,
     pub cause: String,
+}
+
+/// The lines of a machine's history.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names are the JSON; those that need words have them")]
+pub struct BranchList {
+    pub machine: String,
+    pub branches: Vec<Branch>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the field names are the JSON; those that need words have them")]
+pub struct Branch {
+    pub branch: u64,
+    /// `main`, `session <id>` or `superseded`.
+    pub kind: String,
+    /// The checkpoint that it forked at, which it keeps from being consolidated; none for the main line.
+    pub base: Option<u64>,
+    /// Its own checkpoints.
+    pub checkpoints: Vec<u64>,
 }
 
 /// Images at a checkpoint.

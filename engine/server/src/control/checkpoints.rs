@@ -86,7 +86,8 @@ fn info(unit: &Unit, checkpoint: &Checkpoint) -> CheckpointInfo {
     checkpoint_info(checkpoint, branch_name(unit, checkpoint.branch))
 }
 
-fn branch_name(unit: &Unit, branch: BranchId) -> String {
+/// A branch in the words of the API.
+pub(super) fn branch_name(unit: &Unit, branch: BranchId) -> String {
     match unit.branches().into_iter().find(|info| info.id == branch).map(|info| info.kind) {
         Some(BranchKind::Main) => "main".into(),
         Some(BranchKind::Session(session)) => format!("session {session}"),

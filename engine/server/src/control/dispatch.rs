@@ -2,7 +2,7 @@
 
 use super::api::{Reply, Request};
 use super::job::Job;
-use super::{checkpoints, export, machines, sessions, settle, status, verify};
+use super::{branches, checkpoints, export, machines, sessions, settle, status, verify};
 use crate::services::Services;
 use blocks::Result;
 use std::sync::Arc;
@@ -15,6 +15,8 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::RemoveMachine { machine } => machines::remove(services, machine).await,
         Request::Checkpoint { of, name } => checkpoints::take(services, of, name, job).await,
         Request::Checkpoints { machine } => checkpoints::list(services, machine).await,
+        Request::Branches { machine } => branches::list(services, machine).await,
+        Request::DropBranch { machine, branch } => branches::give_up(services, machine, branch).await,
         Request::Settle { machine, at } => settle::settle(services, machine, at, job).await,
         Request::Export { of, disk, at, format, output } => {
             export::export(services, export::Wanted { of, disk, at, format, output }, job).await

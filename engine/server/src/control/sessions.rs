@@ -111,7 +111,7 @@ pub(super) async fn failback(services: Arc<Services>, wanted: Homecoming, job: J
             discard_unsent: wanted.discard_unsent,
         };
         let report = |progress| job.report(progress);
-        let link = agent.restore_link()?;
+        let link = || agent.restore_link();
         services.sessions.failback(&wanted.session, link, &options, &report).map(Reply::Failback)
     })
     .await

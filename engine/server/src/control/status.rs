@@ -28,7 +28,10 @@ pub(super) async fn status(services: Arc<Services>, machine: Option<String>) -> 
 
 fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
     let machine = services.agents.machine(unit.machine());
-    let (state, detail) = machine.state();
+    let (state, mut detail) = machine.state();
+    if detail.is_empty() {
+        detail = services.sessions.parked_failback(unit.machine()).unwrap_or_default();
+    }
     let main = unit.main_branch();
     let checkpoints = unit.checkpoints();
     let newest = checkpoints.iter().rev().find(|checkpoint| checkpoint.branch == main);

@@ -17,14 +17,20 @@ impl std::error::Error for UsageError {}
 
 /// Keeps a live, bootable stand-in of a machine's disks, and the way back.
 #[derive(Debug, Parser)]
-#[command(name = "understudy", version, propagate_version = true, max_term_width = 100, after_help = "\
+#[command(
+    name = "understudy",
+    version,
+    propagate_version = true,
+    max_term_width = 100,
+    after_help = "\
 The way through a bad night:
   understudy status                      who is protected, and how far behind
   understudy recover MACHINE             serve its newest checkpoint now, over NBD
   understudy migrate SESSION --to PATH --pivot
   understudy failback SESSION --to MACHINE --cutover
 
-Exit status: 0 done, 1 failed, 2 wrong usage.")]
+Exit status: 0 done, 1 failed, 2 wrong usage."
+)]
 pub struct Arguments {
     /// Print JSON instead of words.
     #[arg(long, global = true)]
@@ -424,6 +430,10 @@ mod tests {
     #[test]
     fn disk_mappings_name_what_is_wrong() {
         assert_eq!(disk_mapping("0=/dev/sdb"), Ok((0, "/dev/sdb".to_owned())));
-        assert!(disk_mapping("0").is_err() && disk_mapping("x=/dev/sdb").is_err() && disk_mapping("0=sdb").is_err());
+        assert!(
+            disk_mapping("0").is_err()
+                && disk_mapping("x=/dev/sdb").is_err()
+                && disk_mapping("0=sdb").is_err()
+        );
     }
 }

@@ -60,7 +60,8 @@ impl Configuration {
             None if Path::new(DEFAULT_PATH).exists() => Path::new(DEFAULT_PATH),
             None => return Ok(Configuration::default()),
         };
-        let text = std::fs::read_to_string(path).with_context(|| format!("configuration {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("configuration {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("configuration {}", path.display()))
     }
 }
@@ -70,7 +71,8 @@ pub fn parse<T: FromStr>(key: &str, value: Option<String>) -> anyhow::Result<Opt
 where
     T::Err: std::fmt::Display,
 {
-    let parse = |text: String| text.parse().map_err(|error| anyhow!("configuration key {key} = '{text}': {error}"));
+    let parse =
+        |text: String| text.parse().map_err(|error| anyhow!("configuration key {key} = '{text}': {error}"));
     value.map(parse).transpose()
 }
 

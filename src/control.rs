@@ -26,13 +26,18 @@ impl Control {
     /// Sends the request, shows progress, and returns what comes of it.
     pub fn ask(&self, request: &Request, progress: &mut dyn ProgressView) -> anyhow::Result<Reply> {
         let mut stream = UnixStream::connect(&self.socket).with_context(|| {
-            format!("no server answers at {} (is it running? --control PATH names its socket)", self.socket.display())
+            format!(
+                "no server answers at {} (is it running? --control PATH names its socket)",
+                self.socket.display()
+            )
         })?;
         let mut line = serde_json::to_vec(request)?;
         line.push(b'\n');
         stream.write_all(&line)?;
         for line in BufReader::new(stream).lines() {
-            match serde_json::from_str(&line?).context("the server's answer makes no sense; are the versions equal?")? {
+            match serde_json::from_str(&line?)
+                .context("the server's answer makes no sense; are the versions equal?")?
+            {
                 Event::Progress(now) => progress.show(&now),
                 Event::Done { reply } => {
                     progress.end();

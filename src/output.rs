@@ -38,8 +38,10 @@ struct Bar {
 impl ProgressView for Bar {
     fn show(&mut self, now: &Progress) {
         let bar = self.bar.get_or_insert_with(|| {
-            let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}";
-            let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let template =
+                "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} ETA {eta}";
+            let style =
+                ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(now.total).with_style(style)
         });
         bar.set_message(now.step.clone());

@@ -193,7 +193,7 @@ fn fio_verifies_over_several_connections_at_once() {
         "--iodepth=16",
         "--verify=md5",
         "--verify_fatal=1",
-            "--verify_state_save=0",
+        "--verify_state_save=0",
         "--do_verify=1",
         "--group_reporting",
     ];

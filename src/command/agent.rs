@@ -74,7 +74,10 @@ fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> a
             *target = value.into();
         }
     };
-    set(&mut config.checkpoint_every, flags.checkpoint_every.or(parse("checkpoint-every", file.checkpoint_every)?));
+    set(
+        &mut config.checkpoint_every,
+        flags.checkpoint_every.or(parse("checkpoint-every", file.checkpoint_every)?),
+    );
     set(&mut config.heartbeat, flags.heartbeat.or(parse("heartbeat", file.heartbeat)?));
     set(&mut config.barrier.budget, flags.freeze_budget.or(parse("freeze-budget", file.freeze_budget)?));
     if let Some(state) = flags.state.or(file.state) {

@@ -42,7 +42,9 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Sessions => Request::Sessions,
         Command::Session(SessionCommand::Show { session }) => Request::Session { session },
         Command::Session(SessionCommand::Resume { session }) => Request::GuestRestarted { session },
-        Command::Session(SessionCommand::Stop { session, discard }) => Request::StopSession { session, discard },
+        Command::Session(SessionCommand::Stop { session, discard }) => {
+            Request::StopSession { session, discard }
+        }
         Command::Migrate { session, disk, to, format, rate, pivot } => {
             if to.is_none() && !pivot {
                 return Err(UsageError("migrate wants --to, --pivot or both".to_owned()).into());

@@ -22,7 +22,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Server(flags) => server::run(flags, configuration, arguments.control),
         Command::Agent(flags) => agent::run(flags, configuration.agent),
-        Command::Serve { file, nbd, read_only, format } => serve::run(&file, &nbd, read_only, format.as_deref(), json),
+        Command::Serve { file, nbd, read_only, format } => {
+            serve::run(&file, &nbd, read_only, format.as_deref(), json)
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "understudy", &mut std::io::stdout());
             Ok(())
@@ -40,7 +42,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
 fn start_logging() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("UNDERSTUDY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
 }
 
 /// Waits for SIGTERM or an interrupt.

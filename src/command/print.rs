@@ -2,7 +2,8 @@
 
 use crate::output::{duration, maybe_duration, size, table};
 use server::control::api::{
-    BranchList, CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, SessionInfo, Status, VerifyInfo,
+    BranchList, CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, SessionInfo, Status,
+    VerifyInfo,
 };
 
 /// Prints what came of a command.
@@ -19,7 +20,10 @@ pub fn reply(reply: &Reply) {
         Reply::Settled(settled) => {
             settled.images.iter().for_each(|image| println!("{image}"));
             let (journal, written) = (size(settled.journal_bytes), size(settled.written_bytes));
-            eprintln!("hold checkpoint {}; {journal} in the journal became {written} written", settled.checkpoint);
+            eprintln!(
+                "hold checkpoint {}; {journal} in the journal became {written} written",
+                settled.checkpoint
+            );
         }
         Reply::Session(info) => session(info),
         Reply::Sessions { sessions } => print_sessions(sessions),
@@ -35,8 +39,19 @@ fn status(status: &Status) {
         println!("no machines yet; start `understudy agent --server ADDR --disk DEVICE` on one");
         return;
     }
-    let header =
-        ["MACHINE", "STATE", "RPO", "DISK", "SIZE", "TRACKER", "CHURN/S", "BACKLOG", "ETA", "CHECKPOINTS", "GAPS"];
+    let header = [
+        "MACHINE",
+        "STATE",
+        "RPO",
+        "DISK",
+        "SIZE",
+        "TRACKER",
+        "CHURN/S",
+        "BACKLOG",
+        "ETA",
+        "CHECKPOINTS",
+        "GAPS",
+    ];
     println!("{}", table(&header, status.machines.iter().flat_map(machine_rows)));
     for machine in &status.machines {
         let pins = machine.pins.iter().map(|pin| format!("pinned by {pin}"));
@@ -70,7 +85,8 @@ fn machine_rows(machine: &MachineStatus) -> Vec<Vec<String>> {
     rows.collect()
 }
 
-const CHECKPOINT_HEADER: [&str; 7] = ["CHECKPOINT", "TIME", "CONSISTENCY", "CHANGED", "FROZEN", "BRANCH", "NAME"];
+const CHECKPOINT_HEADER: [&str; 7] =
+    ["CHECKPOINT", "TIME", "CONSISTENCY", "CHANGED", "FROZEN", "BRANCH", "NAME"];
 
 fn checkpoint_row(info: &CheckpointInfo) -> Vec<String> {
     vec![
@@ -115,7 +131,11 @@ fn time_of(ms: u64) -> String {
 fn session(info: &SessionInfo) {
     println!("session   {}", info.session);
     println!("machine   {} at checkpoint {}", info.machine_name, info.checkpoint);
-    println!("state     {}{}", info.state, if info.drill { " (drill: the machine stays in charge)" } else { "" });
+    println!(
+        "state     {}{}",
+        info.state,
+        if info.drill { " (drill: the machine stays in charge)" } else { "" }
+    );
     if !info.detail.is_empty() {
         println!("          {}", info.detail);
     }

@@ -8,7 +8,13 @@ use std::path::Path;
 use store::{HostFile, ImageFormat};
 
 /// Serves the image as the default export ("") until it is told to stop.
-pub fn run(file: &Path, nbd: &[String], read_only: bool, format: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub fn run(
+    file: &Path,
+    nbd: &[String],
+    read_only: bool,
+    format: Option<&str>,
+    json: bool,
+) -> anyhow::Result<()> {
     super::start_logging();
     let mode = if read_only { OpenMode::Read } else { OpenMode::ReadWrite };
     let opened = if read_only { HostFile::open(file, mode) } else { HostFile::open_exclusive(file, mode) }?;
@@ -21,7 +27,9 @@ pub fn run(file: &Path, nbd: &[String], read_only: bool, format: Option<&str>, j
     let uris: Vec<String> = listeners.iter().map(|listener| listener.uri("").to_string()).collect();
     let server = NbdServer::start(listeners, exports, Limits::default())?;
     match json {
-        true => println!("{}", serde_json::json!({ "file": file, "bytes": volume.len().get(), "uris": uris })),
+        true => {
+            println!("{}", serde_json::json!({ "file": file, "bytes": volume.len().get(), "uris": uris }))
+        }
         false => uris.iter().for_each(|uri| println!("{uri}")),
     }
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(stop_signal())?;

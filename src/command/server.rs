@@ -26,9 +26,14 @@ pub fn run(flags: ServerArguments, file: Configuration, control: Option<PathBuf>
     })
 }
 
-fn config(flags: ServerArguments, file: Configuration, control: Option<PathBuf>) -> anyhow::Result<ServerConfig> {
+fn config(
+    flags: ServerArguments,
+    file: Configuration,
+    control: Option<PathBuf>,
+) -> anyhow::Result<ServerConfig> {
     let Configuration { control: control_in_file, server: file, .. } = file;
-    let mut config = ServerConfig::new(flags.data.or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)));
+    let mut config =
+        ServerConfig::new(flags.data.or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)));
     config.control = control.or(control_in_file);
     let listen = flags.listen.or(file.listen).unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
     config.listen = Some(listen.parse().with_context(|| format!("--listen {listen}"))?);
@@ -38,7 +43,8 @@ fn config(flags: ServerArguments, file: Configuration, control: Option<PathBuf>)
         config.nbd.push(address.parse().with_context(|| format!("--nbd {address}"))?);
     }
     config.keep = flags.keep.or(parse("keep", file.keep)?).map_or(DEFAULT_KEEP, Into::into);
-    let deadline: Option<Duration> = flags.heartbeat_deadline.or(parse("heartbeat-deadline", file.heartbeat_deadline)?);
+    let deadline: Option<Duration> =
+        flags.heartbeat_deadline.or(parse("heartbeat-deadline", file.heartbeat_deadline)?);
     if let Some(deadline) = deadline {
         config.heartbeat_deadline = deadline.into();
     }

@@ -1,7 +1,7 @@
 //! Group commit: what many writes share is one sync, and only what a sync has covered is acknowledged.
 
 use super::source::Source;
-use blocks::{ByteLen, DiskIndex};
+use blocks::{ByteLen, DiskIndex, crash_point};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -61,6 +61,7 @@ impl Commit {
             let touched = (0..).zip(disks).filter_map(|(index, touched)| touched.then_some(DiskIndex(index)));
             for disk in touched {
                 let committed = self.source.disk(disk).and_then(|volume| volume.sync());
+                crash_point("ingest.synced");
                 if let Err(error) = committed.and_then(|durable| self.source.acknowledge(disk, durable)) {
                     return self.source.fail(error.context(format_args!("committing disk {disk}")));
                 }

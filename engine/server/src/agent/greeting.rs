@@ -127,7 +127,7 @@ fn identify(context: &AgentContext, peer: &Peer, hello: &Hello) -> Answer<Machin
         }
         Decision::Register(machine) => {
             let unit = context.register(hello, machine).map_err(busy)?;
-            crash_point("server-registered");
+            crash_point("register.published");
             tracing::info!(machine = %unit.machine(), name = hello.name, "registered");
             context.authority.bind(peer, unit.machine()).map_err(busy)?;
             Ok(unit.machine())

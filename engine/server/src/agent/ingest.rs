@@ -155,7 +155,7 @@ impl Appender {
         };
         self.when_there_is_room(|| disk.append(write.seq, write.extent, payload))
             .map_err(|error| error.context(format_args!("disk {} {}", write.disk, write.extent)))?;
-        crash_point("server-appended");
+        crash_point("ingest.appended");
         self.source.machine.received(write.disk, bytes.get());
         self.commit.written(write.disk, bytes);
         Ok(())
@@ -186,7 +186,6 @@ impl Appender {
         };
         let (unit, branch) = (self.source.unit.clone(), self.source.branch);
         let sealed = self.when_there_is_room(|| unit.seal(branch, spec.clone()))?;
-        crash_point("server-sealed");
         for (index, seq) in (0..).zip(seqs) {
             self.source.acknowledge(DiskIndex(index), sealed.map(|_| seq))?;
         }

@@ -12,7 +12,7 @@ use crate::journal::location::RecordKind;
 use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
 use crate::unit::manifest::Manifest;
-use blocks::{ByteLen, CheckpointId, Error, ErrorKind, RequestClass, Result, Volume};
+use blocks::{ByteLen, CheckpointId, Error, ErrorKind, RequestClass, Result, Volume, crash_point};
 use std::sync::{Arc, TryLockError};
 
 /// What a consolidation did.
@@ -47,6 +47,7 @@ impl Unit {
             }
         };
         let Some(stacks) = self.begin_consolidation(up_to)? else { return Ok(ConsolidateReport::default()) };
+        crash_point("consolidate.recorded");
         let mut total = ByteLen::ZERO;
         for stack in &stacks {
             let mut merge = stack.merge()?;
@@ -64,6 +65,7 @@ impl Unit {
             before += pieces.done;
             image.flush()?;
         }
+        crash_point("consolidate.replayed");
         self.end_consolidation(&mut report)?;
         Ok(report)
     }
@@ -112,6 +114,7 @@ impl Unit {
         let mut next = (*before).clone();
         let removed = next.end_replay()?;
         state.publish(self.storage(), &self.dir, next)?;
+        crash_point("consolidate.published");
         report.deltas = removed.deltas.len() as u64;
         report.freed =
             removed.deltas.iter().filter_map(|(_, id)| before.deltas.get(id)).map(|d| d.log_len).sum();

@@ -9,7 +9,7 @@ use crate::unit::branch::{BranchId, DeltaId};
 use crate::unit::checkpoint::{Checkpoint, CheckpointSpec};
 use crate::unit::manifest::{BranchEnd, Delta, Manifest, SealedCheckpoint};
 use crate::unit::unit::UnitState;
-use blocks::{ByteLen, CheckpointId, DiskIndex, Durable, Result, Seq, Synced, WallClock};
+use blocks::{ByteLen, CheckpointId, DiskIndex, Durable, Result, Seq, Synced, WallClock, crash_point};
 use std::sync::Arc;
 
 impl Unit {
@@ -19,6 +19,7 @@ impl Unit {
         let disks = self.branch_disks(branch)?;
         // The long part of the wait for the medium happens while appends still go on.
         disks.iter().try_for_each(|disk| disk.sync().map(drop))?;
+        crash_point("seal.synced");
         let mut state = self.lock_open()?;
         let mut next = (*state.manifest).clone();
         let sealings = disks.iter().map(|disk| disk.begin_seal()).collect::<Result<Vec<_>>>()?;
@@ -79,8 +80,12 @@ impl Unit {
             state.inventory.keep_log(sealed.id, &sealed.log);
             stacks.push(state.inventory.stack(&next, disk, sealed.id)?);
         }
+        crash_point("seal.indexed");
         let synced = match state.publish(self.storage(), &self.dir, next) {
-            Ok(synced) => synced,
+            Ok(synced) => {
+                crash_point("seal.published");
+                synced
+            }
             Err(error) => {
                 if let Some(why) = &state.poison {
                     // Either version may be the published one: what is appended now might be lost.

@@ -4,6 +4,7 @@ use crate::session::manager::Sessions;
 use crate::session::testing::*;
 use crate::session::volume::lock;
 use blocks::{ByteLen, ErrorKind, Extent, RequestClass, Result, Volume};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use store::testing::{CrashStorage, Random};
 use store::{BranchKind, Store, StoreOptions};
@@ -54,7 +55,7 @@ fn a_known_disk_gets_and_hashes_only_what_changed_on_64_gib() {
     let unsent = copy_of(&*world.machine[0]);
 
     let (link, played) = agent(targets(&world), vec![world.known(0, changed)], Fault::None);
-    let info = sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+    let info = sessions.failback(&session.session, || Ok(link), &cutover(), &|_| true).unwrap();
     let done = played.join().unwrap();
     assert_home(&world, &sessions, &session.session, &[expected]);
     let disk = &info.disks[0];
@@ -99,7 +100,7 @@ fn an_unknown_disk_is_hashed_and_gets_what_differs() {
         expected.push(copy_of(&*volume));
     }
     let (link, played) = agent(targets(&world), vec![unknown(), unknown()], Fault::None);
-    let info = sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+    let info = sessions.failback(&session.session, || Ok(link), &cutover(), &|_| true).unwrap();
     drop(played.join().unwrap());
     assert_home(&world, &sessions, &session.session, &expected);
     for disk in &info.disks {
@@ -125,47 +126,155 @@ fn an_unknown_disk_is_hashed_and_gets_what_differs() {
 #[test]
 fn a_foreign_or_newer_target_counts_as_unknown() {
     let world = World::new(&[8 << 20], 5);
-    let sessions = world.sessions();
-    let session = sessions.recover(&world.unit, world.base, false).unwrap();
     for (store, acked) in [(foreign_store(), world.seqs[0]), (world.store.id(), blocks::Seq(1 << 40))] {
+        let sessions = world.sessions();
+        let session = sessions.recover(&world.unit, world.base, false).unwrap();
         let said = TargetKnowledge::Known { store, acked, changed: Vec::new() };
         let (link, played) = agent(targets(&world), vec![said], Fault::None);
-        let options = FailbackOptions { cutover: false, ..cutover() };
-        let info = sessions.failback(&session.session, link, &options, &|_| true).unwrap();
+        let info = sessions.failback(&session.session, || Ok(link), &rounds(), &|_| true).unwrap();
         assert_eq!((info.state.as_str(), info.disks[0].known), ("in-step", false));
+        drop(sessions);
         assert!(played.join().unwrap().aborted, "the target is let go");
     }
 }
 
+fn rounds() -> FailbackOptions {
+    FailbackOptions { cutover: false, ..cutover() }
+}
+
+fn no_link() -> Result<crate::agent::RestoreLink> {
+    Err(blocks::Error::new(ErrorKind::NotFound, "a failback that waits needs no other way to the agent"))
+}
+
 #[test]
-fn rounds_while_the_guest_writes_then_cutover() {
+fn two_calls_cost_no_more_than_one_on_64_gib() {
+    let mut world = World::new(&[64 << 30], 40);
+    let mut random = Random::new(41);
+    (0..50).for_each(|_| world.replicate(0, &mut random));
+    let changed: Vec<Extent> = (0..20).map(|_| world.write_unsent(0, &mut random)).collect();
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let id = session.session.as_str();
+    let volume = sessions.volume(id, None).unwrap();
+    guest_writes(&*volume, 500, &mut random);
+    let (link, played) = agent(targets(&world), vec![world.known(0, changed)], Fault::None);
+    let first = std::thread::scope(|scope| {
+        let guest = scope.spawn(|| guest_writes(&*volume, 20, &mut Random::new(42)));
+        let first = sessions.failback(id, || Ok(link), &rounds(), &|_| true).unwrap();
+        guest.join().unwrap();
+        first
+    });
+    assert_eq!(first.state, "in-step");
+    let shown = sessions.get(id).unwrap();
+    assert_eq!(shown.state, "running", "the guest goes on");
+    assert!(shown.detail.starts_with("in step with web1, "), "{shown:?}");
+    // The same blocks again, and others.
+    guest_writes(&*volume, 20, &mut Random::new(42));
+    guest_writes(&*volume, 20, &mut random);
+    let shown = sessions.parked_failback(machine_id()).unwrap();
+    assert!(shown.ends_with(" MiB since") && !shown.contains(" 0.0 MiB"), "{shown}");
+    let expected = copy_of(&*volume);
+
+    let info = sessions.failback(id, no_link, &cutover(), &|_| true).unwrap();
+    let done = played.join().unwrap();
+    assert_home(&world, &sessions, id, &[expected]);
+    assert_eq!(sessions.parked_failback(machine_id()), None);
+    let (before, disk) = (&first.disks[0], &info.disks[0]);
+    assert!(disk.known && disk.changed_bytes > before.changed_bytes && disk.sent_bytes > before.sent_bytes);
+    let allowed = disk.changed_bytes + disk.changed_bytes / 10;
+    for (what, bytes) in [("read", disk.read_bytes), ("sent", disk.sent_bytes), ("hashed", disk.hashed_bytes)]
+    {
+        assert!(bytes <= allowed, "{what}: {bytes} of {} changed", disk.changed_bytes);
+    }
+    assert_eq!(
+        (done.written, done.zeroed, done.hashed),
+        (disk.sent_bytes, disk.zeroed_bytes, disk.hashed_bytes),
+        "the counters are of both calls"
+    );
+    assert_eq!(disk.verified_bytes, disk.changed_bytes, "every changed block was compared at the end");
+}
+
+/// A failback that is in step, with what may end it, and what the guest wrote since.
+struct InStep {
+    world: World,
+    sessions: Arc<Sessions>,
+    id: String,
+    played: std::thread::JoinHandle<Done>,
+    killed: Arc<AtomicBool>,
+    volume: Arc<dyn Volume>,
+    expected: Arc<dyn Volume>,
+}
+
+fn in_step() -> InStep {
     let mut world = World::new(&[64 << 20], 6);
     let mut random = Random::new(7);
     let changed = vec![world.write_unsent(0, &mut random)];
     let sessions = world.sessions();
-    let session = sessions.recover(&world.unit, world.base, false).unwrap();
-    let volume = sessions.volume(&session.session, None).unwrap();
+    let id = sessions.recover(&world.unit, world.base, false).unwrap().session;
+    let volume = sessions.volume(&id, None).unwrap();
     guest_writes(&*volume, 100, &mut random);
-    let options = FailbackOptions { cutover: false, ..cutover() };
-    let (link, played) = agent(targets(&world), vec![world.known(0, changed.clone())], Fault::None);
-    let guest = std::thread::scope(|scope| {
+    let killed = Arc::new(AtomicBool::new(false));
+    let known = vec![world.known(0, changed)];
+    let (link, played) = agent_until(targets(&world), known, Fault::None, Arc::clone(&killed));
+    std::thread::scope(|scope| {
         let guest = scope.spawn(|| guest_writes(&*volume, 300, &mut Random::new(8)));
-        let info = sessions.failback(&session.session, link, &options, &|_| true).unwrap();
+        let info = sessions.failback(&id, || Ok(link), &rounds(), &|_| true).unwrap();
         assert_eq!(info.state, "in-step");
-        guest.join()
+        guest.join().unwrap();
     });
-    guest.unwrap();
-    drop(played.join().unwrap());
-    assert_eq!(sessions.get(&session.session).unwrap().state, "running");
+    assert!(sessions.parked_failback(machine_id()).is_some());
+    guest_writes(&*volume, 50, &mut random);
     let expected = copy_of(&*volume);
+    InStep { world, sessions, id, played, killed, volume, expected }
+}
+
+#[test]
+fn a_failback_that_waits_begins_anew_after_the_connection_was_lost() {
+    let InStep { world, sessions, id, played, killed, expected, .. } = in_step();
+    killed.store(true, Ordering::SeqCst);
+    drop(played.join().unwrap());
+    assert_eq!(sessions.parked_failback(machine_id()), None);
+    assert_eq!(sessions.get(&id).unwrap().detail, "");
     // The tracker counts what the first attempt wrote as changed: it is compared, not sent again.
     let written = vec![Extent::whole(world.machine[0].len()).unwrap()];
     let (link, played) = agent(targets(&world), vec![world.known(0, written)], Fault::None);
-    let info = sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+    let info = sessions.failback(&id, || Ok(link), &cutover(), &|_| true).unwrap();
     drop(played.join().unwrap());
     assert!(info.disks[0].sent_bytes < 40 << 20, "{:?}", info.disks[0]);
-    assert_home(&world, &sessions, &session.session, &[expected]);
+    assert_home(&world, &sessions, &id, &[expected]);
     assert_eq!(world.unit.checkpoints().iter().filter(|kept| kept.name.starts_with("unsent-")).count(), 1);
+}
+
+#[test]
+fn a_failback_that_waits_begins_anew_on_another_target() {
+    let InStep { world, sessions, id, played, expected, .. } = in_step();
+    let other: Arc<dyn Volume> = Arc::new(SparseVolume::new(world.machine[0].len()));
+    let (link, replaced) = agent(vec![Arc::clone(&other)], vec![unknown()], Fault::None);
+    let options = FailbackOptions { devices: vec![(index(0), "/dev/y".into())], ..cutover() };
+    let info = sessions.failback(&id, || Ok(link), &options, &|_| true).unwrap();
+    assert!(played.join().unwrap().aborted, "the first target is let go");
+    drop(replaced.join().unwrap());
+    assert!(info.state == "home" && !info.disks[0].known, "{info:?}");
+    assert_equal(&*other, &*expected, "the other target");
+}
+
+#[test]
+fn a_failback_that_waits_begins_anew_after_a_restart_and_ends_with_its_session() {
+    let InStep { world, sessions, id, played, volume, expected, .. } = in_step();
+    drop((sessions, volume));
+    assert!(played.join().unwrap().aborted);
+    let sessions = world.sessions();
+    assert_eq!(sessions.get(&id).unwrap().detail, "");
+    let (link, played) = agent(targets(&world), vec![unknown()], Fault::None);
+    sessions.failback(&id, || Ok(link), &cutover(), &|_| true).unwrap();
+    drop(played.join().unwrap());
+    assert_home(&world, &sessions, &id, &[expected]);
+
+    let InStep { world, sessions, id, played, .. } = in_step();
+    sessions.stop(&id, false).unwrap();
+    assert!(played.join().unwrap().aborted, "the target is let go");
+    assert_eq!(sessions.get(&id).unwrap().state, "stopped");
+    assert_eq!(sessions.session_in_charge(world.unit.machine()), None);
 }
 
 #[test]
@@ -180,7 +289,7 @@ fn a_lost_write_is_found_and_sent_again_and_a_liar_is_caught() {
     let expected = copy_of(&*volume);
 
     let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], Fault::LosesAll);
-    let error = sessions.failback(id, link, &cutover(), &|_| true).unwrap_err();
+    let error = sessions.failback(id, || Ok(link), &cutover(), &|_| true).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
     assert!(played.join().unwrap().aborted);
     // The session serves as before.
@@ -189,7 +298,7 @@ fn a_lost_write_is_found_and_sent_again_and_a_liar_is_caught() {
     expected.write_at(blocks::ByteOffset::ZERO, &[1; 512], false, RequestClass::Guest).unwrap();
 
     let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], Fault::LosesWrite(3));
-    sessions.failback(id, link, &cutover(), &|_| true).unwrap();
+    sessions.failback(id, || Ok(link), &cutover(), &|_| true).unwrap();
     drop(played.join().unwrap());
     assert_home(&world, &sessions, id, &[expected]);
 }
@@ -202,7 +311,7 @@ fn what_may_not_go_home_is_refused_and_nothing_changes() {
     let real = sessions.recover(&world.unit, world.base, false).unwrap();
     let run = |id: &str, options: &FailbackOptions, fault| -> Result<_> {
         let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], fault);
-        let result = sessions.failback(id, link, options, &|_| true);
+        let result = sessions.failback(id, || Ok(link), options, &|_| true);
         drop(played.join().unwrap());
         result
     };
@@ -217,7 +326,7 @@ fn what_may_not_go_home_is_refused_and_nothing_changes() {
     assert_eq!(sessions.get(&real.session).unwrap().state, "running");
     let cancelled = {
         let (link, played) = agent(targets(&world), vec![unknown()], Fault::None);
-        let result = sessions.failback(&real.session, link, &cutover(), &|_| false);
+        let result = sessions.failback(&real.session, || Ok(link), &cutover(), &|_| false);
         drop(played.join().unwrap());
         result
     };
@@ -225,36 +334,60 @@ fn what_may_not_go_home_is_refused_and_nothing_changes() {
     assert_eq!(sessions.get(&real.session).unwrap().state, "running");
 }
 
-#[test]
-fn a_connection_that_ends_anywhere_leads_back_to_a_session_that_serves_or_is_finished_by_repeating() {
-    for after in 1..40 {
+/// Has the connection end after one order more each time, in one call or in two, until a failback gets through.
+fn cut_after_every_order(calls: usize) {
+    for after in 1..60 {
         let mut world = World::new(&[8 << 20], 12);
         let mut random = Random::new(13);
         let changed = vec![world.write_unsent(0, &mut random)];
         let sessions = world.sessions();
         let session = sessions.recover(&world.unit, world.base, false).unwrap();
-        let volume = sessions.volume(&session.session, None).unwrap();
+        let id = session.session.as_str();
+        let volume = sessions.volume(id, None).unwrap();
         guest_writes(&*volume, 8, &mut random);
-        let expected = copy_of(&*volume);
-        drop(volume);
         let (link, played) = agent(targets(&world), vec![world.known(0, changed)], Fault::GoneAfter(after));
-        let result = sessions.failback(&session.session, link, &cutover(), &|_| true);
+        let mut link = Some(link);
+        let mut open = || link.take().ok_or_else(|| no_link().unwrap_err());
+        let mut result = Ok(());
+        for call in 1..=calls {
+            let options = if call == calls { cutover() } else { rounds() };
+            let called = sessions.failback(id, &mut open, &options, &|_| true);
+            result = result.and(called.map(drop));
+            if result.is_err() {
+                break;
+            }
+            if call < calls {
+                guest_writes(&*volume, 8, &mut random);
+            }
+        }
+        let expected = copy_of(&*volume);
+        drop((volume, link));
         drop(played.join().unwrap());
         if result.is_err() {
             assert_eq!(
-                sessions.session_in_charge(machine_id()).map(|id| id.to_string()),
-                Some(session.session.clone())
+                sessions.session_in_charge(machine_id()).map(|id| id.to_string()).as_deref(),
+                Some(id)
             );
             let (link, played) = agent(targets(&world), vec![unknown()], Fault::None);
-            sessions.failback(&session.session, link, &cutover(), &|_| true).unwrap();
+            sessions.failback(id, || Ok(link), &cutover(), &|_| true).unwrap();
             drop(played.join().unwrap());
         }
-        assert_home(&world, &sessions, &session.session, &[expected]);
+        assert_home(&world, &sessions, id, &[expected]);
         if result.is_ok() {
             return;
         }
     }
-    panic!("40 orders were not enough for a small failback");
+    panic!("60 orders were not enough for a small failback");
+}
+
+#[test]
+fn a_connection_that_ends_anywhere_leads_back_to_a_session_that_serves_or_is_finished_by_repeating() {
+    cut_after_every_order(1);
+}
+
+#[test]
+fn so_does_one_that_ends_anywhere_in_two_calls() {
+    cut_after_every_order(2);
 }
 
 /// The step, the server's folder and the machine's disk.
@@ -282,7 +415,7 @@ fn cuts_of_a_failback(fault: Fault) -> (World, String, Arc<dyn Volume>, Vec<Cut>
     volume.flush().unwrap();
     let expected = copy_of(&*volume);
     let (link, played) = agent(targets(&world), vec![world.known(0, changed)], fault);
-    let result = sessions.failback(&session.session, link, &cutover(), &|_| true);
+    let result = sessions.failback(&session.session, || Ok(link), &cutover(), &|_| true);
     assert_eq!(result.is_ok(), fault == Fault::None);
     drop(played.join().unwrap());
     drop(sessions);
@@ -329,7 +462,7 @@ fn after_a_power_cut_at_every_step_repeating_the_command_brings_the_session_home
         if state != "home" {
             assert!(sessions.session_in_charge(machine_id()).is_some(), "{step}");
             let (link, played) = agent(vec![Arc::clone(&machine)], vec![unknown()], Fault::None);
-            let info = sessions.failback(&id, link, &cutover(), &|_| true).unwrap();
+            let info = sessions.failback(&id, || Ok(link), &cutover(), &|_| true).unwrap();
             assert_eq!(info.state, "home", "{step}");
             assert!(played.join().unwrap().finished.is_some());
         }
@@ -347,7 +480,7 @@ fn a_machine_that_does_not_confirm_is_asked_again() {
     assert_eq!(sessions.get(&id).unwrap().state, "failing-back");
     assert_eq!(sessions.stop(&id, true).unwrap_err().kind(), ErrorKind::Busy, "there is no way back");
     let (link, played) = agent(targets(&world), vec![world.known(0, Vec::new())], Fault::None);
-    sessions.failback(&id, link, &cutover(), &|_| true).unwrap();
+    sessions.failback(&id, || Ok(link), &cutover(), &|_| true).unwrap();
     drop(played.join().unwrap());
     assert_home(&world, &sessions, &id, &[expected]);
 }

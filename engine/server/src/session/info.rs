@@ -16,7 +16,8 @@ pub(crate) fn session_info(session: &LiveSession) -> Result<SessionInfo> {
     let clients = session.context.exports.list();
     let disk = |index: usize| -> Result<SessionDisk> {
         let number = DiskIndex(u16::try_from(index).unwrap_or(u16::MAX));
-        let (open, name) = (session.disks.get(index), session.export_name(number));
+        let open = session.disks.get(index).map(|disk| &**disk);
+        let name = session.export_name(number);
         let migration = record.disks[index].migration.as_ref();
         Ok(SessionDisk {
             index: number.0,
@@ -31,7 +32,10 @@ pub(crate) fn session_info(session: &LiveSession) -> Result<SessionInfo> {
             migration: migration.map(|migration| migration_info(migration, open)),
         })
     };
-    let (state, detail) = state_words(session, record.state(), &record.disks.iter().collect::<Vec<_>>());
+    let (state, mut detail) = state_words(session, record.state(), &record.disks.iter().collect::<Vec<_>>());
+    if detail.is_empty() {
+        detail = parked_words(session).unwrap_or_default();
+    }
     Ok(SessionInfo {
         session: session.id.to_string(),
         machine: session.unit.machine().to_string(),
@@ -44,6 +48,13 @@ pub(crate) fn session_info(session: &LiveSession) -> Result<SessionInfo> {
         rpo_ms: record.rpo_ms,
         disks: (0..record.disks.len()).map(disk).collect::<Result<_>>()?,
     })
+}
+
+/// What to say of a failback that is in step and waits.
+pub(crate) fn parked_words(session: &LiveSession) -> Option<String> {
+    let since = session.parked_since()?;
+    let mib = since.get() as f64 / f64::from(1 << 20);
+    Some(format!("in step with {}, {mib:.1} MiB since", session.unit.name()))
 }
 
 fn state_words(

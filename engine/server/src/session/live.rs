@@ -2,6 +2,7 @@
 
 use crate::session::context::Context;
 use crate::session::dirty_map::{DirtyMap, MapOwner};
+use crate::session::failback::Parked;
 use crate::session::migrate::{Migration, Target};
 use crate::session::pivoted_volume::PivotedVolume;
 use crate::session::record::{
@@ -21,11 +22,13 @@ pub(crate) struct LiveSession {
     pub context: Arc<Context>,
     pub record: Arc<RecordKeeper>,
     /// Empty once the session has ended.
-    pub disks: Vec<LiveDisk>,
+    pub disks: Vec<Arc<LiveDisk>>,
     /// Held by whoever ends the session or brings it home.
     pub busy: AtomicBool,
     /// A failback is under way.
     pub failing_back: AtomicBool,
+    /// A failback that is in step and waits for the next call.
+    parked: Mutex<Option<Parked>>,
     /// Why the disks are not served, for the administrator.
     held: Mutex<Option<String>>,
 }
@@ -144,7 +147,7 @@ impl LiveSession {
         let mut held = None;
         let mut disks = Vec::new();
         if served {
-            let open = |index| LiveDisk::open(id, DiskIndex(index), &unit, &context, &record);
+            let open = |index| LiveDisk::open(id, DiskIndex(index), &unit, &context, &record).map(Arc::new);
             match (0..u16::try_from(count).unwrap_or(u16::MAX)).map(open).collect::<Result<Vec<_>>>() {
                 Ok(opened) => disks = opened,
                 Err(error) => held = Some(error.to_string()),
@@ -165,6 +168,7 @@ impl LiveSession {
             disks,
             busy: AtomicBool::new(false),
             failing_back: AtomicBool::new(false),
+            parked: Mutex::default(),
             held: Mutex::new(held),
         }
     }
@@ -217,7 +221,7 @@ impl LiveSession {
     }
 
     /// The disk of that number; the only one where none is named.
-    pub fn disk(&self, disk: Option<DiskIndex>) -> Result<&LiveDisk> {
+    pub fn disk(&self, disk: Option<DiskIndex>) -> Result<&Arc<LiveDisk>> {
         match (disk, self.disks.as_slice()) {
             (None, [only]) => Ok(only),
             (None, []) => {
@@ -240,6 +244,29 @@ impl LiveSession {
             return Err(Error::new(ErrorKind::Busy, context));
         }
         Ok(Occupied(&self.busy))
+    }
+
+    /// Lets a failback that is in step wait for the next call.
+    pub fn park(&self, parked: Parked) {
+        *lock(&self.parked) = Some(parked);
+    }
+
+    /// The failback that waits, if its agent is still there; it waits no longer.
+    pub fn unpark(&self) -> Option<Parked> {
+        let mut parked = lock(&self.parked).take()?;
+        parked.is_alive().then_some(parked)
+    }
+
+    /// What was written since a failback that waits; `None` where none does. One whose agent is gone is dropped.
+    pub fn parked_since(&self) -> Option<ByteLen> {
+        let mut parked = lock(&self.parked);
+        match parked.as_mut().is_some_and(Parked::is_alive) {
+            true => parked.as_ref().map(Parked::written_since),
+            false => {
+                *parked = None;
+                None
+            }
+        }
     }
 
     /// Lets migrations go on from their marks. One that cannot even begin has failed; the session goes on.

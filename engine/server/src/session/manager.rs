@@ -4,7 +4,7 @@ use crate::agent::{Charge, RestoreLink};
 use crate::control::api::{CheckpointInfo, FailbackInfo, Progress, SessionInfo};
 use crate::session::context::{Context, SessionsOptions};
 use crate::session::failback::{self, FailbackOptions};
-use crate::session::info::{checkpoint_info, session_info};
+use crate::session::info::{checkpoint_info, parked_words, session_info};
 use crate::session::live::{LiveSession, session_dir};
 use crate::session::migrate::{Migration, MigrationProgress, Target};
 use crate::session::pull;
@@ -232,6 +232,7 @@ impl Sessions {
         let _turn = lock(&self.turn);
         let occupied = session.occupy()?;
         if session.record.get().state() == SessionState::Running {
+            drop(session.unpark());
             session.withdraw();
             session.stop_migrations();
             for disk in &session.disks {
@@ -409,12 +410,14 @@ impl Sessions {
     }
 
     /// Brings the machine's disks to the session's state over a link to its agent; see [`FailbackOptions`].
-    /// `progress` returns whether to go on. After an error the session goes on serving, and repeating the call goes on
+    /// `progress` returns whether to go on. Without cutover the failback is in step at the end and waits, the agent still
+    /// holding the targets: the next call onto the same devices sends only what was written since, and counts on. `link` is
+    /// called where none waits. After an error the session goes on serving, and repeating the call goes on
     /// where this one stopped, unless the machine was already given charge: then repeating it is the only way.
     pub fn failback(
         &self,
         session: &str,
-        link: RestoreLink,
+        link: impl FnOnce() -> Result<RestoreLink>,
         options: &FailbackOptions,
         progress: &dyn Fn(Progress) -> bool,
     ) -> Result<FailbackInfo> {
@@ -429,6 +432,14 @@ impl Sessions {
             lock(&self.live).insert(id, Arc::new(ended));
         }
         info
+    }
+
+    /// A failback onto this machine that is in step and waits for the next call, in words for an administrator.
+    pub fn parked_failback(&self, machine: MachineId) -> Option<String> {
+        let live: Vec<_> = lock(&self.live).values().cloned().collect();
+        live.iter()
+            .filter(|session| session.unit.machine() == machine)
+            .find_map(|session| parked_words(session))
     }
 
     /// Takes marks of unflushed writes away where disks have come to rest.
@@ -448,6 +459,8 @@ impl Sessions {
     pub(crate) fn settle_marks(&self, idle: Duration) {
         let all: Vec<_> = lock(&self.live).values().cloned().collect();
         for session in all {
+            // Only to let go of one whose agent is gone.
+            session.parked_since();
             for disk in &session.disks {
                 if let Err(error) = disk.volume.settle_mark(idle) {
                     tracing::warn!("disk {} of session {}: {error}", disk.index, session.id);

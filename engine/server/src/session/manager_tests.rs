@@ -278,7 +278,7 @@ fn a_pivoted_session_goes_home_by_its_differences() {
     let target = Arc::clone(&world.machine[0]) as Arc<dyn Volume>;
     let (link, played) = agent(vec![target], known, Fault::None);
     let options = FailbackOptions { cutover: true, ..FailbackOptions::onto(machine_id()) };
-    let info = sessions.failback(id, link, &options, &|_| true).unwrap();
+    let info = sessions.failback(id, || Ok(link), &options, &|_| true).unwrap();
     drop(played.join().unwrap());
     let disk = &info.disks[0];
     let allowed = disk.changed_bytes + disk.changed_bytes / 10;
@@ -287,6 +287,34 @@ fn a_pivoted_session_goes_home_by_its_differences() {
         disk.read_bytes <= allowed && disk.sent_bytes <= allowed && disk.hashed_bytes <= allowed,
         "{disk:?}"
     );
+    assert_equal(&*world.machine[0], &*expected, "the machine");
+    let main = world.unit.disk(world.unit.main_branch(), index(0)).unwrap();
+    assert_equal(&*main, &*expected, "the main branch holds what was written after the pivot");
+}
+
+#[test]
+fn a_disk_that_is_pivoted_while_its_failback_waits_goes_home_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(&[1 << 30], 31);
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    let id = session.session.as_str();
+    let volume = sessions.volume(id, None).unwrap();
+    let mut random = Random::new(32);
+    guest_writes(&*volume, 30, &mut random);
+    let target = Arc::clone(&world.machine[0]) as Arc<dyn Volume>;
+    let (link, played) = agent(vec![target], vec![world.known(0, Vec::new())], Fault::None);
+    sessions.failback(id, || Ok(link), &FailbackOptions::onto(machine_id()), &|_| true).unwrap();
+    guest_writes(&*volume, 10, &mut random);
+    let options = MigrateOptions { pivot: true, ..to(&dir.path().join("disk.raw")) };
+    sessions.migrate(id, &options).unwrap();
+    sessions.wait_migration(id, None, true, &|_| true).unwrap();
+    guest_writes(&*volume, 30, &mut random);
+    let expected = copy_of(&*volume);
+    let options = FailbackOptions { cutover: true, ..FailbackOptions::onto(machine_id()) };
+    let no_link = || panic!("the failback that waits is gone on with");
+    sessions.failback(id, no_link, &options, &|_| true).unwrap();
+    drop(played.join().unwrap());
     assert_equal(&*world.machine[0], &*expected, "the machine");
     let main = world.unit.disk(world.unit.main_branch(), index(0)).unwrap();
     assert_equal(&*main, &*expected, "the main branch holds what was written after the pivot");

@@ -11,12 +11,14 @@ use blocks::{
 };
 use nbd_server::{Exports, ListenAddress};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use store::testing::{CrashStorage, Random};
 use store::{CheckpointSpec, DiskSpec, ImageFormat, Payload as Stored, Store, StoreOptions, Unit, UnitSpec};
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 use wire::{AgentMessage, HashPurpose, HashReport, Payload, RestoreReady, ServerMessage, TargetKnowledge};
 
 /// A disk in memory that costs only what was written to it.
@@ -280,12 +282,30 @@ pub(crate) fn agent(
     knowledge: Vec<TargetKnowledge>,
     fault: Fault,
 ) -> (RestoreLink, JoinHandle<Done>) {
+    agent_until(targets, knowledge, fault, Arc::default())
+}
+
+/// The same until the agent is killed, too: by `killed`, once it has obeyed every order.
+pub(crate) fn agent_until(
+    targets: Vec<Arc<dyn Volume>>,
+    knowledge: Vec<TargetKnowledge>,
+    fault: Fault,
+    killed: Arc<AtomicBool>,
+) -> (RestoreLink, JoinHandle<Done>) {
     let (to_agent, mut orders) = mpsc::channel(8);
     let (answers, from_agent) = mpsc::channel(8);
     let play = move || {
         let mut done = Done::default();
         let (mut count, mut writes) = (0, 0);
-        while let Some(order) = orders.blocking_recv() {
+        loop {
+            let order = match orders.try_recv() {
+                Ok(order) => order,
+                Err(TryRecvError::Empty) if !killed.load(Ordering::SeqCst) => {
+                    std::thread::sleep(Duration::from_micros(200));
+                    continue;
+                }
+                Err(_) => return done,
+            };
             count += 1;
             if fault == Fault::GoneAfter(count) {
                 return done;
@@ -297,7 +317,6 @@ pub(crate) fn agent(
                 return done;
             }
         }
-        done
     };
     (RestoreLink { to_agent, from_agent }, std::thread::spawn(play))
 }

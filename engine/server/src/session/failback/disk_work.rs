@@ -18,8 +18,8 @@ const WINDOW: u64 = 16 << 20;
 const HASHES_KEPT_MAX: usize = 1 << 20;
 
 /// A disk and its counters.
-pub(crate) struct DiskWork<'a> {
-    pub disk: &'a LiveDisk,
+pub(crate) struct DiskWork {
+    pub disk: Arc<LiveDisk>,
     pub info: FailbackDisk,
     /// What the guest writes since the failback began.
     pub watch: Arc<WriteWatch>,
@@ -27,6 +27,8 @@ pub(crate) struct DiskWork<'a> {
     pub next: ExtentSet,
     /// Blocks that were sent and not yet found equal at the target.
     pub sent: BlockSet,
+    /// Every block that this failback had to look at.
+    considered: BlockSet,
     /// The hash of each block as it was sent last.
     hashes: BTreeMap<u64, BlockHash>,
     unsynced: u64,
@@ -68,9 +70,9 @@ fn hash_of_zeroes(len: ByteLen) -> blake3::Hash {
     }
 }
 
-impl<'a> DiskWork<'a> {
+impl DiskWork {
     /// A disk of which nothing was read or sent. From now on it sees what the guest writes.
-    pub fn new(disk: &'a LiveDisk) -> DiskWork<'a> {
+    pub fn new(disk: &Arc<LiveDisk>) -> DiskWork {
         let info = FailbackDisk {
             index: disk.index.0,
             known: false,
@@ -83,11 +85,12 @@ impl<'a> DiskWork<'a> {
             verified_bytes: 0,
         };
         DiskWork {
-            disk,
+            disk: Arc::clone(disk),
             info,
             watch: disk.volume.watch(),
             next: ExtentSet::new(),
             sent: BlockSet::new(),
+            considered: BlockSet::new(),
             hashes: BTreeMap::new(),
             unsynced: 0,
         }
@@ -145,6 +148,7 @@ impl<'a> DiskWork<'a> {
     /// Sends the next round, `self.next`. `told` hears of each chunk's bytes and says whether to go on.
     pub fn send_round(&mut self, line: &mut Line, told: &mut dyn FnMut(u64) -> Result<()>) -> Result<()> {
         let round = std::mem::take(&mut self.next);
+        self.consider(&round);
         for (run, ()) in whole_blocks(&round, self.disk.len()).iter() {
             for extent in run.split(CHUNK) {
                 let chunk = self.read(extent)?;
@@ -158,6 +162,16 @@ impl<'a> DiskWork<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Counts these extents' blocks, each once, among those that may differ. Of an unknown disk that is every block.
+    pub fn consider(&mut self, extents: &ExtentSet) {
+        if !self.info.known {
+            self.info.changed_bytes = self.disk.len().get();
+            return;
+        }
+        self.considered.union(&BlockSet::touched(extents));
+        self.info.changed_bytes = self.considered.extents(self.disk.len()).covered().get();
     }
 
     fn remember(&mut self, chunk: &Chunk) {

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::Duration;
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TryRecvError;
 use wire::{AgentMessage, HashPurpose, HashReport, Payload, RestoreReady, ServerMessage};
 
 /// How many syncs may be unanswered.
@@ -25,6 +26,50 @@ pub(crate) struct Line {
     sync: u64,
 }
 
+/// A conversation in which nothing is said: the agent holds its targets and is asked nothing. Can be dropped anywhere,
+/// and the agent is told then.
+pub(crate) struct RestingLine {
+    link: Option<RestoreLink>,
+    restore: u64,
+    /// The last sync, which was answered.
+    sync: u64,
+}
+
+impl RestingLine {
+    /// Whether the agent still holds its targets, as far as is known. Whatever it says meanwhile answers nothing.
+    pub fn is_alive(&mut self) -> bool {
+        let Some(link) = &mut self.link else { return false };
+        let gave_up = loop {
+            match link.from_agent.try_recv() {
+                Ok(AgentMessage::RestoreFailed { restore, .. }) if restore == self.restore => break true,
+                Ok(other) => tracing::debug!("an answer that nobody waits for: {other:?}"),
+                Err(TryRecvError::Empty) => break false,
+                Err(TryRecvError::Disconnected) => break true,
+            }
+        };
+        !gave_up && !link.to_agent.is_closed()
+    }
+
+    /// Goes on with the conversation.
+    pub fn wake(mut self, timeout: Duration) -> Result<Line> {
+        let mut line = Line::new(self.link.take().ok_or_else(gone)?, self.restore, timeout)?;
+        (line.sync, line.synced) = (self.sync, self.sync);
+        Ok(line)
+    }
+}
+
+impl Drop for RestingLine {
+    fn drop(&mut self) {
+        let Some(link) = &self.link else { return };
+        let reason = "it was in step and is not gone on with".to_owned();
+        let order = ServerMessage::RestoreAbort { restore: self.restore, reason };
+        // Nothing is under way, so there is room; where there is none, the connection is gone.
+        if let Err(error) = link.to_agent.try_send(order) {
+            tracing::debug!("the agent could not be told that the restore ends: {error}");
+        }
+    }
+}
+
 impl Line {
     /// A conversation about restore number `restore`.
     pub fn new(link: RestoreLink, restore: u64, timeout: Duration) -> Result<Line> {
@@ -33,6 +78,11 @@ impl Line {
             .build()
             .map_err(|error| Error::io("the timer of a failback", error))?;
         Ok(Line { link, runtime, inbox: VecDeque::new(), timeout, restore, synced: 0, sync: 0 })
+    }
+
+    /// Says nothing for a while. Everything that was sent must have been answered.
+    pub fn rest(self) -> RestingLine {
+        RestingLine { link: Some(self.link), restore: self.restore, sync: self.sync }
     }
 
     /// The restore's number.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   begin -> plan (known: extents; unknown: hashes) -> keep what was never sent -> rounds while the guest runs
-//!         -> [without cutover: in step, the end] -> withdraw exports -> last round -> verify -> adopt -> finish
+//!         -> [without cutover: in step, parked; the next call goes on with rounds] -> withdraw exports -> last round -> verify -> adopt -> finish
 //! ```
 //!
 //! Until the branch is adopted every failure leads back to a session that serves; after that only forwards.
@@ -11,12 +11,14 @@
 mod adopt;
 mod disk_work;
 mod line;
+mod parked;
 mod plan;
 mod run;
 mod unsent;
 mod verify;
 
 pub(crate) use adopt::adoption;
+pub(crate) use parked::Parked;
 pub(crate) use run::run;
 
 use blocks::{DiskIndex, MachineId};

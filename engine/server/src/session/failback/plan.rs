@@ -28,7 +28,7 @@ pub(crate) enum Knowledge {
 /// Weighs what an agent says of a target. `redirected`: onto another device than the protected one.
 pub(crate) fn weigh(
     session: &LiveSession,
-    work: &DiskWork<'_>,
+    work: &DiskWork,
     said: TargetKnowledge,
     store: StoreId,
 ) -> Result<Knowledge> {
@@ -69,7 +69,7 @@ pub(crate) fn weigh(
 /// sent them.
 pub(crate) fn compare(
     line: &mut Line,
-    work: &mut DiskWork<'_>,
+    work: &mut DiskWork,
     extents: &ExtentSet,
     main: Option<&Arc<BranchDisk>>,
     told: &mut dyn FnMut(u64) -> Result<()>,
@@ -112,10 +112,10 @@ fn hash_in(volume: &Arc<BranchDisk>, extent: Extent) -> Result<[u8; 32]> {
 /// Has the target hash `extents`, and hands each report over, in order and checked.
 pub(crate) fn hash_at_target(
     line: &mut Line,
-    work: &mut DiskWork<'_>,
+    work: &mut DiskWork,
     extents: &ExtentSet,
     told: &mut dyn FnMut(u64) -> Result<()>,
-    each: &mut dyn FnMut(&mut DiskWork<'_>, &HashReport) -> Result<()>,
+    each: &mut dyn FnMut(&mut DiskWork, &HashReport) -> Result<()>,
 ) -> Result<()> {
     let whole = whole_blocks(extents, work.disk.len());
     let mut ranges = whole.iter().flat_map(|(run, ())| run.split(HASH_RANGE));

@@ -2,11 +2,11 @@
 
 use crate::agent::RestoreLink;
 use crate::control::api::{FailbackInfo, Progress};
-use crate::session::block_set::whole_blocks;
 use crate::session::failback::FailbackOptions;
 use crate::session::failback::adopt::{adopt, adoption, finish};
 use crate::session::failback::disk_work::DiskWork;
 use crate::session::failback::line::Line;
+use crate::session::failback::parked::Parked;
 use crate::session::failback::plan::{Knowledge, compare, weigh};
 use crate::session::failback::unsent::keep;
 use crate::session::failback::verify::verify;
@@ -25,34 +25,44 @@ const ROUNDS_MAX: u32 = 20;
 /// Whether work goes on, and who is told.
 type Report<'a> = &'a dyn Fn(Progress) -> bool;
 
-/// Brings the session home, or in step without `cutover`. The caller has occupied the session.
+/// Brings the session home, or in step without `cutover`: then it is parked. Goes on with a parked failback onto the same
+/// devices; otherwise `link` is called for a way to the agent. The caller has occupied the session.
 pub(crate) fn run(
     store: &Store,
     session: &Arc<LiveSession>,
-    link: RestoreLink,
+    link: impl FnOnce() -> Result<RestoreLink>,
     options: &FailbackOptions,
     report: Report<'_>,
 ) -> Result<FailbackInfo> {
     check(session, options)?;
     let _failing_back = Flag::raise(&session.failing_back);
     let finishing = matches!(session.record.get().state(), SessionState::Finishing { .. });
-    let mut line = Line::new(link, rand::random(), session.context.answer_timeout)?;
-    let mut failback = Failback {
-        store,
-        session,
-        options,
-        report,
-        works: session.disks.iter().map(DiskWork::new).collect(),
-        withdrawn_at: finishing.then(Instant::now),
+    let timeout = session.context.answer_timeout;
+    let parked = session.unpark().filter(|parked| parked.is_onto(&options.devices));
+    let goes_on = parked.is_some();
+    let (mut line, works) = match parked.map(Parked::into_parts) {
+        Some((line, works)) => (line.wake(timeout)?, works),
+        None => {
+            (Line::new(link()?, rand::random(), timeout)?, session.disks.iter().map(DiskWork::new).collect())
+        }
     };
-    let result = failback.run(&mut line);
-    if let Err(error) = &result {
-        line.abort(error.to_string());
-        if let Err(error) = failback.undo() {
-            tracing::error!("session {} cannot be served again: {error}", session.id);
+    let withdrawn_at = finishing.then(Instant::now);
+    let mut failback = Failback { store, session, options, report, works, withdrawn_at };
+    match failback.run(&mut line, goes_on) {
+        Ok(info) => {
+            if !options.cutover {
+                session.park(Parked::new(line, failback.works, &options.devices));
+            }
+            Ok(info)
+        }
+        Err(error) => {
+            line.abort(error.to_string());
+            if let Err(error) = failback.undo() {
+                tracing::error!("session {} cannot be served again: {error}", session.id);
+            }
+            Err(error)
         }
     }
-    result
 }
 
 fn check(session: &LiveSession, options: &FailbackOptions) -> Result<()> {
@@ -101,19 +111,23 @@ struct Failback<'a> {
     session: &'a Arc<LiveSession>,
     options: &'a FailbackOptions,
     report: Report<'a>,
-    works: Vec<DiskWork<'a>>,
+    works: Vec<DiskWork>,
     /// When the exports were taken away; from then on nothing is written to the session.
     withdrawn_at: Option<Instant>,
 }
 
 impl Failback<'_> {
-    fn run(&mut self, line: &mut Line) -> Result<FailbackInfo> {
-        let unsent = self.plan(line)?;
-        self.keep_unsent(line, &unsent)?;
+    /// `goes_on`: what may differ was found by an earlier call, and what the machine never sent is kept.
+    fn run(&mut self, line: &mut Line, goes_on: bool) -> Result<FailbackInfo> {
+        if goes_on {
+            self.works.iter_mut().for_each(DiskWork::take_watched);
+        } else {
+            let unsent = self.plan(line)?;
+            self.keep_unsent(line, &unsent)?;
+        }
         self.rounds(line)?;
         if !self.options.cutover {
             line.sync()?;
-            line.abort("in step; the session goes on".to_owned());
             return Ok(self.info("in-step", None, 0));
         }
         self.withdraw();
@@ -186,7 +200,7 @@ impl Failback<'_> {
         let (candidates, unsent, main) = match knowledge {
             Knowledge::Known { differs, unsent } => {
                 work.info.known = true;
-                work.info.changed_bytes = whole_blocks(&differs, len).covered().get();
+                work.consider(&differs);
                 if !record.failback.written {
                     work.next = differs;
                     return Ok(unsent);

@@ -10,7 +10,7 @@ use blocks::{Error, ErrorKind, Result};
 /// Nothing may be written to the session meanwhile. `Corrupt` where the target does not keep what it is given.
 pub(crate) fn verify(
     line: &mut Line,
-    work: &mut DiskWork<'_>,
+    work: &mut DiskWork,
     told: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<()> {
     let blocks = std::mem::take(&mut work.sent);
@@ -41,7 +41,7 @@ pub(crate) fn verify(
 
 fn differing(
     line: &mut Line,
-    work: &mut DiskWork<'_>,
+    work: &mut DiskWork,
     blocks: &BlockSet,
     told: &mut dyn FnMut(u64) -> Result<()>,
 ) -> Result<BlockSet> {

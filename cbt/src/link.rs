@@ -13,6 +13,8 @@ use wire::{AgentMessage, ServerMessage};
 
 /// How many messages wait to be sent; each carries at most 1 MiB.
 const OUTGOING_MAX: usize = 8;
+/// How often it is looked for room by somebody who may not wait for long.
+const ROOM_WAIT: Duration = Duration::from_micros(200);
 /// How many orders wait to be obeyed; each carries at most 1 MiB.
 const ORDERS_MAX: usize = 16;
 
@@ -62,6 +64,23 @@ impl Link {
     /// Queues a message; waits while the queue is full. `Cancelled` where the connection is gone.
     pub fn send(&self, message: AgentMessage) -> Result<()> {
         self.outgoing.blocking_send(message).map_err(|_| gone())
+    }
+
+    /// Waits until so many messages can be queued without waiting; false where `go_on` says no before. `Cancelled` where
+    /// the connection is gone. Nobody else queues messages, so there still is room when it returns.
+    pub fn wait_for_room(&self, messages: usize, go_on: &dyn Fn() -> bool) -> Result<bool> {
+        loop {
+            if self.outgoing.is_closed() {
+                return Err(gone());
+            }
+            if self.outgoing.capacity() >= messages {
+                return Ok(true);
+            }
+            if !go_on() {
+                return Ok(false);
+            }
+            std::thread::sleep(ROOM_WAIT);
+        }
     }
 
     /// The highest number of the disk that the server has on its medium; 0 before the first.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  warm ──last pass fits half the budget──► freeze ──► settle: take, read, hold, agree ──► thaw ──► send what is held
-//!   ▲                                          │ over budget, too much, disturbed               │
+//!   ▲                                          │ over budget, disturbed                         │
 //!   └──────────────────────────────────────────┴── thaw, send what is held, a few times ────────┘
 //! ```
 
@@ -10,7 +10,7 @@ mod freeze;
 mod settle;
 mod warm;
 
-use crate::copy::{Held, Replica};
+use crate::copy::{Bounds, Held, Replica};
 use crate::link::Link;
 use crate::mounts::{Superblock, superblocks, swap_extents};
 use crate::watchdog::Watchdog;
@@ -25,7 +25,7 @@ use wire::{CheckpointReport, Consistency, DiskInstant};
 pub struct BarrierSettings {
     /// How long writers may stand still, FIFREEZE included.
     pub budget: Duration,
-    /// How much may be held in memory while they do.
+    /// How much may be held in memory while they do; what exceeds it is sent meanwhile.
     pub held_bytes_max: u64,
     /// How often it is tried before a gap is reported.
     pub attempts: u32,
@@ -75,7 +75,7 @@ pub(crate) fn take_checkpoint(
             return Ok(Outcome::Missed(cause));
         }
         let excluded: Vec<ExtentSet> = replicas.iter().map(excluded).collect();
-        match attempt(replicas, watchdog, settings, &excluded)? {
+        match attempt(replicas, link, watchdog, settings, &excluded)? {
             Attempt::Exact(held, moment) => {
                 let mut disks = Vec::new();
                 for ((replica, held), excluded) in replicas.iter_mut().zip(held).zip(&excluded) {
@@ -129,6 +129,7 @@ pub(crate) fn excluded(replica: &Replica) -> ExtentSet {
 
 fn attempt(
     replicas: &mut [Replica],
+    link: &Link,
     watchdog: &mut Option<Watchdog>,
     settings: &BarrierSettings,
     excluded: &[ExtentSet],
@@ -142,9 +143,15 @@ fn attempt(
         Ok(frozen) => frozen,
         Err(error) => return Ok(Attempt::Again(held, error.to_string())),
     };
-    // Nothing from here to the thaw may write to a file, log, or wait for anyone but the disk.
-    let until = began + settings.budget.mul_f64(0.8);
-    let settled = settle(replicas, &mut held, settings, excluded, until, &|| !frozen.watchdog_hung_up());
+    // Nothing from here to the thaw may write to a file, log, or wait for anyone but the disk, and for the network no
+    // longer than the budget lasts.
+    let bounds = Bounds {
+        link,
+        room: settings.held_bytes_max / held.len().max(1) as u64,
+        until: began + settings.budget.mul_f64(0.8),
+        go_on: &|| !frozen.watchdog_hung_up(),
+    };
+    let settled = settle(replicas, &mut held, excluded, &bounds);
     let taken_at = WallClock::now();
     let consistency = consistency(&systems, &frozen);
     let exact = matches!(settled, Ok(Settled::Exact));

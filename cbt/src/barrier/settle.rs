@@ -1,7 +1,6 @@
 //! Reading what is left while nothing is written.
 
-use super::BarrierSettings;
-use crate::copy::{Found, Held, Replica};
+use crate::copy::{Bounds, Found, Held, Replica};
 use crate::disk::IoCounts;
 use crate::tracker::{Agreement, Trust};
 use blocks::{ExtentSet, Result};
@@ -17,40 +16,31 @@ pub(super) enum Settled {
 }
 
 /// Takes and reads until two looks at all disks in a row, with the counts agreeing in between, find nothing: the state
-/// between them is the instant. Sends nothing, logs nothing.
+/// between them is the instant. Logs nothing; sends only what there is no room for.
 pub(super) fn settle(
     replicas: &mut [Replica],
     held: &mut [Held],
-    settings: &BarrierSettings,
     excluded: &[ExtentSet],
-    until: Instant,
-    go_on: &dyn Fn() -> bool,
+    bounds: &Bounds<'_>,
 ) -> Result<Settled> {
     let mut looks: Vec<Option<IoCounts>> = vec![None; replicas.len()];
     let mut agreed = false;
     loop {
-        if !go_on() {
+        if !(bounds.go_on)() {
             return Ok(Settled::Not("the watchdog died while the file systems were frozen".into()));
         }
         let mut found = Found::Nothing;
         for (((replica, held), excluded), look) in
             replicas.iter_mut().zip(held.iter_mut()).zip(excluded).zip(&mut looks)
         {
-            match look_at(replica, held, settings.held_bytes_max, until, excluded, look, go_on)? {
-                Found::Nothing => {}
-                other => found = other,
-            }
-            if found == Found::TooMuch {
-                let device = replica.disk.path().display();
-                let context =
-                    format!("{device}: over {} bytes had changed at the freeze", settings.held_bytes_max);
-                return Ok(Settled::Not(context));
+            if look_at(replica, held, excluded, look, bounds)? == Found::Something {
+                found = Found::Something;
             }
         }
         if agreed && found == Found::Nothing {
             return Ok(all_trusted(replicas));
         }
-        if Instant::now() >= until {
+        if Instant::now() >= bounds.until {
             return Ok(Settled::Not(disturbed(replicas, found)));
         }
         agreed = found == Found::Nothing && agree(replicas)?;
@@ -60,14 +50,12 @@ pub(super) fn settle(
 fn look_at(
     replica: &mut Replica,
     held: &mut Held,
-    room: u64,
-    until: Instant,
     excluded: &ExtentSet,
     look: &mut Option<IoCounts>,
-    go_on: &dyn Fn() -> bool,
+    bounds: &Bounds<'_>,
 ) -> Result<Found> {
     if !replica.is_scanned() {
-        return replica.hold(held, room, until, excluded, go_on);
+        return replica.hold(held, excluded, bounds);
     }
     // Nothing marks what changes here; that the kernel has counted no write since the last look stands for it.
     let now = replica.disk.io_counts()?;
@@ -78,10 +66,8 @@ fn look_at(
         return Ok(Found::Nothing);
     }
     *look = Some(now);
-    match replica.hold(held, room, until, excluded, go_on)? {
-        Found::TooMuch => Ok(Found::TooMuch),
-        _ => Ok(Found::Something),
-    }
+    replica.hold(held, excluded, bounds)?;
+    Ok(Found::Something)
 }
 
 /// Whether the counts of every disk agree; where one does not, there is more to read.

@@ -1,4 +1,4 @@
-//! Coming close enough that the rest can be read within the budget.
+//! Coming close enough that the rest can be read within the budget, and seeing when it gets no closer.
 
 use super::BarrierSettings;
 use super::freeze::sync_all;
@@ -6,48 +6,99 @@ use crate::copy::Replica;
 use crate::link::Link;
 use crate::mounts::superblocks;
 use blocks::{ByteLen, Result};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How many passes there are before it is said that the machine writes faster than it can be copied.
 const ROUNDS_MAX: u32 = 12;
+/// A pass that found at least this share of what the one before found: the rate is steady, waiting brings nothing.
+const STEADY: f64 = 0.75;
+/// How much of the budget may be expected to be used where waiting brings nothing. Reading ends at 0.8 of it.
+const STEADY_SHARE: f64 = 0.7;
 
-/// Copies and writes out until the last pass fits half the budget. The reason where it never does.
+/// One pass over all disks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pass {
+    copied: ByteLen,
+    /// How long reading took, without waiting for the network.
+    read: Duration,
+    /// How long all of it took.
+    whole: Duration,
+    /// How long writing out took before it.
+    synced: Duration,
+}
+
+impl Pass {
+    /// How long the machine would stand still for as much again: what fits in memory is only read, the rest waits for
+    /// the network.
+    fn standstill(&self, held_bytes_max: u64) -> Duration {
+        let copied = self.copied.get();
+        let excess = copied.saturating_sub(held_bytes_max);
+        let waiting = self.whole.saturating_sub(self.read);
+        let share = if copied == 0 { 0.0 } else { excess as f64 / copied as f64 };
+        self.read + waiting.mul_f64(share)
+    }
+
+    /// Whether to freeze now.
+    fn is_the_moment(&self, before: Option<&Pass>, settings: &BarrierSettings) -> bool {
+        let half = settings.budget / 2;
+        let standstill = self.standstill(settings.held_bytes_max);
+        let steady =
+            before.is_some_and(|before| self.copied.get() as f64 >= before.copied.get() as f64 * STEADY);
+        (standstill <= half && self.synced <= half)
+            || (steady && standstill + self.synced <= settings.budget.mul_f64(STEADY_SHARE))
+    }
+}
+
+/// Copies and writes out until the moment to freeze has come. The reason where it never does.
 pub(super) fn warm(
     replicas: &mut [Replica],
     link: &Link,
     settings: &BarrierSettings,
 ) -> Result<Option<String>> {
     let numbers: Vec<_> = replicas.iter().map(|replica| replica.disk.number()).collect();
-    let half = settings.budget / 2;
-    let mut last = (ByteLen::ZERO, Duration::ZERO, Duration::ZERO);
+    let all_scanned = replicas.iter().all(Replica::is_scanned);
+    let mut before: Option<Pass> = None;
     for _ in 0..ROUNDS_MAX {
         link.check()?;
         let synced = sync_all(&superblocks(&numbers));
-        let (mut copied, mut read) = (ByteLen::ZERO, Duration::ZERO);
+        let began = Instant::now();
+        let mut now = Pass { synced, ..Pass::default() };
         for replica in replicas.iter_mut() {
-            replica.read_time = Duration::ZERO;
-            copied += pass(replica, link)?;
-            read += replica.read_time;
-            if replica.is_scanned() && replica.read_time > settings.budget.mul_f64(0.7) {
-                return Ok(Some(format!(
-                    "{}: without a tracker the whole disk is read while frozen, which takes {:?} of {:?}",
-                    replica.disk.path().display(),
-                    replica.read_time,
-                    settings.budget
-                )));
+            replica.reader.read_time = Duration::ZERO;
+            now.copied += pass(replica, link)?;
+            now.read += replica.reader.read_time;
+            if let Some(reason) = too_slow_to_scan(replica, settings) {
+                return Ok(Some(reason));
             }
         }
-        let all_scanned = replicas.iter().all(Replica::is_scanned);
-        if copied.get() <= settings.held_bytes_max / 2 && (read <= half || all_scanned) && synced <= half {
+        now.whole = began.elapsed();
+        // What a scan needs was judged above.
+        if all_scanned {
+            now.read = Duration::ZERO;
+        }
+        if now.is_the_moment(before.as_ref(), settings) {
             return Ok(None);
         }
-        last = (copied, read, synced);
+        before = Some(now);
     }
-    let (copied, read, synced) = last;
+    let Pass { copied, read, whole, synced } = before.unwrap_or_default();
     Ok(Some(format!(
         "the machine writes faster than it can be copied: the last of {ROUNDS_MAX} passes found {copied} bytes, took \
-         {read:?} to read and {synced:?} to write out, against half a budget of {half:?}"
+         {whole:?} to copy ({read:?} to read) and {synced:?} to write out, against a budget of {:?}",
+        settings.budget
     )))
+}
+
+fn too_slow_to_scan(replica: &Replica, settings: &BarrierSettings) -> Option<String> {
+    let read = replica.reader.read_time;
+    let too_slow = replica.is_scanned() && read > settings.budget.mul_f64(0.7);
+    too_slow.then(|| {
+        format!(
+            "{}: without a tracker the whole disk is read while frozen, which takes {read:?} of {:?}",
+            replica.disk.path().display(),
+            settings.budget
+        )
+    })
 }
 
 /// What is marked now is copied; what is marked meanwhile is for the next pass.
@@ -66,4 +117,35 @@ fn pass(replica: &mut Replica, link: &Link) -> Result<ByteLen> {
         }
     }
     Ok(copied)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pass(mib: u64, read_ms: u64, whole_ms: u64) -> Pass {
+        let [read, whole] = [read_ms, whole_ms].map(Duration::from_millis);
+        Pass { copied: ByteLen::new(mib << 20), read, whole, synced: Duration::ZERO }
+    }
+
+    #[test]
+    fn only_time_decides() {
+        let settings = BarrierSettings::default();
+        // More than may be held, but quickly copied.
+        assert!(pass(34, 536, 700).is_the_moment(None, &settings));
+        // What fits in memory does not wait for a slow network; what exceeds it does.
+        assert!(pass(30, 100, 60_000).is_the_moment(None, &settings));
+        assert!(!pass(64, 100, 60_000).is_the_moment(None, &settings));
+        assert!(!pass(30, 1_900, 1_900).is_the_moment(None, &settings));
+    }
+
+    #[test]
+    fn a_steady_rate_is_frozen_at_once_and_a_falling_one_is_waited_for() {
+        let settings = BarrierSettings::default();
+        let now = pass(30, 1_300, 1_300);
+        assert!(!now.is_the_moment(None, &settings));
+        assert!(!now.is_the_moment(Some(&pass(90, 3_000, 3_000)), &settings));
+        assert!(now.is_the_moment(Some(&pass(31, 1_350, 1_350)), &settings));
+        assert!(!pass(30, 1_500, 1_500).is_the_moment(Some(&pass(30, 1_500, 1_500)), &settings));
+    }
 }

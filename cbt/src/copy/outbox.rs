@@ -1,5 +1,6 @@
 //! Numbering what a disk sends.
 
+use super::reader::Shipment;
 use crate::link::Link;
 use crate::tracker::{Base, Tracker};
 use blocks::{DiskIndex, Extent, Generation, MachineId, Result, Seq, StoreId};
@@ -45,14 +46,22 @@ impl Outbox {
         self.last > self.first
     }
 
+    /// Sends what was read.
+    pub fn ship(&mut self, link: &Link, tracker: &dyn Tracker, shipment: Shipment) -> Result<()> {
+        match shipment.bytes {
+            Some(bytes) => self.data(link, tracker, shipment.extent, bytes),
+            None => self.zero(link, tracker, shipment.extent),
+        }
+    }
+
     /// Sends bytes.
-    pub fn data(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent, bytes: Vec<u8>) -> Result<()> {
+    fn data(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent, bytes: Vec<u8>) -> Result<()> {
         self.flush(link, tracker)?;
         self.send(link, tracker, extent, Payload::Data(bytes))
     }
 
     /// Sends zeroes, at the latest with the next [`Outbox::flush`].
-    pub fn zero(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent) -> Result<()> {
+    fn zero(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent) -> Result<()> {
         match self.zeroes {
             Some(before) if before.end() == extent.start() => {
                 self.zeroes = Extent::between(before.start(), extent.end());

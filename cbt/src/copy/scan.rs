@@ -4,6 +4,7 @@
 //! what differs. Writes meanwhile are marked by the tracker and sent afterwards.
 
 use super::digests::{HASH_BLOCK, hash_blocks};
+use super::reader::{Stretch, stretches};
 use super::replica::{Phase, Replica};
 use super::{Digests, READ_BYTES};
 use crate::link::Link;
@@ -11,7 +12,7 @@ use crate::tracker::Scan;
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, Seq};
 use std::sync::Arc;
 use std::time::Duration;
-use wire::{AgentMessage, HashPurpose, HashReport};
+use wire::{AgentMessage, BlockHash, HashPurpose, HashReport};
 
 /// How much one report covers.
 const REPORT_BYTES: u64 = 16 << 20;
@@ -109,33 +110,40 @@ impl Replica {
 
     /// Everything of the range that is not zero.
     fn send_range(&mut self, link: &Link, range: Extent) -> Result<()> {
-        for part in range.split(ByteLen::new(READ_BYTES)) {
-            let bytes = self.disk.read(part, &mut self.buffer)?.to_vec();
-            self.note_digests(part, &bytes);
-            self.ship(link, part, bytes, false)?;
-        }
-        Ok(())
+        let tracker = Arc::clone(&self.tracker);
+        let hashed = self.digests.is_some();
+        let mut noted = Vec::new();
+        let (reader, outbox, disk) = self.reading()?;
+        let make = |stretch: &Stretch, bytes: &[u8]| {
+            (stretch.whole(), hashed.then(|| hash_blocks(bytes)), stretch.shipments(bytes))
+        };
+        let sent = reader.read(disk, &stretches(&[range]), make, |(part, hashes, shipments)| {
+            noted.push((part, hashes.unwrap_or_default()));
+            let data = shipments.into_iter().filter(|shipment| shipment.bytes.is_some());
+            data.into_iter().try_for_each(|shipment| outbox.ship(link, &*tracker, shipment))
+        });
+        noted.iter().for_each(|(part, hashes)| self.note_digests(*part, hashes));
+        sent
     }
 
     fn report_range(&mut self, link: &Link, range: Extent) -> Result<()> {
-        let mut hashes = Vec::new();
-        for part in range.split(ByteLen::new(READ_BYTES)) {
-            let read = self.disk.read(part, &mut self.buffer)?;
-            hashes.extend(hash_blocks(read).into_iter().map(Some));
-            if self.digests.is_some() {
-                let bytes = read.to_vec();
-                self.note_digests(part, &bytes);
-            }
-        }
+        let mut known = Vec::new();
+        let make = |_: &Stretch, bytes: &[u8]| hash_blocks(bytes);
+        self.reader.read(&self.disk, &stretches(&[range]), make, |hashes| {
+            known.extend(hashes);
+            Ok(())
+        })?;
+        self.note_digests(range, &known);
+        let hashes = known.into_iter().map(Some).collect();
         let purpose = HashPurpose::Scan;
         let report = HashReport { purpose, disk: self.index, range, block: HASH_BLOCK, hashes };
         link.send(AgentMessage::Hashes(report))
     }
 
-    fn note_digests(&mut self, part: Extent, bytes: &[u8]) {
+    fn note_digests(&mut self, part: Extent, hashes: &[BlockHash]) {
         if let Some(digests) = &mut self.digests {
-            for (block, hash) in part.split(HASH_BLOCK.len()).zip(hash_blocks(bytes)) {
-                digests.note(HASH_BLOCK.block_of(block.start()), &hash);
+            for (block, hash) in part.split(HASH_BLOCK.len()).zip(hashes) {
+                digests.note(HASH_BLOCK.block_of(block.start()), hash);
             }
         }
     }
@@ -149,8 +157,10 @@ impl Replica {
             }
             for part in extent.split(ByteLen::new(READ_BYTES)) {
                 let bytes = self.disk.read(part, &mut self.buffer)?.to_vec();
-                self.note_digests(part, &bytes);
-                self.ship(link, part, bytes, true)?;
+                if self.digests.is_some() {
+                    self.note_digests(part, &hash_blocks(&bytes));
+                }
+                self.ship(link, part, &bytes, true)?;
             }
         }
         if let Phase::Initial(copy) = &mut self.phase {

@@ -1,8 +1,8 @@
 //! Comparing the source with a checkpoint: hashes of what nothing has written since.
 
-use crate::copy::{HASH_BLOCK, READ_BYTES, Replica, hash_blocks};
+use crate::copy::{HASH_BLOCK, Replica, Stretch, hash_blocks, stretches};
 use crate::link::Link;
-use blocks::{ByteLen, ByteOffset, Extent, ExtentSet, Result};
+use blocks::{ByteOffset, Extent, ExtentSet, Result};
 use wire::{AgentMessage, BlockHash, HashPurpose, HashReport};
 
 /// How much one report covers.
@@ -57,9 +57,11 @@ impl Verify {
 
 fn hashes(replica: &mut Replica, range: Extent, excluded: &ExtentSet) -> Result<Vec<Option<BlockHash>>> {
     let mut hashes = Vec::new();
-    for part in range.split(ByteLen::new(READ_BYTES)) {
-        hashes.extend(hash_blocks(replica.disk.read(part, &mut replica.buffer)?));
-    }
+    let make = |_: &Stretch, bytes: &[u8]| hash_blocks(bytes);
+    replica.reader.read(&replica.disk, &stretches(&[range]), make, |made| {
+        hashes.extend(made);
+        Ok(())
+    })?;
     // Asked after the read: what was written before or while it was read is marked by now.
     let marked = replica.tracker.changed()?;
     let written = replica.written_since.as_ref();

@@ -8,7 +8,8 @@ use crate::unit::manifest::UnitSpec;
 use crate::unit::merging::{MergeQueue, MergeWorker};
 use crate::unit::unit::UnitContext;
 use blocks::{
-    ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Id, MachineId, Result, Storage, StoreId,
+    ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Id, MachineId, OpenMode, Result, Storage,
+    StoreId,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -115,6 +116,10 @@ impl Store {
         let machine = spec.machine;
         let dir = unit_dir(machine);
         let storage = self.storage();
+        if storage.list(UNITS)?.contains(&machine.to_string()) {
+            // Nothing open and nothing damaged: what a removal that failed has left, with its mark.
+            remove_unit_dir(storage, &dir)?;
+        }
         let made = Unit::create(&dir, self.id, random_u64(), spec, &self.context)
             .and_then(|unit| storage.sync_dir(UNITS).map(|_| unit));
         match made {
@@ -229,8 +234,18 @@ fn is_rubbish(storage: &dyn Storage, dir: &str) -> Result<bool> {
 }
 
 fn remove_unit_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
-    let name = files::removed_name(dir);
-    files::create_anew(storage, &name)?.sync()?;
+    let mark = files::removed_name(dir);
+    match storage.open(&mark, OpenMode::CreateNew) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
+        _ => storage.sync_dir(dir)?,
+    };
+    // What is removed may vanish from the medium in any order: the mark goes when the rest is gone for certain.
+    for name in
+        storage.list(dir)?.into_iter().map(|name| format!("{dir}/{name}")).filter(|name| *name != mark)
+    {
+        let is_dir = storage.list(&name).is_ok();
+        if is_dir { storage.remove_dir(&name)? } else { storage.remove(&name)? }
+    }
     storage.sync_dir(dir)?;
     storage.remove_dir(dir)?;
     storage.sync_dir(UNITS).map(drop)

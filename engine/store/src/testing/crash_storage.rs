@@ -173,6 +173,10 @@ impl Storage for CrashStorage {
         let (parent, last) = world.parent(dir)?;
         world.change("removing", dir)?;
         world.release(node);
+        // File by file, as a host does it: a power cut may leave any of them.
+        for (folder, name) in world.entries_below(node) {
+            world.apply(TreeChange(vec![(folder, name, None)]));
+        }
         world.apply(TreeChange(vec![(parent, last.to_owned(), None)]));
         Ok(())
     }

@@ -173,6 +173,18 @@ impl World {
         }
     }
 
+    /// Every entry below a folder, those of a folder before its own.
+    pub(super) fn entries_below(&self, dir: NodeId) -> Vec<(NodeId, String)> {
+        let Some(Node::Dir(folder)) = self.nodes.get(&dir) else { return Vec::new() };
+        let own = folder.current.iter();
+        own.flat_map(|(name, child)| {
+            let mut below = self.entries_below(*child);
+            below.push((dir, name.clone()));
+            below
+        })
+        .collect()
+    }
+
     /// The changes that a sync of `dir` makes durable: those of its entries, and the earlier ones that they build on.
     pub(super) fn take_changes_of(&mut self, dir: NodeId) -> Vec<TreeChange> {
         let mut touched: Vec<(NodeId, String)> = Vec::new();

@@ -13,29 +13,6 @@ use wire::Consistency;
 
 const MIB: u64 = 1 << 20;
 
-fn spawn_agent(server: &Server, disk: &Disk, folder: &Path, every_ms: u64) -> Killed {
-    let wire::Address::Unix(socket) = server.address() else { unreachable!() };
-    let child = Command::new(example("agent"))
-        .arg(socket)
-        .arg(folder)
-        .arg(example("watchdog"))
-        .arg(disk.path())
-        .arg(format!("every={every_ms}"))
-        .spawn()
-        .unwrap();
-    Killed(child)
-}
-
-/// A write that a frozen file system would stop.
-fn writes_go_on(mounted: &Mounted) -> bool {
-    let path = mounted.at.join("alive");
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let _ = std::fs::write(path, b"alive").map(|()| sender.send(()));
-    });
-    receiver.recv_timeout(Duration::from_secs(10)).is_ok()
-}
-
 #[test]
 fn an_agent_killed_at_any_instant_leaves_nothing_frozen() {
     let disk = Disk::with_ext4(64 * MIB);
@@ -45,7 +22,7 @@ fn an_agent_killed_at_any_instant_leaves_nothing_frozen() {
     let writer = Writer::start(&mounted.at, Duration::from_millis(1));
     for round in 0..12 {
         let before = server.model().checkpoints.len();
-        let mut agent = spawn_agent(&server, &disk, folder.path(), 1);
+        let mut agent = spawn_agent(&server, &disk, folder.path(), 1, None);
         eventually("checkpoints", || server.model().checkpoints.len() > before + 2);
         std::thread::sleep(Duration::from_millis(round * 7 % 50));
         agent.0.kill().unwrap();
@@ -59,7 +36,7 @@ fn an_agent_killed_at_any_instant_leaves_nothing_frozen() {
         notes.filter(|note| note.file_name().to_string_lossy().starts_with("frozen-")).collect();
     assert!(notes.is_empty(), "{notes:?}");
     // And what the killed ones had taken is not lost.
-    let _agent = spawn_agent(&server, &disk, folder.path(), 3_600_000);
+    let _agent = spawn_agent(&server, &disk, folder.path(), 3_600_000, None);
     drop(mounted);
     eventually("the agent is back", || server.model().connections > 12);
     server.wait_connected();
@@ -256,7 +233,7 @@ fn memory_stays_bounded_while_a_lot_is_pushed() {
         model.rules.slow = Duration::from_millis(2);
     }
     let folder = tempfile::tempdir().unwrap();
-    let agent = spawn_agent(&server, &disk, folder.path(), 3_600_000);
+    let agent = spawn_agent(&server, &disk, folder.path(), 3_600_000, None);
     server.wait_connected();
     let mut file = std::fs::OpenOptions::new().write(true).open(&disk.device).unwrap();
     for round in 0..3 {

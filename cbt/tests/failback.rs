@@ -3,7 +3,7 @@
 
 mod agent_support;
 use agent_support::*;
-use blocks::{BlockShift, ByteLen, CheckpointId, DiskIndex, Extent, Generation, Seq};
+use blocks::{BlockShift, ByteLen, CheckpointId, DiskIndex, Extent, ExtentSet, Generation, Seq};
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use wire::{AgentMessage, BlockHash, Continuity, HashPurpose, Payload, ServerMessage, TargetKnowledge};
@@ -239,4 +239,141 @@ fn a_regular_file_is_restored_too() {
     finish(&server, 1);
     let ended = agent.wait().unwrap_err();
     assert!(ended.to_string().contains("attach it"), "{ended}");
+}
+
+/// What a server sends for a restore: what the agent says has changed, and what the session changed.
+fn send_what_is_needed(
+    server: &Server,
+    restore: u64,
+    changed: &[Extent],
+    session: &[Extent],
+    wanted: &[u8],
+) -> u64 {
+    let needed: ExtentSet = changed.iter().chain(session).copied().collect();
+    let mut sent = 0;
+    for part in needed.iter().flat_map(|(extent, ())| extent.split(ByteLen::new(MIB))) {
+        let bytes = wanted[part.start().get() as usize..part.end().get() as usize].to_vec();
+        sent += bytes.len() as u64;
+        write(server, restore, part.start().get(), bytes);
+    }
+    sent
+}
+
+fn known(server: &Server, restore: u64) -> Vec<Extent> {
+    match ready(server, restore) {
+        TargetKnowledge::Known { changed, .. } => changed,
+        TargetKnowledge::Unknown { reason } => panic!("not known: {reason}"),
+    }
+}
+
+#[test]
+fn a_restore_that_was_cut_or_called_off_is_begun_again_and_sends_only_what_is_needed() {
+    let disk = Disk::new(64 * MIB);
+    let mut file = OpenOptions::new().write(true).open(&disk.device).unwrap();
+    fill(&mut file, 0, 64 * MIB, 3);
+    drop(file);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let agent = promoted(&server, &disk, folder.path());
+    // What the session changed, and what the old primary wrote and never sent.
+    let session: Vec<Extent> = (0..8).map(|at| extent(at * 4 * MIB, 256 << 10)).collect();
+    let mut wanted = server.model().disks[0].clone();
+    for part in &session {
+        wanted[part.start().get() as usize..part.end().get() as usize].fill(0x5E);
+    }
+    disk.write(50 * MIB, &[0xAA; 65536]);
+
+    // Cut in the middle: half is written, nothing synced, and something that the next attempt shall not want any more.
+    server.order(begin(1, "", disk.len));
+    assert_eq!(known(&server, 1), [extent(50 * MIB, 65536)]);
+    send_what_is_needed(&server, 1, &[], &session[..4], &wanted);
+    write(&server, 1, 60 * MIB, vec![0xDD; 65536]);
+    server.order(ServerMessage::RestoreRead { restore: 1, disk: DiskIndex(0), range: extent(0, 4096) });
+    server.restore_answer("the writes before it", |answer| match answer {
+        AgentMessage::RestoreData { restore: 1, .. } => Some(()),
+        _ => None,
+    });
+    let before = server.model().connections;
+    server.cut();
+    eventually("the agent comes back", || server.model().connections > before);
+    server.wait_connected();
+
+    // Called off in the middle.
+    server.order(begin(2, "", disk.len));
+    let changed = known(&server, 2);
+    let marked: ExtentSet = changed.iter().copied().collect();
+    for part in session[..4].iter().chain(&[extent(50 * MIB, 65536), extent(60 * MIB, 65536)]) {
+        assert!(marked.contains(*part), "{part} was written and is not in {changed:?}");
+    }
+    assert!(marked.covered().get() <= 4 * (256 << 10) + 2 * 65536, "{changed:?}");
+    write(&server, 2, 61 * MIB, vec![0xEE; 65536]);
+    sync(&server, 2, 1);
+    server.order(ServerMessage::RestoreAbort { restore: 2, reason: "tested".into() });
+    eventually("the target is released", || exclusive(&disk).is_ok());
+
+    server.order(begin(3, "", disk.len));
+    let changed = known(&server, 3);
+    let sent = send_what_is_needed(&server, 3, &changed, &session, &wanted);
+    assert_eq!(sent, 8 * (256 << 10) + 3 * 65536, "no more than was changed on either side");
+    sync(&server, 3, 1);
+    assert_same("the disk after the third attempt", &wanted, &disk.content());
+    server.model().disks[0] = wanted;
+    finish(&server, 3);
+    let received = server.model().bytes_received;
+    disk.write(5 * MIB, &[0xCC; 4096]);
+    let (_, content) = server.checkpoint(false);
+    assert_same("replication goes on", &content[0], &disk.content());
+    assert!(server.model().bytes_received - received <= 65536);
+    agent.stop().unwrap();
+}
+
+#[test]
+fn an_agent_that_dies_at_any_step_of_a_restore_knows_its_disk_afterwards() {
+    let disk = Disk::new(32 * MIB);
+    let mut file = OpenOptions::new().write(true).open(&disk.device).unwrap();
+    fill(&mut file, 0, 32 * MIB, 3);
+    drop(file);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    promoted(&server, &disk, folder.path()).stop().unwrap();
+    let part = extent(8 * MIB, MIB);
+    let mut wanted = server.model().disks[0].clone();
+    wanted[8 * MIB as usize..9 * MIB as usize].fill(0x5E);
+    let mut restore = 0;
+    for step in ["restore.ready", "restore.synced", "restore.reset"] {
+        restore += 1;
+        let before = server.model().connections;
+        let mut agent = spawn_agent(&server, &disk, folder.path(), 3_600_000, Some(step));
+        eventually("the agent connects", || server.model().connections > before);
+        server.wait_connected();
+        server.order(begin(restore, "", disk.len));
+        if step != "restore.ready" {
+            let changed = known(&server, restore);
+            send_what_is_needed(&server, restore, &changed, &[part], &wanted);
+            server.order(ServerMessage::RestoreSync { restore, sync: 1 });
+        }
+        if step == "restore.reset" {
+            let seqs = vec![(DiskIndex(0), Seq(5000))];
+            let (generation, checkpoint) = (Generation(3), CheckpointId(9));
+            server.order(ServerMessage::RestoreFinish { restore, generation, checkpoint, seqs });
+        }
+        wait_dead_at(step, &mut agent, folder.path());
+    }
+    // The last one had adopted the state: it is the source again, and says so with its base.
+    assert_same("the disk", &wanted, &disk.content());
+    {
+        let mut model = server.model();
+        model.disks[0] = wanted;
+        model.durable = vec![Seq(5000)];
+        (model.rules.standby, model.rules.generation) = (false, 3);
+    }
+    let received = server.model().bytes_received;
+    let agent = RunningAgent::start(config(&server, &[&disk], folder.path()));
+    let (_, content) = server.checkpoint(false);
+    let hello = server.model().hellos.last().unwrap().clone();
+    let Continuity::Tracked { acked, .. } = hello.disks[0].continuity else { panic!("{hello:?}") };
+    assert_eq!((acked, hello.generation), (Seq(5000), Generation(3)));
+    assert_same("after the last death", &content[0], &disk.content());
+    assert_eq!(server.model().bytes_received, received, "nothing had changed");
+    agent.stop().unwrap();
 }

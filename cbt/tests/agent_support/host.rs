@@ -201,6 +201,46 @@ impl Drop for Killed {
     }
 }
 
+/// The agent as a process of its own, to die at that step if one is given; what it says goes to `agent.log`.
+pub fn spawn_agent(
+    server: &super::Server,
+    disk: &Disk,
+    folder: &Path,
+    every_ms: u64,
+    crash_at: Option<&str>,
+) -> Killed {
+    let wire::Address::Unix(socket) = server.address() else { unreachable!() };
+    let mut command = Command::new(example("agent"));
+    command
+        .arg(socket)
+        .arg(folder)
+        .arg(example("watchdog"))
+        .arg(disk.path())
+        .arg(format!("every={every_ms}"));
+    if let Some(step) = crash_at {
+        command.env("UNDERSTUDY_CRASH_AT", step);
+    }
+    let log = OpenOptions::new().append(true).create(true).open(folder.join("agent.log")).unwrap();
+    Killed(command.stderr(log).spawn().unwrap())
+}
+
+/// Waits until the agent has died at that step, and nowhere else.
+pub fn wait_dead_at(step: &str, agent: &mut Killed, folder: &Path) {
+    eventually(&format!("{step} is reached"), || agent.0.try_wait().unwrap().is_some());
+    let said = std::fs::read_to_string(folder.join("agent.log")).unwrap();
+    assert!(said.contains(&format!("dying at {step}")), "{step} was not reached: {said}");
+}
+
+/// A write that a frozen file system would stop.
+pub fn writes_go_on(mounted: &Mounted) -> bool {
+    let path = mounted.at.join("alive");
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = std::fs::write(path, b"alive").map(|()| sender.send(()));
+    });
+    receiver.recv_timeout(Duration::from_secs(10)).is_ok()
+}
+
 /// A configuration for tests: quick, everything in `folder`.
 pub fn config(server: &super::Server, disks: &[&Disk], folder: &Path) -> AgentConfig {
     let devices: Vec<PathBuf> = disks.iter().map(|disk| disk.device.clone()).collect();

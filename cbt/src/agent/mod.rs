@@ -7,6 +7,7 @@
 //!        └── back-off, again, until it is stopped or refused for good
 //! ```
 
+mod advice;
 mod config;
 mod orders;
 mod protect;
@@ -14,6 +15,7 @@ mod run;
 mod session;
 mod state;
 mod stop;
+mod trouble;
 mod verify;
 mod vitals;
 mod worker;

@@ -1,10 +1,12 @@
 //! Connecting, again and again, and carrying messages between the connection and the worker.
 
+use super::advice;
 use super::config::AgentConfig;
 use super::protect::protect_all;
 use super::session::own_session;
 use super::state::State;
 use super::stop::Stop;
+use super::trouble::Trouble;
 use super::vitals::Vitals;
 use super::worker::{End, Worker};
 use crate::inventory;
@@ -55,26 +57,30 @@ impl Agent {
         let mut worker = Worker::new(Arc::clone(&config), replicas, state, Arc::clone(&vitals));
         let mut backoff = BACKOFF_MIN;
         let mut welcomed = false;
+        let mut trouble = Trouble::default();
         let started = Instant::now();
         loop {
-            let attempt =
-                Box::pin(one_connection(&config, worker, &vitals, &mut stop, &mut welcomed)).await?;
+            let attempt = Box::pin(one_connection(&config, worker, &vitals, &mut stop, &mut welcomed)).await;
+            let attempt = attempt.map_err(advice::ended)?;
             worker = attempt.0;
+            if worker.was_connected {
+                trouble.is_over();
+            }
             match attempt.1 {
                 Ended::Stopped => return Ok(()),
                 Ended::Lost(error) => {
                     if wire::refused_identity(&error) || error.kind() == ErrorKind::InvalidInput {
-                        return Err(error);
+                        return Err(advice::unconnectable(error));
                     }
-                    tracing::warn!("{error}");
+                    trouble.say(format!("{error}; trying again"));
                 }
                 Ended::Refused(refusal) => {
                     let taken = refusal.kind == RefusalKind::Taken && !welcomed;
                     if is_final(refusal.kind) || (taken && started.elapsed() > TAKEN_PATIENCE) {
-                        let context = format!("{} refuses this agent: {}", config.server, refusal.reason);
-                        return Err(Error::new(ErrorKind::InvalidInput, context));
+                        return Err(advice::refused(&config.server, &refusal));
                     }
-                    tracing::warn!("{} refuses for now: {}", config.server, refusal.reason);
+                    trouble
+                        .say(format!("{} refuses for now: {}; trying again", config.server, refusal.reason));
                 }
             }
             if std::mem::take(&mut worker.was_connected) {

@@ -3,6 +3,7 @@
 use super::config::{AgentConfig, SendMode};
 use super::orders::ends_agent;
 use super::state::State;
+use super::trouble::Trouble;
 use super::verify::Verify;
 use super::vitals::{DiskVitals, Vitals};
 use crate::barrier::{self, Outcome, excluded, while_frozen};
@@ -60,6 +61,8 @@ pub(super) struct Worker {
     /// Set by each welcome.
     pub was_connected: bool,
     next_request: u64,
+    trouble: Trouble,
+    watchdog_trouble: Trouble,
 }
 
 /// What lives as long as one connection.
@@ -95,6 +98,8 @@ impl Worker {
             inside_session,
             was_connected: false,
             next_request: 1,
+            trouble: Trouble::default(),
+            watchdog_trouble: Trouble::default(),
         }
     }
 
@@ -181,7 +186,10 @@ impl Worker {
         }
         if session.source && !session.held_by_server && Instant::now() >= session.retry_at {
             match self.replicate(session) {
-                Ok(worked) => busy |= worked,
+                Ok(worked) => {
+                    self.trouble.is_over();
+                    busy |= worked;
+                }
                 Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
                 Err(error) => self.stumble(session, &error)?,
             }
@@ -204,7 +212,7 @@ impl Worker {
 
     /// A disk could not be read, or its tracker not asked: said, and tried again later.
     fn stumble(&mut self, session: &mut Session, error: &Error) -> Result<()> {
-        tracing::warn!("replication stands still: {error}");
+        self.trouble.say(format!("replication stands still: {error}; trying again"));
         session.retry_at = Instant::now() + RETRY_WAIT;
         self.report_gap(session, error.to_string())
     }
@@ -402,8 +410,13 @@ impl Worker {
             return;
         }
         match Watchdog::start(&self.config.watchdog, &self.config.run_dir) {
-            Ok(watchdog) => self.watchdog = Some(watchdog),
-            Err(error) => tracing::error!("no watchdog, so no file system is frozen: {error}"),
+            Ok(watchdog) => {
+                self.watchdog_trouble.is_over();
+                self.watchdog = Some(watchdog);
+            }
+            Err(error) => {
+                self.watchdog_trouble.say(format!("no watchdog, so no file system is frozen: {error}"));
+            }
         }
     }
 

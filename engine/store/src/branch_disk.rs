@@ -205,7 +205,7 @@ impl BranchDisk {
         lock(&self.append).last_seq
     }
 
-    /// What the branch's own deltas have, the open one included. Grows with the changes, not with the disk.
+    /// What the branch's own deltas have, the open one included. Exact, or in blocks as [`Unit::difference`].
     pub fn changed_since_fork(&self) -> Result<ExtentSet> {
         self.changed_since(DeltaId::IMAGE)
     }
@@ -215,7 +215,8 @@ impl BranchDisk {
         self.unit()?.seal_part(self, |_| true)
     }
 
-    /// What the branch's own deltas behind `after` have, the open one included.
+    /// What the branch's own deltas behind `after` have, the open one included. Exact, or in blocks as
+    /// [`Unit::difference`].
     pub fn changed_since(&self, after: DeltaId) -> Result<ExtentSet> {
         self.unit()?.own_changes(self.identity.branch, self.identity.disk, after)
     }
@@ -266,7 +267,9 @@ impl BranchDisk {
                 let proof = writer.file().sync().map_err(|error| self.poisoned_by(error))?;
                 let log_len = writer.len() - ByteOffset::ZERO;
                 let index = self.write_index(appender.delta)?;
-                // Only now: writing the index has put the log's name on the medium too.
+                let dir = files::disk_dir(&self.identity.unit_dir, self.identity.disk);
+                self.table.storage().sync_dir(&dir).map_err(|error| self.poisoned_by(error))?;
+                // Only now: that has put the log's name on the medium too.
                 lock(&self.sync).cover(appender.delta, appender.last_seq, writer.len(), proof);
                 Some(SealedDelta { id: appender.delta, log: Arc::clone(&appender.log), log_len, index })
             }
@@ -275,6 +278,7 @@ impl BranchDisk {
         Ok(Sealing { disk: self, appender, sealed })
     }
 
+    /// The index, synced; its name is not. An error has changed nothing: the next attempt makes another file.
     fn write_index(&self, delta: DeltaId) -> Result<IndexHeader> {
         let identity = &self.identity;
         let name = files::index_name(&identity.unit_dir, identity.disk, delta, delta);
@@ -285,9 +289,7 @@ impl BranchDisk {
             writer.push(Entry { extent, delta, location: *location })?;
         }
         drop(layers);
-        let (header, _) = writer.finish()?;
-        self.table.storage().sync_dir(&files::disk_dir(&identity.unit_dir, identity.disk))?;
-        Ok(header)
+        Ok(writer.finish()?.0)
     }
 
     fn unit(&self) -> Result<Arc<Unit>> {

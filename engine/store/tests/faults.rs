@@ -98,3 +98,73 @@ fn a_power_cut_in_a_removal_leaves_all_of_a_unit_or_nothing() {
         }
     }
 }
+
+/// The image grows while it is written, so a consolidation can find the storage full. It must stop before it writes
+/// what does not fit: a failed write would keep the image from being written until the next restart, and consolidating
+/// is how space comes back.
+#[test]
+fn a_consolidation_without_room_goes_on_when_there_is_some() {
+    const BIG: u64 = 64 << 20;
+    let storage = CrashStorage::new();
+    let options = StoreOptions { reserve: ByteLen::new(8 << 20), ..options() };
+    let store = open_with(&storage, options.clone());
+    let unit = store.create_unit(spec(BIG)).unwrap();
+    for at in (0..BIG / 2).step_by(1 << 20) {
+        write(&*head(&unit), at, 1 << 20, 7);
+    }
+    let checkpoint = seal(&unit);
+    // The logs take 32 MiB, the image wants as much again.
+    storage.set_capacity(Some(ByteLen::new(50 << 20)));
+    let full = unit.consolidate(checkpoint, &|_, _| true).unwrap_err();
+    assert_eq!(full.kind(), ErrorKind::NoSpace, "{full}");
+    unit.set_note("still", Some(vec![1])).expect("there is room for manifests");
+    storage.set_capacity(None);
+    unit.consolidate(checkpoint, &|_, _| true).unwrap();
+    assert_eq!(unit.horizon(), Some(checkpoint));
+    for at in [0, BIG / 4, BIG / 2 - 512] {
+        assert_eq!(byte_at(&*head(&unit), at), 7, "at {at}");
+    }
+}
+
+/// What a failed sync of a folder has lost nobody knows, and another one that succeeds proves nothing about it.
+#[test]
+fn a_seal_whose_folder_cannot_be_synced_acknowledges_nothing_more() {
+    let storage = CrashStorage::new();
+    let store = open(&storage);
+    let unit = store.create_unit(spec(LEN)).unwrap();
+    write(&*head(&unit), 0, 512, 7);
+    head(&unit).flush().unwrap();
+    // The first folder that a seal syncs is the disk's, for the name of the index.
+    storage.fail_sync_dir(1);
+    let spec = CheckpointSpec::crash_consistent_now;
+    assert_eq!(unit.seal(unit.main_branch(), spec()).unwrap_err().kind(), ErrorKind::Io);
+    assert_eq!(unit.seal(unit.main_branch(), spec()).unwrap_err().kind(), ErrorKind::Poisoned);
+    assert_eq!(head(&unit).flush().unwrap_err().kind(), ErrorKind::Poisoned);
+    drop((unit, store));
+    let unit = open(&storage.crash(3)).unit(machine()).unwrap();
+    assert_eq!(byte_at(&*head(&unit), 0), 7);
+    seal(&unit);
+}
+
+/// A difference of millions of extents is given in whole blocks, so that memory stays bounded; it may say too much,
+/// never too little, and nothing past the end of the disk.
+#[test]
+fn a_difference_of_very_many_extents_is_given_in_blocks() {
+    const EXTENTS: u64 = 300_000;
+    const DISK_LEN: u64 = EXTENTS * 1024 + 512;
+    let unit = open(&CrashStorage::new()).create_unit(spec(DISK_LEN)).unwrap();
+    let before = seal(&unit);
+    let disk = head(&unit);
+    let written = |index: u64| Extent::new(ByteOffset::new(index * 1024), ByteLen::new(512)).unwrap();
+    for index in 0..=EXTENTS {
+        disk.append(Seq(index + 1), written(index), Payload::Discard).unwrap();
+    }
+    let difference =
+        unit.difference(Point::Checkpoint(before), Point::Head(unit.main_branch()), DISK).unwrap();
+    for changed in [difference, disk.changed_since_fork().unwrap()] {
+        assert!(changed.extents() <= 256 << 10, "{} extents", changed.extents());
+        assert!((0..=EXTENTS).all(|index| changed.contains(written(index))));
+        let last = changed.iter().last().unwrap().0;
+        assert!(last.end().get() <= DISK_LEN, "{last}");
+    }
+}

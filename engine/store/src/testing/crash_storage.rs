@@ -70,6 +70,12 @@ impl CrashStorage {
         world.fail_sync = Some(world.counts.syncs + nth);
     }
 
+    /// The `nth` sync of a folder from now on fails with `Io`; which of its entries are on the medium is open.
+    pub fn fail_sync_dir(&self, nth: u64) {
+        let mut world = self.world();
+        world.fail_sync_dir = Some(world.counts.dir_syncs + nth);
+    }
+
     /// The `nth` read from now on fails with `Io`.
     pub fn fail_read(&self, nth: u64) {
         let mut world = self.world();
@@ -186,6 +192,10 @@ impl Storage for CrashStorage {
         let node = world.find(dir)?;
         world.dir(node, dir)?;
         world.change("syncing", dir)?;
+        world.counts.dir_syncs += 1;
+        if world.fail_sync_dir == Some(world.counts.dir_syncs) {
+            return Err(io_error(format!("{dir}: syncing: a fault was asked for")));
+        }
         for change in world.take_changes_of(node) {
             world.settle(&change);
         }

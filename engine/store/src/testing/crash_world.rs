@@ -32,6 +32,7 @@ pub(super) struct World {
     /// Fails the operation whose count reaches the number.
     pub(super) fail_write: Option<u64>,
     pub(super) fail_sync: Option<u64>,
+    pub(super) fail_sync_dir: Option<u64>,
     pub(super) fail_read: Option<u64>,
     /// Everything that would change something fails once `changes` has reached this.
     pub(super) power_off: Option<u64>,
@@ -44,6 +45,7 @@ pub(super) struct Counts {
     pub(super) reads: u64,
     pub(super) writes: u64,
     pub(super) syncs: u64,
+    pub(super) dir_syncs: u64,
     pub(super) changes: u64,
 }
 

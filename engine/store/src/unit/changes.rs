@@ -5,12 +5,13 @@ use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId, Point};
 use crate::unit::lineage::Span;
 use crate::unit::unit::UnitState;
-use blocks::{DiskIndex, Error, ErrorKind, ExtentSet, Result};
+use blocks::{BlockShift, ByteLen, DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result};
 use std::sync::Arc;
 
 impl Unit {
     /// What may differ between two states of a disk: all that is in deltas which only one of them has. Costs what the
-    /// changes cost, not what the disk does.
+    /// changes cost, not what the disk does. Exact to the sector, or in blocks of 64 KiB where that would be more than
+    /// 262,144 extents.
     pub fn difference(&self, a: Point, b: Point, disk: DiskIndex) -> Result<ExtentSet> {
         let mut state = self.lock_open()?;
         state.manifest.disk_spec(disk)?;
@@ -21,12 +22,13 @@ impl Unit {
         let (a_end, a_open) = self.resolve_point(&state, a, disk)?;
         let (b_end, b_open) = self.resolve_point(&state, b, disk)?;
         let deltas = state.manifest.line_difference(disk, a_end, b_end)?;
+        let mut changed = Changes::new(state.manifest.disk_spec(disk)?.len);
         let readers = delta_readers(&mut state, disk, &deltas)?;
         drop(state);
-        let mut changed = a_open;
-        changed.union(&b_open);
-        add_entries(&mut changed, &readers)?;
-        Ok(changed)
+        changed.add_all(&a_open);
+        changed.add_all(&b_open);
+        changed.add_entries(&readers)?;
+        Ok(changed.set)
     }
 
     /// Makes `branch`, which starts from the main branch, the main branch. What the old one has beyond that becomes a
@@ -52,11 +54,13 @@ impl Unit {
         let mut state = self.lock_open()?;
         let mut deltas = state.manifest.own_line(branch, disk)?;
         deltas.retain(|delta| *delta > after);
-        let (_, mut changed) = self.resolve_point(&state, Point::Head(branch), disk)?;
+        let (_, open) = self.resolve_point(&state, Point::Head(branch), disk)?;
+        let mut changed = Changes::new(state.manifest.disk_spec(disk)?.len);
         let readers = delta_readers(&mut state, disk, &deltas)?;
         drop(state);
-        add_entries(&mut changed, &readers)?;
-        Ok(changed)
+        changed.add_all(&open);
+        changed.add_entries(&readers)?;
+        Ok(changed.set)
     }
 
     /// The newest sealed delta of that state, and what is not sealed of it.
@@ -89,12 +93,50 @@ fn delta_readers(
     deltas.iter().map(|delta| state.inventory.reader(salt, disk, &span(delta))).collect()
 }
 
-fn add_entries(changed: &mut ExtentSet, readers: &[Arc<IndexReader>]) -> Result<()> {
-    for reader in readers {
-        let mut cursor = reader.cursor();
-        while let Some(entry) = cursor.next()? {
-            changed.insert(entry.extent, ());
-        }
+/// How many extents a set of changes has at most before it is kept in whole blocks.
+const EXTENTS_MAX: usize = 256 << 10;
+/// The blocks: what is hashed, and what travels.
+const GRAIN: BlockShift = BlockShift::KIB_64;
+
+/// What changed: exact while that is few extents, else in whole blocks, so that memory goes with the blocks of the disk.
+struct Changes {
+    set: ExtentSet,
+    in_blocks: bool,
+    disk: ByteLen,
+}
+
+impl Changes {
+    fn new(disk: ByteLen) -> Changes {
+        Changes { set: ExtentSet::new(), in_blocks: false, disk }
     }
-    Ok(())
+
+    fn add(&mut self, extent: Extent) {
+        if !self.in_blocks && self.set.extents() >= EXTENTS_MAX {
+            self.in_blocks = true;
+            let exact = std::mem::take(&mut self.set);
+            exact.iter().for_each(|(extent, ())| self.add(extent));
+        }
+        let whole = if self.in_blocks { self.blocks_of(extent) } else { extent };
+        self.set.insert(whole, ());
+    }
+
+    fn blocks_of(&self, extent: Extent) -> Extent {
+        let whole = extent.align_out(GRAIN);
+        // The last block of a disk may be short.
+        Extent::between(whole.start(), whole.end().min(self.disk.end())).unwrap_or(extent)
+    }
+
+    fn add_all(&mut self, extents: &ExtentSet) {
+        extents.iter().for_each(|(extent, ())| self.add(extent));
+    }
+
+    fn add_entries(&mut self, readers: &[Arc<IndexReader>]) -> Result<()> {
+        for reader in readers {
+            let mut cursor = reader.cursor();
+            while let Some(entry) = cursor.next()? {
+                self.add(entry.extent);
+            }
+        }
+        Ok(())
+    }
 }

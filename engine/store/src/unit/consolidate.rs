@@ -12,7 +12,9 @@ use crate::journal::location::RecordKind;
 use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
 use crate::unit::manifest::Manifest;
-use blocks::{ByteLen, CheckpointId, Error, ErrorKind, RequestClass, Result, Volume, crash_point};
+use blocks::{
+    ByteLen, CheckpointId, Error, ErrorKind, Extent, RequestClass, Result, Storage, Volume, crash_point,
+};
 use std::sync::{Arc, TryLockError};
 
 /// What a consolidation did.
@@ -32,7 +34,7 @@ impl Unit {
     /// Brings the images to a checkpoint of the main branch and forgets what lies before it. `progress` is told how
     /// many bytes of how many are done, and calls it off by `false`: that is `Cancelled`, and the checkpoints before
     /// `up_to` are gone nevertheless. `Busy`, naming the holder, where a pin would be passed or another consolidation
-    /// goes on. Memory does not grow with what is consolidated.
+    /// goes on. `NoSpace` where the images would eat up the reserve: repeated with more room it goes on. Memory does not grow with what is consolidated.
     pub fn consolidate(
         &self,
         up_to: CheckpointId,
@@ -58,8 +60,9 @@ impl Unit {
         let mut report = ConsolidateReport::default();
         let mut before = ByteLen::ZERO;
         for (disk, stack) in self.manifest().disk_indexes().zip(&stacks) {
+            let room = Room { storage: self.storage(), kept: self.kept_free(), region: None };
             let mut pieces =
-                Pieces { merge: stack.merge()?, stack, report: &mut report, done: ByteLen::ZERO };
+                Pieces { merge: stack.merge()?, stack, report: &mut report, done: ByteLen::ZERO, room };
             let image = Arc::clone(self.lock().inventory.image(disk));
             replay(&mut pieces, &image, &|done| progress(before + done, total))?;
             before += pieces.done;
@@ -108,6 +111,12 @@ impl Unit {
         }
     }
 
+    /// What consolidating leaves of the reserve, for seals and manifests; the rest of it may be used, as this gives space
+    /// back in the end.
+    fn kept_free(&self) -> ByteLen {
+        ByteLen::new(self.options.reserve.get() / 2)
+    }
+
     fn end_consolidation(&self, report: &mut ConsolidateReport) -> Result<()> {
         let mut state = self.lock_open()?;
         let before = Arc::clone(&state.manifest);
@@ -129,6 +138,40 @@ struct Pieces<'a> {
     stack: &'a Stack,
     report: &'a mut ConsolidateReport,
     done: ByteLen,
+    room: Room<'a>,
+}
+
+/// Looks at the free space before an image is written: a write that fails would poison the image.
+struct Room<'a> {
+    storage: &'a dyn Storage,
+    kept: ByteLen,
+    /// Where it was looked at last.
+    region: Option<u64>,
+}
+
+/// How often the free space is looked at, in bytes of the disk.
+const ROOM_STEP_BYTES: u64 = 1 << 20;
+/// More than an image grows by for one such step: a block of a VHD is 2 MiB and its bitmap.
+const ROOM_BYTES: ByteLen = ByteLen::new(4 << 20);
+
+impl Room<'_> {
+    fn check(&mut self, extent: Extent) -> Result<()> {
+        let region = extent.start().get() / ROOM_STEP_BYTES;
+        if self.region == Some(region) {
+            return Ok(());
+        }
+        self.region = Some(region);
+        match self.storage.free_space()? {
+            Some(free) if !self.kept.is_zero() && free < self.kept + ROOM_BYTES => {
+                let context = format!(
+                    "{free} bytes are free and {} are kept in reserve; the image needs {ROOM_BYTES} more",
+                    self.kept
+                );
+                Err(Error::new(ErrorKind::NoSpace, context))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Pieces<'_> {
@@ -139,6 +182,7 @@ impl Pieces<'_> {
             RecordKind::Zero => ReplayContent::Zero,
             RecordKind::Discard => ReplayContent::Discard,
             RecordKind::Data => {
+                self.room.check(extent)?;
                 let log = self.stack.log(entry.delta).ok_or_else(|| {
                     Error::corrupt(format!("an index names delta {}, which is not below it", entry.delta))
                 })?;

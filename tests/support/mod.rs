@@ -189,6 +189,12 @@ impl Stage {
         }
     }
 
+    /// Whether a process really died at that step.
+    pub fn died_at(&self, step: &str) -> bool {
+        let log = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        ["server.log", "agent.log"].iter().any(|name| log(name).contains(&format!("dying at {step},")))
+    }
+
     /// The ends of the logs, for messages.
     pub fn logs(&self) -> String {
         ["server.log", "agent.log"]

@@ -142,6 +142,48 @@ fn rounds() -> FailbackOptions {
     FailbackOptions { cutover: false, ..cutover() }
 }
 
+#[test]
+fn an_old_line_that_holds_nothing_is_dropped_and_one_with_a_write_or_a_checkpoint_is_kept() {
+    for (writes, seals) in [(0, 0), (1, 0), (0, 1)] {
+        let mut world = World::new(&[8 << 20, 1 << 20], 50);
+        (0..writes).for_each(|_| world.replicate(1, &mut Random::new(51)));
+        let base = world.base;
+        (0..seals).for_each(|_| _ = world.seal("later"));
+        let sessions = world.sessions();
+        let session = sessions.recover(&world.unit, base, false).unwrap();
+        guest_writes(&*sessions.volume(&session.session, Some(index(0))).unwrap(), 10, &mut Random::new(52));
+        let known = vec![world.known(0, Vec::new()), world.known(1, Vec::new())];
+        let (link, played) = agent(targets(&world), known, Fault::None);
+        sessions.failback(&session.session, || Ok(link), &cutover(), &|_| true).unwrap();
+        drop(played.join().unwrap());
+        let superseded = |branch: &store::BranchInfo| branch.kind == BranchKind::Superseded;
+        let kept = world.unit.branches().iter().any(superseded);
+        assert_eq!(kept, writes + seals > 0, "{writes} writes, {seals} checkpoints");
+        assert_eq!(world.unit.pins().is_empty(), !kept, "{:?}", world.unit.pins());
+    }
+}
+
+#[test]
+fn the_amount_that_is_kept_is_said_beforehand() {
+    let world = World::new(&[8 << 20], 53);
+    let sessions = world.sessions();
+    let session = sessions.recover(&world.unit, world.base, false).unwrap();
+    // A new, empty disk in the usual place: all that the session holds differs.
+    let empty: Arc<dyn Volume> = Arc::new(SparseVolume::new(world.machine[0].len()));
+    let (link, played) = agent(vec![empty], vec![unknown()], Fault::None);
+    let told = Mutex::new(Vec::new());
+    let report = |progress: crate::control::api::Progress| {
+        lock(&told).push((progress.step, progress.done, progress.total));
+        true
+    };
+    sessions.failback(&session.session, || Ok(link), &cutover(), &report).unwrap();
+    drop(played.join().unwrap());
+    let told = told.into_inner().unwrap();
+    let first = told.iter().find(|(step, ..)| step.starts_with("keeping")).unwrap();
+    let mib = format!("keeping {:.1} MiB that", first.2 as f64 / 1048576.0);
+    assert!(first.0.starts_with(&mib) && first.1 == 0 && first.2 > 1 << 20, "{first:?}");
+}
+
 fn no_link() -> Result<crate::agent::RestoreLink> {
     Err(blocks::Error::new(ErrorKind::NotFound, "a failback that waits needs no other way to the agent"))
 }
@@ -394,10 +436,10 @@ fn so_does_one_that_ends_anywhere_in_two_calls() {
 type Cut = (&'static str, CrashStorage, Arc<dyn Volume>);
 
 /// Runs a failback and takes what a power cut would leave at every step.
-fn cuts_of_a_failback(fault: Fault) -> (World, String, Arc<dyn Volume>, Vec<Cut>) {
+fn cuts_of_a_failback(fault: Fault, unsent: bool) -> (World, String, Arc<dyn Volume>, Vec<Cut>) {
     let mut world = World::new(&[8 << 20], 14);
     let mut random = Random::new(15);
-    let changed = vec![world.write_unsent(0, &mut random)];
+    let changed = Vec::from_iter(unsent.then(|| world.write_unsent(0, &mut random)));
     let cuts = Arc::new(Mutex::new(Vec::new()));
     let (storage, seen, machine) = (world.storage.clone(), Arc::clone(&cuts), Arc::clone(&world.machine[0]));
     let hook = move |step: &'static str| {
@@ -425,21 +467,21 @@ fn cuts_of_a_failback(fault: Fault) -> (World, String, Arc<dyn Volume>, Vec<Cut>
 
 #[test]
 fn after_a_power_cut_at_every_step_repeating_the_command_brings_the_session_home() {
-    let (_, id, expected, cuts) = cuts_of_a_failback(Fault::None);
+    repeat_after_every_cut(true, "unsent-kept");
+}
+
+#[test]
+fn nor_does_a_power_cut_matter_where_the_old_line_holds_nothing() {
+    repeat_after_every_cut(false, "superseded-dropped");
+}
+
+fn repeat_after_every_cut(unsent: bool, special: &str) {
+    let (_, id, expected, cuts) = cuts_of_a_failback(Fault::None, unsent);
     let steps: Vec<_> = cuts.iter().map(|(step, ..)| *step).collect();
-    for step in [
-        "begun",
-        "unsent-kept",
-        "writing",
-        "rounds-sent",
-        "withdrawn",
-        "sent",
-        "verified",
-        "sealed",
-        "adopting",
-    ]
-    .iter()
-    .chain(&["adopted", "finishing", "finish-sent", "home"])
+    for step in
+        ["begun", special, "writing", "rounds-sent", "withdrawn", "sent", "verified", "sealed", "adopting"]
+            .iter()
+            .chain(&["adopted", "finishing", "finish-sent", "home"])
     {
         assert!(steps.contains(&format!("failback.{step}").as_str()), "{step} is not among {steps:?}");
     }
@@ -448,7 +490,13 @@ fn after_a_power_cut_at_every_step_repeating_the_command_brings_the_session_home
         let unit = store.unit(machine_id()).unwrap();
         let sessions = Sessions::open_in(Arc::clone(&store), context_over(&storage, None, "boot-2")).unwrap();
         let state = sessions.get(&id).unwrap().state;
-        let adopted = matches!(step, "failback.adopted" | "failback.finishing" | "failback.finish-sent");
+        let adopted = matches!(
+            step,
+            "failback.adopted"
+                | "failback.finishing"
+                | "failback.finish-sent"
+                | "failback.superseded-dropped"
+        );
         match step {
             "failback.home" => assert_eq!(state, "home", "{step}"),
             _ if adopted => assert_eq!(state, "failing-back", "{step}"),
@@ -461,21 +509,33 @@ fn after_a_power_cut_at_every_step_repeating_the_command_brings_the_session_home
         }
         if state != "home" {
             assert!(sessions.session_in_charge(machine_id()).is_some(), "{step}");
-            let (link, played) = agent(vec![Arc::clone(&machine)], vec![unknown()], Fault::None);
+            // A machine that knows its disk is believed in these states too.
+            let whole = vec![Extent::whole(machine.len()).unwrap()];
+            let said = match adopted {
+                true => TargetKnowledge::Known { store: store.id(), acked: blocks::Seq(1), changed: whole },
+                false => unknown(),
+            };
+            let (link, played) = agent(vec![Arc::clone(&machine)], vec![said], Fault::None);
             let info = sessions.failback(&id, || Ok(link), &cutover(), &|_| true).unwrap();
-            assert_eq!(info.state, "home", "{step}");
+            assert_eq!((info.state.as_str(), info.disks[0].known), ("home", adopted), "{step}");
             assert!(played.join().unwrap().finished.is_some());
         }
         assert_equal(&*machine, &*expected, step);
         assert_equal(&*unit.disk(unit.main_branch(), index(0)).unwrap(), &*expected, step);
         assert_eq!(sessions.session_in_charge(machine_id()), None);
         assert_eq!(unit.generation().0, 3, "{step}: recover and failback each took one");
+        // Before the adoption the machine's own disk counts as unknown, so what differs there is kept.
+        let kept = unit.branches().iter().any(|branch| branch.kind == BranchKind::Superseded);
+        assert!(
+            !adopted || kept == unsent,
+            "{step}: what holds something is kept, what holds nothing is not"
+        );
     }
 }
 
 #[test]
 fn a_machine_that_does_not_confirm_is_asked_again() {
-    let (world, id, expected, _) = cuts_of_a_failback(Fault::SilentAtFinish);
+    let (world, id, expected, _) = cuts_of_a_failback(Fault::SilentAtFinish, true);
     let sessions = world.sessions();
     assert_eq!(sessions.get(&id).unwrap().state, "failing-back");
     assert_eq!(sessions.stop(&id, true).unwrap_err().kind(), ErrorKind::Busy, "there is no way back");

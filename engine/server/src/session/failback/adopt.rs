@@ -6,7 +6,7 @@ use crate::session::pull::seal_branch;
 use crate::session::record::{SessionEvent, SessionRecord, SessionState};
 use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, Generation, Result, Seq};
 use std::time::Instant;
-use store::{BranchId, BranchKind, Unit};
+use store::{BranchId, BranchInfo, BranchKind, Point, Unit};
 use wire::ServerMessage;
 
 /// Completes an adoption that may have been interrupted. The branch that was superseded (0 where there was nothing
@@ -45,7 +45,7 @@ pub(crate) fn adopt(session: &LiveSession, quiet_since: Instant) -> Result<()> {
 
 /// Tells the machine that it is in charge, and takes note when it says so.
 pub(crate) fn finish(line: &mut Line, session: &LiveSession) -> Result<CheckpointId> {
-    let SessionState::Finishing { checkpoint, generation, .. } = session.record.get().state() else {
+    let SessionState::Finishing { checkpoint, generation, superseded } = session.record.get().state() else {
         let context = format!("session {} has not become the machine's history", session.id);
         return Err(Error::new(ErrorKind::InvalidInput, context));
     };
@@ -63,10 +63,35 @@ pub(crate) fn finish(line: &mut Line, session: &LiveSession) -> Result<Checkpoin
     line.send(order)?;
     session.context.step("failback.finish-sent");
     line.finished()?;
+    // Before the record says home: after that nobody would try again.
+    if let Err(error) = drop_if_empty(session, BranchId(superseded)) {
+        tracing::warn!("branch {superseded} of {} is left as it is: {error}", session.unit.name());
+    }
     session.record.update(|record| {
         record.disks.iter_mut().for_each(|disk| disk.unflushed_boot = None);
         record.apply(SessionEvent::Finished)
     })?;
     session.context.step("failback.home");
     Ok(CheckpointId(checkpoint))
+}
+
+/// Drops a superseded branch that holds nothing: no change and no checkpoint after the session's base. It would only
+/// keep the horizon where it is.
+fn drop_if_empty(session: &LiveSession, superseded: BranchId) -> Result<()> {
+    let (unit, base) = (&session.unit, session.record.get().base());
+    let is_superseded =
+        |branch: &BranchInfo| branch.id == superseded && branch.kind == BranchKind::Superseded;
+    if !unit.branches().iter().any(is_superseded)
+        || unit.checkpoints().iter().any(|checkpoint| checkpoint.branch == superseded)
+    {
+        return Ok(());
+    }
+    for disk in &session.disks {
+        if !unit.difference(Point::Head(superseded), Point::Checkpoint(base), disk.index)?.is_empty() {
+            return Ok(());
+        }
+    }
+    unit.drop_branch(superseded)?;
+    session.context.step("failback.superseded-dropped");
+    Ok(())
 }

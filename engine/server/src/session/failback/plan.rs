@@ -44,8 +44,15 @@ pub(crate) fn weigh(
     let record = session.record.get();
     // What the machine's disk descends from: the main branch, or what it was before the session's took its place.
     let old = match record.state() {
-        SessionState::Finishing { superseded: 0, .. } => Point::Checkpoint(record.base()),
-        SessionState::Finishing { superseded, .. } => Point::Head(BranchId(superseded)),
+        SessionState::Finishing { superseded, .. } => {
+            let superseded = BranchId(superseded);
+            match unit.branches().iter().any(|branch| branch.id == superseded) {
+                true => Point::Head(superseded),
+                // It held nothing and was dropped.
+                false if unit.checkpoint(record.base()).is_some() => Point::Checkpoint(record.base()),
+                false => return Ok(Knowledge::Unknown("what it descends from is no longer kept".to_owned())),
+            }
+        }
         _ => Point::Head(main),
     };
     let newest = unit.disk(main, disk)?.last_seq().max(work.disk.branch.last_seq());

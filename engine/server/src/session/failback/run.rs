@@ -233,7 +233,13 @@ impl Failback<'_> {
             return Ok(());
         }
         let total: u64 = unsent.iter().map(|(_, extents)| extents.covered().get()).sum();
-        let mut told = teller(self.report, "keeping what was never sent".to_owned(), total);
+        // Said beforehand: of an unknown disk that is all in which it differs.
+        let mib = total as f64 / f64::from(1 << 20);
+        let step = format!("keeping {mib:.1} MiB that the machine holds and never sent");
+        let mut told = teller(self.report, step, total);
+        if total > 0 {
+            told(0)?;
+        }
         if let Some(kept) = keep(line, self.session, unsent, &mut told)? {
             self.session.record.update(|record| {
                 record.failback.unsent = Some(kept.0);

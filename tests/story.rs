@@ -151,11 +151,15 @@ fn migrate(stage: &mut Stage, id: &str) {
             stage.insist(&["migrate", id, "--to", target]);
         });
     }
-    for step in ["pivot.copied", "pivot.recorded"] {
-        server_dies(stage, step, |stage| {
-            stage.insist(&["migrate", id, "--to", target, "--pivot"]);
-        });
-    }
+    // The wish to pivot is durable: the restarted server goes on with it by itself, into the second kill.
+    println!("server dies at pivot.copied, then at pivot.recorded");
+    stage.start_server(Some("pivot.copied"));
+    let _ = stage.us(&["migrate", id, "--to", target, "--pivot"]);
+    stage.wait_until("the first death", 30, |stage| stage.died_at("pivot.copied") && !stage.server_alive());
+    stage.start_server(Some("pivot.recorded"));
+    stage
+        .wait_until("the second death", 30, |stage| stage.died_at("pivot.recorded") && !stage.server_alive());
+    stage.insist(&["migrate", id, "--to", target, "--pivot"]);
     let session = stage.insist(&["session", "show", id]);
     assert_eq!(session["disks"][0]["migration"]["state"], "pivoted");
     std::thread::sleep(Duration::from_secs(1));

@@ -43,7 +43,7 @@ impl Drop for Guest {
     fn drop(&mut self) {
         let _ = Command::new("losetup").args(["-d", &self.device]).output();
         for _ in 0..50 {
-            match Command::new("fusermount3").arg("-u").arg(&self.folder.join("disk")).output() {
+            match Command::new("fusermount3").arg("-u").arg(&self.folder).output() {
                 Ok(output) if output.status.success() => break,
                 _ => std::thread::sleep(Duration::from_millis(100)),
             }

@@ -43,6 +43,13 @@ fn assert_stand_in_equals_disk(stage: &mut Stage, name: &str) {
     stage.insist(&["session", "stop", session["session"].as_str().unwrap(), "--discard"]);
 }
 
+/// Repeats a command that may have come too early until it succeeds or kills.
+fn try_until_someone_dies(stage: &mut Stage, arguments: &[&str]) {
+    stage.wait_until("a success or a death", 30, |stage| {
+        stage.us(arguments).is_ok() || !stage.server_alive() || !stage.agent_alive()
+    });
+}
+
 fn checkpoint(stage: &mut Stage) {
     stage.insist(&["checkpoint", NAME]);
 }
@@ -168,9 +175,8 @@ fn migrate(stage: &mut Stage, id: &str) {
 
 /// The differences travel home; each step cut short once, on both sides.
 fn fail_back(stage: &mut Stage, id: &str) {
-    let cutover = |stage: &mut Stage| {
-        let _ = stage.us(&["failback", id, "--to", NAME, "--cutover"]);
-    };
+    let cutover =
+        |stage: &mut Stage| try_until_someone_dies(stage, &["failback", id, "--to", NAME, "--cutover"]);
     for step in ["restore.ready", "restore.synced"] {
         agent_dies(stage, step, cutover);
     }

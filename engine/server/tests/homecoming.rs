@@ -147,6 +147,98 @@ async fn a_machine_comes_home_and_is_protected_again_without_a_new_copy() {
     running.shutdown().await.unwrap();
 }
 
+fn failback_of(session: &str, cutover: bool) -> Request {
+    Request::Failback {
+        session: session.into(),
+        to: "web".into(),
+        disks: Vec::new(),
+        cutover,
+        discard_unsent: false,
+    }
+}
+
+async fn shown(data: &Path, session: &str) -> server::control::api::SessionInfo {
+    match ask(data, Request::Session { session: session.into() }).await.unwrap() {
+        Reply::Session(session) => session,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn write_to(session: &server::control::api::SessionInfo, at: u64) {
+    let uri = session.disks[0].uris[0].clone();
+    let write = move || {
+        let disk = nbd_server::NbdVolume::connect(&uri.parse().unwrap()).unwrap();
+        disk.write_at(blocks::ByteOffset::new(at), &[0xcd; 4096], true, RequestClass::Guest).unwrap();
+    };
+    tokio::task::spawn_blocking(write).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failback_in_step_waits_for_the_next_call_as_long_as_the_connection_lives() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let mut config = config(data);
+    config.nbd = vec![ListenAddress::Unix(data.join("nbd.sock"))];
+    let running = server::Server::start(config).await.unwrap();
+    let mut random = Random::new(10);
+    let mut machine = Machine::new(data, "web", DISK);
+    let mut link = machine.connect().await;
+    for _ in 0..40 {
+        machine.write_random(&mut link, &mut random).await.unwrap();
+    }
+    machine.checkpoint(&mut link).await;
+    drop(link);
+    let session = session_of(data).await;
+    let mut expected = machine.disk.clone();
+    let id = session.session.clone();
+
+    // One that waits is gone with its connection; the call after that begins anew.
+    for (round, connections) in [1_usize, 2].into_iter().enumerate() {
+        let at = (round + 1) << 20;
+        expected[at..at + 4096].fill(0xcd);
+        write_to(&session, at as u64).await;
+        let mut link = machine.connect().await;
+        let first = {
+            let (data, request) = (data.to_owned(), failback_of(&id, false));
+            tokio::spawn(async move { ask(&data, request).await })
+        };
+        let played = tokio::select! {
+            // Returns when the connection is dropped or the machine is in charge, neither of which happens here.
+            () = be_restored(&mut machine, &mut link) => panic!("it was not to finish"),
+            first = first => first.unwrap().unwrap(),
+        };
+        let Reply::Failback(first) = played else { panic!("another reply") };
+        assert_eq!(first.state, "in-step");
+        let waiting = shown(data, &id).await;
+        assert!(waiting.detail.starts_with("in step with web, 0.0 MiB"), "{waiting:?}");
+        assert_eq!(waiting.state, "running");
+        let status = machine_state(data, "web").await;
+        assert_eq!((status.state.as_str(), &status.detail), ("failing-back", &waiting.detail));
+        if connections == 1 {
+            drop(link);
+            let deadline = std::time::Instant::now() + PATIENCE;
+            while !shown(data, &id).await.detail.is_empty() {
+                assert!(std::time::Instant::now() < deadline, "it waits for nobody");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            continue;
+        }
+        expected[..4096].fill(0xcd);
+        write_to(&session, 0).await;
+        let last = {
+            let (data, request) = (data.to_owned(), failback_of(&id, true));
+            tokio::spawn(async move { ask(&data, request).await })
+        };
+        tokio::time::timeout(Duration::from_secs(60), be_restored(&mut machine, &mut link)).await.unwrap();
+        let Reply::Failback(home) = last.await.unwrap().unwrap() else { panic!("another reply") };
+        assert_eq!(home.state, "home");
+        let hashed = DISK as u64 + home.disks[0].verified_bytes;
+        assert_eq!(home.disks[0].hashed_bytes, hashed, "the unknown disk was hashed once, by the first call");
+    }
+    assert_same(&expected, &machine.disk, "the machine after failback");
+    running.shutdown().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn old_checkpoints_go_into_the_image_by_themselves() {
     let folder = tempfile::tempdir().unwrap();

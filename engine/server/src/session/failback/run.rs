@@ -167,7 +167,12 @@ impl Failback<'_> {
             let context = format!("session {} has no disk {index}", session.id);
             return Err(Error::new(ErrorKind::NotFound, context));
         }
-        let redirected: Vec<bool> = disks.iter().map(|disk| !disk.device.is_empty()).collect();
+        let usual = session.unit.disks();
+        let is_usual = |disk: &RestoreDisk| {
+            let spec = usual.get(usize::from(disk.disk.0));
+            disk.device.is_empty() || spec.is_some_and(|spec| spec.device == disk.device)
+        };
+        let redirected: Vec<bool> = disks.iter().map(|disk| !is_usual(disk)).collect();
         let begin = RestoreBegin { restore: line.restore(), session: session.id, disks };
         line.send(ServerMessage::RestoreBegin(begin))?;
         let ready = line.ready()?;

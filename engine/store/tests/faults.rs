@@ -168,3 +168,66 @@ fn a_difference_of_very_many_extents_is_given_in_blocks() {
         assert!(last.end().get() <= DISK_LEN, "{last}");
     }
 }
+
+/// Writes, seals and consolidates; whatever fails ends it. Gives the byte that every block must have.
+fn until_it_fails(unit: &Unit) -> (Result<()>, u8) {
+    let mut promised = 0;
+    let mut go_on = || -> Result<()> {
+        for round in 1..=4 {
+            let disk = head(unit);
+            for at in [0, LEN / 2, LEN - 4096] {
+                disk.write_at(ByteOffset::new(at), &[round; 4096], false, RequestClass::Guest)?;
+            }
+            disk.flush()?;
+            promised = round;
+            let sealed = unit.seal(unit.main_branch(), CheckpointSpec::crash_consistent_now())?;
+            unit.consolidate(sealed.into_inner(), &|_, _| true)?;
+        }
+        Ok(())
+    };
+    (go_on(), promised)
+}
+
+/// After a sync has failed, what it was to put on the medium is in the kernel's cache, marked as clean: a program that
+/// starts again reads it, and its own syncs succeed without writing it. What it acknowledges must be there nevertheless.
+#[test]
+fn a_restart_after_a_failed_sync_acknowledges_only_what_is_on_the_medium() {
+    for format in [ImageFormat::Raw, ImageFormat::Vhd] {
+        for folders in [false, true] {
+            for nth in 1.. {
+                let storage = CrashStorage::new();
+                let store = open(&storage);
+                let unit = store.create_unit(UnitSpec { image_format: format, ..spec(LEN) }).unwrap();
+                if folders {
+                    storage.fail_sync_dir(nth)
+                } else {
+                    storage.fail_sync(nth)
+                }
+                let (outcome, promised) = until_it_fails(&unit);
+                drop((unit, store));
+                if outcome.is_ok() {
+                    break;
+                }
+                let what = format!("{format}, sync {nth} failed, of a folder: {folders}");
+                eprintln!("{what}: {outcome:?}");
+                let store = open(&storage);
+                let unit = store.unit(machine()).unwrap();
+                head(&unit).flush().unwrap();
+                let newest = byte_at(&*head(&unit), 0);
+                assert!(newest >= promised, "{what}");
+                if let Some(last) = unit.checkpoints().last() {
+                    unit.consolidate(last.id, &|_, _| true).unwrap();
+                }
+                drop((unit, store));
+                for seed in 0..12 {
+                    let store = open(&storage.crash(seed));
+                    let disk = head(&store.unit(machine()).unwrap());
+                    for at in [0, LEN / 2, LEN - 4096].map(|at| at + 512) {
+                        assert!(byte_at(&*disk, at) >= promised, "{what}, seed {seed}, at {at}");
+                    }
+                    assert_eq!(byte_at(&*disk, 0), newest, "{what}, seed {seed}");
+                }
+            }
+        }
+    }
+}

@@ -16,6 +16,8 @@ pub(crate) struct RecoveredLog {
     pub map: ExtentMap<Location>,
     /// Where the last whole write ends; what lies behind is to be cut.
     pub len: ByteOffset,
+    /// Up to here a completed sync has put it on the medium, as far as records tell.
+    pub synced_to: ByteOffset,
     /// The number of the last whole write; 0 where there is none.
     pub last_seq: Seq,
     /// How many bytes lie behind `len`.
@@ -35,8 +37,13 @@ struct Window<'a> {
 pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<RecoveredLog> {
     let file_len = file.len()?.end();
     let mut window = Window { file, file_len, start: ByteOffset::ZERO, bytes: Vec::new(), ahead: 4 << 10 };
-    let mut log =
-        RecoveredLog { map: ExtentMap::new(), len: ByteOffset::ZERO, last_seq: Seq(0), torn: ByteLen::ZERO };
+    let mut log = RecoveredLog {
+        map: ExtentMap::new(),
+        len: ByteOffset::ZERO,
+        synced_to: ByteOffset::ZERO,
+        last_seq: Seq(0),
+        torn: ByteLen::ZERO,
+    };
     let mut synced_to = synced_high_mark(&mut window, identity)?;
     let mut at = ByteOffset::ZERO;
     let mut pending: Vec<(Extent, Location)> = Vec::new();
@@ -66,6 +73,7 @@ pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<R
         );
         return Err(Error::corrupt(context));
     }
+    log.synced_to = synced_to;
     log.torn = file_len - log.len;
     Ok(log)
 }

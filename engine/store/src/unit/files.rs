@@ -61,6 +61,15 @@ pub(crate) enum PublishError {
     Unknown(Error),
 }
 
+impl PublishError {
+    /// What went wrong.
+    pub(crate) fn into_error(self) -> Error {
+        match self {
+            PublishError::Unchanged(error) | PublishError::Unknown(error) => error,
+        }
+    }
+}
+
 /// Replaces the published version.
 pub(crate) fn publish(
     storage: &dyn Storage,
@@ -129,9 +138,28 @@ pub(crate) fn create_unit_image(
     storage.sync_dir(&dir).map(drop)
 }
 
-/// Removes what the manifest does not know of; says what it was. `Corrupt` where something that it knows is missing.
+/// Removes what the manifest does not know of; says what it was. `Corrupt` where something that it knows is missing:
+/// then nothing has been changed.
 pub(crate) fn tidy(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -> Result<Vec<String>> {
-    let mut removed = Vec::new();
+    let superfluous = superfluous_names(storage, unit_dir, manifest)?;
+    // The manifest that was read may be in the kernel's cache only, or under its new name there only: its publisher may
+    // have died, or have failed, in between. What follows relies on it.
+    match publish(storage, unit_dir, manifest) {
+        // A full store must be recoverable from; then what a sync alone can do has to be enough.
+        Err(PublishError::Unchanged(error)) if error.kind() == ErrorKind::NoSpace => {
+            storage.open(&manifest_name(unit_dir), OpenMode::ReadWrite)?.sync()?;
+            storage.sync_dir(unit_dir)?;
+        }
+        published => drop(published.map_err(PublishError::into_error)?),
+    }
+    for name in &superfluous {
+        storage.remove(name)?;
+    }
+    Ok(superfluous)
+}
+
+fn superfluous_names(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -> Result<Vec<String>> {
+    let mut superfluous = Vec::new();
     for disk in manifest.disk_indexes() {
         let dir = disk_dir(unit_dir, disk);
         let needed = needed_names(unit_dir, manifest, disk);
@@ -145,20 +173,10 @@ pub(crate) fn tidy(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -
         if let Some(missing) = needed.iter().find(|name| !present.contains(*name)) {
             return Err(Error::corrupt(format!("{missing} is missing")));
         }
-        for name in present {
-            if !needed.contains(&name) && !optional.contains(&name) {
-                storage.remove(&name)?;
-                removed.push(name);
-            }
-        }
+        superfluous
+            .extend(present.into_iter().filter(|name| !needed.contains(name) && !optional.contains(name)));
     }
-    let new_name = format!("{}.new", manifest_name(unit_dir));
-    match storage.remove(&new_name) {
-        Ok(()) => removed.push(new_name),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
-    Ok(removed)
+    Ok(superfluous)
 }
 
 fn needed_names(unit_dir: &str, manifest: &Manifest, disk: DiskIndex) -> BTreeSet<String> {

@@ -11,10 +11,14 @@ use crate::unit::manifest::{Branch, BranchEnd, Manifest, UnitSpec};
 use crate::unit::pins::ViewPins;
 use crate::unit::unit::{NAME_BYTES_MAX, UnitContext, UnitState};
 use blocks::{
-    BlockShift, DiskIndex, Error, ErrorKind, ExtentMap, ExtentSet, Generation, OpenMode, Result, Seq, StoreId,
+    BlockShift, ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, Extent, ExtentMap, ExtentSet, Generation,
+    OpenMode, Result, Seq, StorageFile, StoreId,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+
+/// How much of a log is written again at a time.
+const REWRITE_STEP: ByteLen = ByteLen::new(1 << 20);
 
 type KeyedDisk = ((BranchId, DiskIndex), Arc<BranchDisk>);
 
@@ -56,9 +60,7 @@ impl Unit {
         for (disk, spec) in manifest.disk_indexes().zip(&manifest.disks) {
             files::create_unit_image(&*storage, dir, disk, (manifest.image_format, spec.len))?;
         }
-        files::publish(&*storage, dir, &manifest).map_err(|error| match error {
-            PublishError::Unchanged(error) | PublishError::Unknown(error) => error,
-        })?;
+        files::publish(&*storage, dir, &manifest).map_err(PublishError::into_error)?;
         Unit::open(dir, context, &mut Vec::new())
     }
 
@@ -176,8 +178,9 @@ impl Unit {
         if !recovered.torn.is_zero() {
             let (name, torn, at) = (file.name(), recovered.torn, recovered.len);
             findings.push(format!("{name}: a torn tail of {torn} bytes at offset {at} was cut"));
-            file.set_len(recovered.len - blocks::ByteOffset::ZERO)?;
+            file.set_len(recovered.len - ByteOffset::ZERO)?;
         }
+        rewrite(&*file, recovered.synced_to, recovered.len)?;
         file.sync()?;
         self.storage().sync_dir(&files::disk_dir(&self.dir, disk))?;
         open.map = recovered.map;
@@ -185,6 +188,18 @@ impl Unit {
         open.last_seq = open.last_seq.max(recovered.last_seq);
         Ok(open)
     }
+}
+
+/// Writes what is in the file from `from` to `to` once more. It may be in the kernel's cache and on no medium, and marked
+/// as clean there since a sync of it has failed: then syncing alone would not write it.
+fn rewrite(file: &dyn StorageFile, from: ByteOffset, to: ByteOffset) -> Result<()> {
+    let mut buffer = Vec::new();
+    for piece in Extent::between(from, to).into_iter().flat_map(|rest| rest.split(REWRITE_STEP)) {
+        buffer.resize(piece.len().as_usize(), 0);
+        file.read_at(piece.start(), &mut buffer)?;
+        file.write_at(piece.start(), &buffer)?;
+    }
+    Ok(())
 }
 
 /// Blocks of the image that an interrupted replay may have torn are not held against their checksums.

@@ -85,6 +85,8 @@ impl Bitmap {
 pub(super) struct BitmapCache {
     /// One bit a block, only ever set.
     full: Vec<AtomicU64>,
+    /// The same for those whose bitmap and table entry were written since the file was opened.
+    written: Vec<AtomicU64>,
     partial: Mutex<Partial>,
 }
 
@@ -96,8 +98,22 @@ struct Partial {
 
 impl BitmapCache {
     pub(super) fn new(blocks: usize) -> BitmapCache {
-        let full = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        BitmapCache { full, partial: Mutex::default() }
+        let none = || (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        BitmapCache { full: none(), written: none(), partial: Mutex::default() }
+    }
+
+    /// Whether bitmap and table entry of the block were written since the file was opened.
+    pub(super) fn is_written(&self, block: u64) -> bool {
+        let (word, bit) = position(block);
+        self.written.get(word).is_some_and(|word| word.load(Ordering::Acquire) & bit != 0)
+    }
+
+    /// Notes that they were.
+    pub(super) fn set_written(&self, block: u64) {
+        let (word, bit) = position(block);
+        if let Some(word) = self.written.get(word) {
+            word.fetch_or(bit, Ordering::Release);
+        }
     }
 
     /// Whether every sector of the block is known to be present.

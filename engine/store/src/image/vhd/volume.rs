@@ -97,6 +97,7 @@ impl VhdVolume {
             },
         };
         self.make_full(part.block, bitmap_at)?;
+        self.make_written(part.block, bitmap_at)?;
         self.file.write_at(self.data_at(bitmap_at, part.inside), data)
     }
 
@@ -112,7 +113,22 @@ impl VhdVolume {
         self.file.write_at(self.data_at(bitmap_at, part.inside), data)?;
         self.bitmaps.set_full(part.block);
         self.bat.set(&*self.file, part.block, bitmap_at)?;
+        self.bitmaps.set_written(part.block);
         Ok(None)
+    }
+
+    /// Writes the bitmap and the table entry of an allocated block again, once after each opening. Both may be in the
+    /// kernel's cache only, and marked as clean there since a sync of them has failed: then the next sync would put the
+    /// data on the medium, but not what leads to it.
+    fn make_written(&self, block: u64, bitmap_at: ByteOffset) -> Result<()> {
+        if self.bitmaps.is_written(block) {
+            return Ok(());
+        }
+        let _one_at_a_time = self.slots();
+        self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
+        self.bat.set(&*self.file, block, bitmap_at)?;
+        self.bitmaps.set_written(block);
+        Ok(())
     }
 
     /// Marks every sector of an allocated block as present. Sectors that were not are zeroed on the medium first: what

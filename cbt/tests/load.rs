@@ -138,7 +138,7 @@ fn checkpoints_under_random_writes_measured() {
         let common = ["--name=load", "--bs=4k", "--ioengine=psync", &file, &format!("--size={span}")];
         run("fio", &[&common[..], &["--rw=write", "--end_fsync=1"]].concat());
         let mut load = Command::new("fio");
-        load.args(common).args(["--rw=randwrite", "--direct=1", "--time_based", "--runtime=120"]);
+        load.args(common).args(["--rw=randwrite", "--direct=1", "--time_based", "--runtime=120", "--thread"]);
         let load = Killed(load.arg(format!("--rate={rate}")).stdout(Stdio::null()).spawn().unwrap());
         let agent = RunningAgent::start(config(&server, &[&disk], folder.path()));
         eventually("the first", || !server.model().checkpoints.is_empty() || !server.model().gaps.is_empty());

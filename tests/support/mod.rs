@@ -152,9 +152,10 @@ impl Stage {
         reply.pointer(&format!("/machines/0{pointer}")).cloned().unwrap_or_default()
     }
 
-    /// Waits until a checkpoint can be offered.
+    /// Waits until a checkpoint can be offered, restarting what dies meanwhile.
     pub fn wait_protected(&mut self) {
         self.wait_until("the first checkpoint", 60, |stage| {
+            stage.revive();
             stage.status("/checkpoints").as_u64().unwrap_or(0) > 0
         });
     }

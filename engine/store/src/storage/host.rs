@@ -27,7 +27,7 @@ impl HostStorage {
     /// Opens the folder `path`; makes it, and those above it, where they do not exist.
     pub fn new(path: impl AsRef<Path>) -> Result<HostStorage> {
         let path = path.as_ref();
-        std::fs::create_dir_all(path).map_err(|error| Error::io(path.display().to_string(), error))?;
+        make_durable_dir(path, &sync_host_dir)?;
         let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io(path.display().to_string(), errno.into()))?;
         Ok(HostStorage { root, path: path.to_path_buf() })
@@ -125,6 +125,29 @@ impl Storage for HostStorage {
             Err(errno) => Err(self.failed("", errno)),
         }
     }
+}
+
+/// Makes a folder and those above it that are missing. A new folder is as durable as its name in the one above it, which
+/// `sync` is called for.
+fn make_durable_dir(path: &Path, sync: &dyn Fn(&Path) -> std::io::Result<()>) -> Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    // A relative path of one part lies in the working directory.
+    let parent =
+        path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
+    if let Some(parent) = parent {
+        make_durable_dir(parent, sync)?;
+    }
+    let failed = |error| Error::io(path.display().to_string(), error);
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(failed(error)),
+        _ => parent.map_or(Ok(()), |parent| sync(parent).map_err(failed)),
+    }
+}
+
+fn sync_host_dir(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
 }
 
 /// The name of a file, if it cannot lead out of the root.

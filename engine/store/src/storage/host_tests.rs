@@ -41,6 +41,26 @@ fn files_are_made_renamed_listed_and_removed() {
 }
 
 #[test]
+fn a_new_folder_is_synced_into_the_one_above_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let synced = std::cell::RefCell::new(Vec::new());
+    let sync = |path: &Path| {
+        synced.borrow_mut().push(path.to_path_buf());
+        Ok(())
+    };
+    let path = folder.path().join("var/lib/data");
+    make_durable_dir(&path, &sync).unwrap();
+    assert!(path.is_dir());
+    let expected = ["", "var", "var/lib"].map(|above| folder.path().join(above));
+    assert!(synced.borrow().iter().eq(expected.iter()), "{synced:?}");
+    make_durable_dir(&path, &sync).unwrap();
+    assert_eq!(synced.borrow().len(), 3, "nothing new, nothing to sync");
+    std::fs::write(folder.path().join("file"), b"").unwrap();
+    assert!(HostStorage::new(folder.path().join("file")).is_err());
+    assert!(HostStorage::new(folder.path().join("file/data")).is_err());
+}
+
+#[test]
 fn names_cannot_lead_out_of_the_root() {
     let (_folder, storage) = storage();
     for name in ["../x", "/etc/passwd", "a//b", ".", "", "a/../../x"] {

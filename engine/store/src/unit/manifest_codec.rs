@@ -255,9 +255,20 @@ impl Manifest {
         if !self.branches.contains_key(&self.main) {
             return wrong("there is no main branch".to_owned());
         }
+        // Every delta's parent is there or in the image, so every line is whole that ends with one of them.
+        let is_known = |disk: DiskIndex, end: DeltaId| {
+            end <= self.floor(disk) || self.deltas.get(&end).is_some_and(|delta| delta.disk == disk)
+        };
         for (id, delta) in &self.deltas {
-            if delta.parent >= *id || usize::from(delta.disk.0) >= disks {
+            let possible = delta.parent < *id && usize::from(delta.disk.0) < disks && id.0 < self.next_delta;
+            if !possible || !is_known(delta.disk, delta.parent) {
                 return wrong(format!("delta {id} cannot be"));
+            }
+        }
+        for merged in &self.merged {
+            let known = usize::from(merged.disk.0) < disks && self.deltas.contains_key(&merged.last);
+            if !known || merged.first > merged.last || !is_known(merged.disk, merged.last) {
+                return wrong(format!("the index of deltas {} to {} cannot be", merged.first, merged.last));
             }
         }
         for (id, branch) in &self.branches {
@@ -268,7 +279,9 @@ impl Manifest {
                 return wrong(format!("branch {id} starts nowhere"));
             }
             for (disk, end) in self.disk_indexes().zip(&branch.ends) {
-                self.line(disk, end.sealed)?;
+                if !is_known(disk, end.sealed) || end.open.0 >= self.next_delta {
+                    return wrong(format!("branch {id} has no delta {} of disk {disk}", end.sealed));
+                }
             }
         }
         for (id, sealed) in &self.checkpoints {
@@ -276,11 +289,15 @@ impl Manifest {
                 return wrong(format!("checkpoint {id} has {} of {disks} disks", sealed.ends.len()));
             }
             for (disk, (end, _)) in self.disk_indexes().zip(&sealed.ends) {
-                self.line(disk, *end)?;
+                if !is_known(disk, *end) {
+                    return wrong(format!("checkpoint {id} has no delta {end} of disk {disk}"));
+                }
             }
         }
-        if self.replay.as_ref().is_some_and(|replay| replay.floors.len() != disks) {
-            return wrong("a replay of other disks".to_owned());
+        if let Some(replay) = &self.replay
+            && (replay.floors.len() != disks || !self.checkpoints.contains_key(&replay.up_to))
+        {
+            return wrong("a replay of other disks, or up to nowhere".to_owned());
         }
         Ok(())
     }

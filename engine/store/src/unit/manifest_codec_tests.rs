@@ -101,17 +101,45 @@ fn every_flipped_bit_and_every_cut_is_refused() {
 
 #[test]
 fn what_contradicts_itself_is_refused() {
-    let broken: [fn(&mut Manifest); 6] = [
+    let broken: [fn(&mut Manifest); 12] = [
         |m| m.main = BranchId(7),
         |m| m.floors.clear(),
         |m| m.deltas.retain(|id, _| *id != DeltaId(2)),
         |m| m.deltas.values_mut().for_each(|delta| delta.parent = DeltaId(40)),
         |m| m.checkpoints.clear(),
         |m| m.branches.values_mut().for_each(|branch| branch.ends.clear()),
+        |m| m.merged[0].first = DeltaId(4),
+        |m| m.merged[0].last = DeltaId(7),
+        |m| m.merged[0].disk = DiskIndex(1),
+        |m| m.next_delta = 8,
+        |m| m.replay = Some(Replay { up_to: CheckpointId(3), floors: vec![DeltaId(3)] }),
+        |m| m.branches.values_mut().for_each(|branch| branch.ends[0].sealed = DeltaId(4)),
     ];
     for (number, break_it) in broken.iter().enumerate() {
         let mut manifest = sample();
         break_it(&mut manifest);
         assert_eq!(decode(&encode(&manifest)).unwrap_err().kind(), ErrorKind::Corrupt, "case {number}");
     }
+}
+
+/// A week of a checkpoint a minute: reading it takes as long as it is, not the square of that.
+#[test]
+fn a_long_history_is_read_quickly() {
+    const COUNT: u64 = 20_000;
+    let mut manifest = sample();
+    let delta = manifest.deltas[&DeltaId(5)];
+    let sealed = manifest.checkpoints[&CheckpointId(4)].clone();
+    for id in 9..9 + COUNT {
+        let parent = if id == 9 { DeltaId(5) } else { DeltaId(id - 1) };
+        manifest.deltas.insert(DeltaId(id), Delta { parent, ..delta });
+        let mut sealed = sealed.clone();
+        sealed.checkpoint.id = CheckpointId(id);
+        sealed.ends = vec![(DeltaId(id), Seq(id))];
+        manifest.checkpoints.insert(CheckpointId(id), sealed);
+    }
+    manifest.next_delta = 9 + COUNT;
+    let bytes = encode(&manifest);
+    let begun = std::time::Instant::now();
+    assert_eq!(decode(&bytes).unwrap().checkpoints.len() as u64, COUNT + 1);
+    assert!(begun.elapsed().as_secs() < 3, "{:?}", begun.elapsed());
 }

@@ -1,6 +1,7 @@
 //! How long a recovery takes to answer its first read: a sparse 1 TiB disk, 100,000 extents over 240 deltas, cold.
 //!
 //! `cargo bench -p understudy-store`. STORE_BENCH_DIR names where the store is made (default: the temporary folder).
+//! STORE_BENCH_KEEP only makes it, in that folder, and leaves it: `scripts/bench-recover` has a server recover it.
 
 use blocks::*;
 use std::path::Path;
@@ -19,6 +20,10 @@ const MEASURE: &str = "STORE_BENCH_MEASURE";
 fn main() {
     if let Ok(folder) = std::env::var(MEASURE) {
         return measure(Path::new(&folder));
+    }
+    if let Ok(folder) = std::env::var("STORE_BENCH_KEEP") {
+        std::fs::create_dir_all(&folder).expect("a folder");
+        return build(Path::new(&folder));
     }
     let parent =
         std::env::var("STORE_BENCH_DIR").unwrap_or_else(|_| std::env::temp_dir().display().to_string());

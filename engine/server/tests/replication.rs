@@ -333,3 +333,55 @@ async fn what_makes_no_sense_ends_the_connection_and_nothing_else() {
     other.checkpoint(&mut other_link).await;
     running.shutdown().await.unwrap();
 }
+
+/// A connection that has sent no write may report a checkpoint, but only of writes that have come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_of_writes_that_never_came_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let running = start(data).await;
+    let mut machine = Machine::new(data, "web", DISK);
+    let mut link = machine.connect().await;
+    machine.disk[..512].fill(1);
+    machine.send(&mut link, extent(0, 512)).await.unwrap();
+    machine.checkpoint(&mut link).await;
+    drop(link);
+    let mut link = machine.connect().await;
+    machine.sent += 1;
+    machine.report_checkpoint(&mut link, None).await.unwrap();
+    let sealed = machine.sealed.len();
+    while machine.hear(&mut link).await.is_some() {}
+    assert_eq!(machine.sealed.len(), sealed, "a write is missing from it");
+    assert!(matches!(machine.heard.pop(), Some(ServerMessage::Refused(_))));
+    machine.sent -= 1;
+    let mut link = machine.connect().await;
+    machine.checkpoint(&mut link).await;
+    drop(link);
+    running.shutdown().await.unwrap();
+}
+
+/// A verification that another one has replaced holds its checkpoint no longer than until the other reaches its disk.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verification_that_was_given_up_pins_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let running = start(data).await;
+    let mut machine = Machine::new(data, "web", DISK);
+    let mut link = machine.connect().await;
+    let mut newest = None;
+    for (round, last) in [(1, false), (2, true)] {
+        machine.disk[..512].fill(round);
+        machine.send(&mut link, extent(0, 512)).await.unwrap();
+        newest = Some(machine.checkpoint(&mut link).await);
+        let purpose = HashPurpose::Verify { request: machine.sealed.last().unwrap().0, last };
+        let report = hashes(&machine.disk, extent(0, 1 << 20), purpose);
+        link.sender.send(&AgentMessage::Hashes(report)).await.unwrap();
+    }
+    // Taken in order, so the hashes have been by now.
+    machine.checkpoint(&mut link).await;
+    let at = newest.map(|checkpoint| checkpoint.0.to_string());
+    let settled = ask(data, Request::Settle { machine: "web".into(), at }).await;
+    assert!(matches!(settled, Ok(Reply::Settled(_))), "{settled:?}");
+    drop(link);
+    running.shutdown().await.unwrap();
+}

@@ -81,6 +81,8 @@ impl Comparers {
         if let Some(view) = self.views.get(&(checkpoint, disk)) {
             return Ok(view.clone());
         }
+        // One checkpoint is verified at a time; one that was given up must not stay pinned.
+        self.views.retain(|(_, other), _| *other != disk);
         let view = Arc::new(self.source.unit.view(checkpoint, disk)?);
         self.views.insert((checkpoint, disk), view.clone());
         Ok(view)

@@ -18,8 +18,8 @@ use super::gaps;
 use super::machine::Phase;
 use super::requests::RequestEvent;
 use super::source::Source;
-use blocks::{DiskIndex, Error, ErrorKind, Result, Seq, crash_point};
-use std::collections::HashMap;
+use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, Result, Seq, crash_point};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -32,6 +32,8 @@ use wire::{CheckpointReport, HashReport, Payload, ServerMessage, Write};
 const QUEUE_BYTES: u32 = 32 << 20;
 /// What an entry counts beyond its data.
 const ENTRY_BYTES: u32 = 1 << 10;
+/// How many checkpoints of a connection are kept in mind: days of them, and a verification takes hours.
+const SEALED_MAX: usize = 4096;
 /// How often a full store is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -72,7 +74,7 @@ impl Ingest {
             last: vec![None; source.disks.len()],
             source,
             held: false,
-            sealed: HashMap::new(),
+            sealed: VecDeque::new(),
         };
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let failed = |error| Error::io("starting an ingest thread", error);
@@ -122,8 +124,8 @@ struct Appender {
     /// For each disk, the last number of this connection.
     last: Vec<Option<Seq>>,
     held: bool,
-    /// Checkpoints of this connection that were asked for, by request.
-    sealed: HashMap<u64, blocks::CheckpointId>,
+    /// The newest checkpoints of this connection, by request: those that may be verified.
+    sealed: VecDeque<(u64, CheckpointId)>,
 }
 
 impl Appender {
@@ -192,7 +194,10 @@ impl Appender {
         let checkpoint = sealed.into_inner();
         gaps::end_all(&self.source.unit)?;
         self.source.machine.set_phase(Phase::Protected);
-        self.sealed.insert(report.request, checkpoint);
+        self.sealed.push_back((report.request, checkpoint));
+        if self.sealed.len() > SEALED_MAX {
+            self.sealed.pop_front();
+        }
         self.source.tell(ServerMessage::CheckpointSealed { request: report.request, checkpoint });
         self.source.requests.tell_blocking(report.request, RequestEvent::Sealed(checkpoint));
         Ok(())
@@ -210,11 +215,12 @@ impl Appender {
             ));
         }
         for ((index, instant), disk) in report.disks.iter().enumerate().zip(&self.source.disks) {
-            if let Some(last) = self.last[index].filter(|last| *last != instant.seq) {
-                return wrong(format!(
-                    "at write {} of disk {index}, whose last was {}",
-                    instant.seq.0, last.0
-                ));
+            // Where this connection has sent nothing of a disk, earlier ones have: what has come is the most there can be.
+            let stored = disk.last_seq();
+            let here = self.last[index].map_or(instant.seq <= stored, |last| instant.seq == last);
+            if !here {
+                let last = self.last[index].unwrap_or(stored).0;
+                return wrong(format!("at write {} of disk {index}, whose last was {last}", instant.seq.0));
             }
             let len = blocks::Volume::len(disk);
             if instant.len != len {
@@ -228,8 +234,8 @@ impl Appender {
         use wire::HashPurpose::{Restore, Scan, Verify};
         match report.purpose {
             Scan => self.comparers.scan(report),
-            Verify { request, last } => match self.sealed.get(&request) {
-                Some(checkpoint) => self.comparers.verify(report, request, *checkpoint, last),
+            Verify { request, last } => match self.sealed.iter().rfind(|(sealed, _)| *sealed == request) {
+                Some((_, checkpoint)) => self.comparers.verify(report, request, *checkpoint, last),
                 None => {
                     Err(Error::new(ErrorKind::InvalidInput, "hashes for a checkpoint that was not sealed"))
                 }

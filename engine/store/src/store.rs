@@ -151,10 +151,15 @@ impl Store {
         self.lock().open.values().find(|unit| unit.name() == name).cloned()
     }
 
-    /// Removes a unit with everything in it. `Busy` where a view or a disk of it is in use.
+    /// Removes a unit with everything in it. `Busy` where a view or a disk of it is in use. After another error repeating it
+    /// goes on.
     pub fn remove_unit(&self, machine: MachineId) -> Result<()> {
         let mut units = self.lock();
         let Some(unit) = units.open.get(&machine) else {
+            let is_left = self.storage().list(UNITS)?.contains(&machine.to_string());
+            if is_left && !units.damaged.contains_key(&machine) {
+                return remove_unit_dir(self.storage(), &unit_dir(machine));
+            }
             return Err(Error::new(ErrorKind::NotFound, format!("there is no unit of machine {machine}")));
         };
         unit.close()?;

@@ -231,3 +231,15 @@ fn a_restart_after_a_failed_sync_acknowledges_only_what_is_on_the_medium() {
         }
     }
 }
+
+#[test]
+fn a_removal_that_failed_goes_on_when_it_is_repeated() {
+    let storage = CrashStorage::new();
+    let store = open(&storage);
+    drop(store.create_unit(spec(LEN)).unwrap());
+    storage.fail_sync_dir(1);
+    assert_eq!(store.remove_unit(machine()).unwrap_err().kind(), ErrorKind::Io);
+    store.remove_unit(machine()).unwrap();
+    assert!(storage.list("units").unwrap().is_empty());
+    assert_eq!(store.remove_unit(machine()).unwrap_err().kind(), ErrorKind::NotFound);
+}

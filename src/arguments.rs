@@ -171,8 +171,9 @@ Examples:
   understudy failback 1f2e3d4c --to web1 --disk 0=/dev/sdb --cutover
 
 The machine runs `understudy agent` on the disks to be written, which must not be mounted. Without --cutover
-differences are sent while the guest goes on. With it the guest must be shut down first: its exports end, the
-rest is sent and verified, and the machine is protected again without a new full copy.")]
+differences are sent while the guest goes on, and the machine's disks stay held for the next call, which sends
+only what was written since. With it the guest must be shut down first: its exports end, the rest is sent and
+verified, and the machine is protected again without a new full copy. Repeating the command is always safe.")]
     Failback {
         /// A session, or an unambiguous beginning of one.
         session: String,

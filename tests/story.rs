@@ -4,6 +4,8 @@
 //! it succeeds, as an administrator would; the step must really have been reached; and nothing promised may be lost.
 //! Kills at random moments, with a printed seed, are in `random_kills.rs`.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
 mod support;
 
 use serde_json::Value;

@@ -189,8 +189,13 @@ fn failback(info: &FailbackInfo) {
             size(disk.verified_bytes),
         ]
     });
-    println!("{}", table(&header, rows));
+    if !info.disks.is_empty() {
+        println!("{}", table(&header, rows));
+    }
     match info.checkpoint {
+        Some(checkpoint) if info.disks.is_empty() => {
+            println!("{} was home already, in charge since checkpoint {checkpoint}", info.machine);
+        }
         Some(checkpoint) => println!(
             "{} is home and in charge at checkpoint {checkpoint}; downtime {}",
             info.machine,

@@ -313,7 +313,7 @@ impl Sessions {
             (SessionState::Running, None) => Ok(()),
             (SessionState::Running, Some(why)) => Err(Error::new(ErrorKind::Busy, why)),
             (state, _) => {
-                let context = format!("session {} does not run any more ({state:?})", session.id);
+                let context = format!("session {} does not run any more: {state}", session.id);
                 Err(Error::new(ErrorKind::InvalidInput, context))
             }
         }
@@ -413,7 +413,8 @@ impl Sessions {
     /// `progress` returns whether to go on. Without cutover the failback is in step at the end and waits, the agent still
     /// holding the targets: the next call onto the same devices sends only what was written since, and counts on. `link` is
     /// called where none waits. After an error the session goes on serving, and repeating the call goes on
-    /// where this one stopped, unless the machine was already given charge: then repeating it is the only way.
+    /// where this one stopped, unless the machine was already given charge: then repeating it is the only way. A cutover
+    /// of a session that is home already succeeds and does nothing.
     pub fn failback(
         &self,
         session: &str,
@@ -422,6 +423,12 @@ impl Sessions {
         progress: &dyn Fn(Progress) -> bool,
     ) -> Result<FailbackInfo> {
         let session = self.find(session)?;
+        if let SessionState::Home { checkpoint } = session.record.get().state()
+            && options.cutover
+            && options.machine == session.unit.machine()
+        {
+            return Ok(already_home(&session, checkpoint));
+        }
         let occupied = session.occupy()?;
         let info = failback::run(&self.store, &session, link, options, progress);
         drop(occupied);
@@ -511,6 +518,18 @@ fn new_session() -> Result<SessionId> {
     let bytes: [u8; 16] = rand::random();
     let zero = || Error::new(ErrorKind::Io, "the random numbers are all zero");
     Id::from_bytes(bytes).map(SessionId).ok_or_else(zero)
+}
+
+/// What repeating the last call of a failback comes to once everything is done.
+fn already_home(session: &LiveSession, checkpoint: u64) -> FailbackInfo {
+    FailbackInfo {
+        session: session.id.to_string(),
+        machine: session.unit.name(),
+        state: "home".into(),
+        disks: Vec::new(),
+        downtime_ms: 0,
+        checkpoint: Some(checkpoint),
+    }
 }
 
 impl Charge for Sessions {

@@ -7,6 +7,7 @@ use blocks::{
     CheckpointId, DiskIndex, Error, ErrorKind, Generation, MachineId, Result, SessionId, WallClock,
 };
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use store::{BranchId, DeltaId, Unit};
 
@@ -57,6 +58,19 @@ pub(crate) enum SessionState {
     Home { checkpoint: u64 },
     /// Ended by an administrator; the branch is kept.
     Stopped,
+}
+
+impl fmt::Display for SessionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SessionState::Running => f.write_str("it runs"),
+            SessionState::Adopting { checkpoint, .. } | SessionState::Finishing { checkpoint, .. } => {
+                write!(f, "it is going home with checkpoint {checkpoint}")
+            }
+            SessionState::Home { checkpoint } => write!(f, "it went home with checkpoint {checkpoint}"),
+            SessionState::Stopped => f.write_str("it was stopped"),
+        }
+    }
 }
 
 /// What happens to a session.

@@ -83,7 +83,7 @@ fn check(session: &LiveSession, options: &FailbackOptions) -> Result<()> {
                 "it is the machine's history already: repeat with cutover",
             );
         }
-        state => return refuse(ErrorKind::InvalidInput, &format!("it does not run any more ({state:?})")),
+        state => return refuse(ErrorKind::InvalidInput, &format!("it does not run any more: {state}")),
     }
     match session.held() {
         Some(why) => Err(Error::new(ErrorKind::Busy, why)),
@@ -328,7 +328,7 @@ impl Failback<'_> {
     fn info(&self, state: &str, checkpoint: Option<u64>, downtime_ms: u64) -> FailbackInfo {
         FailbackInfo {
             session: self.session.id.to_string(),
-            machine: self.session.unit.machine().to_string(),
+            machine: self.session.unit.name(),
             state: state.to_owned(),
             disks: self.works.iter().map(|work| work.info.clone()).collect(),
             downtime_ms,

@@ -34,17 +34,6 @@ fn agent_dies(stage: &mut Stage, step: &str, mut action: impl FnMut(&mut Stage))
     stage.revive();
 }
 
-/// A checkpoint of the machine at rest equals its disk, byte for byte, as cmp sees it over NBD.
-fn assert_stand_in_equals_disk(stage: &mut Stage, name: &str) {
-    stage.insist(&["checkpoint", NAME, "--name", name]);
-    let session = stage.insist(&["recover", NAME, "--at", name, "--drill"]);
-    let copy = stage.path("copy.raw");
-    sh(&format!("nbdcopy {} {}", uri(&session, 0), copy.display()));
-    run(Command::new("cmp").arg(&copy).arg(stage.disk.device()));
-    std::fs::remove_file(copy).unwrap();
-    stage.insist(&["session", "stop", session["session"].as_str().unwrap(), "--discard"]);
-}
-
 /// Repeats a command that may have come too early until it succeeds or kills.
 fn try_until_someone_dies(stage: &mut Stage, arguments: &[&str]) {
     stage.wait_until("a success or a death", 30, |stage| {
@@ -72,7 +61,7 @@ fn a_kill_at_every_step_loses_nothing_and_work_goes_on() {
     protect(&mut stage);
     stage.stop_writer();
     drop(mount);
-    assert_stand_in_equals_disk(&mut stage, "at-rest");
+    stage.assert_stand_in_equals_disk("at-rest");
     let mount = stage.disk.mount(&mnt);
     stage.start_writer(&mnt);
 
@@ -98,7 +87,7 @@ fn a_kill_at_every_step_loses_nothing_and_work_goes_on() {
     protect_again(&mut stage);
     stage.stop_writer();
     drop(mount);
-    assert_stand_in_equals_disk(&mut stage, "home-at-rest");
+    stage.assert_stand_in_equals_disk("home-at-rest");
     settle(&mut stage);
 }
 

@@ -190,6 +190,17 @@ impl Stage {
         }
     }
 
+    /// A new checkpoint of the machine at rest equals its disk, byte for byte, as cmp sees it over NBD.
+    pub fn assert_stand_in_equals_disk(&mut self, name: &str) {
+        self.insist(&["checkpoint", NAME, "--name", name]);
+        let session = self.insist(&["recover", NAME, "--at", name, "--drill"]);
+        let copy = self.path("copy.raw");
+        sh(&format!("nbdcopy {} {}", uri(&session, 0), copy.display()));
+        run(Command::new("cmp").arg(&copy).arg(self.disk.device()));
+        std::fs::remove_file(copy).expect("the copy is there");
+        self.insist(&["session", "stop", session["session"].as_str().expect("a session"), "--discard"]);
+    }
+
     /// Whether a process really died at that step.
     pub fn died_at(&self, step: &str) -> bool {
         let log = |name: &str| std::fs::read_to_string(self.path(name)).unwrap_or_default();

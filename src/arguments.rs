@@ -60,7 +60,8 @@ Examples:
   understudy agent --server backup.example:10810 --disk /dev/sda --token understudy1...
   understudy agent --server 127.0.0.1:10810 --disk /dev/sda --disk /dev/sdb --checkpoint-every 30s
 
-The token is needed once; `understudy enroll` on the server prints it. Agents on the server's own machine need none.")]
+The token is needed once; `understudy enroll` on the server prints it. Agents on the server's own
+machine need none.")]
     Agent(AgentArguments),
     /// Show machines: lag, backlog, tracker, checkpoints, achieved RPO.
     #[command(after_help = "Example:\n  understudy status web1 --watch")]
@@ -100,7 +101,8 @@ The token is needed once; `understudy enroll` on the server prints it. Agents on
 Example:
   understudy settle web1 --at 2026-11-20T03:00:00Z
 
-The history up to that checkpoint is consolidated into the image and is no longer there to go back to.")]
+The history up to that checkpoint is consolidated into the image and is no longer there to go back
+to.")]
     Settle {
         /// A name or identity.
         machine: String,
@@ -114,10 +116,10 @@ Examples:
   understudy recover web1
   understudy recover web1 --at 2026-11-20T03:00:00Z
   understudy recover web1 --drill
-  qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web1-1f2e3d4c-disk0,format=raw,if=virtio ...
+  qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web1-1f2e3d4c-disk0,format=raw ...
 
-Prints the session and one NBD URI per disk. From then on the session is in charge and the machine's agent
-is fenced, unless it is a drill.")]
+Prints the session and one NBD URI per disk. From then on the session is in charge and the
+machine's agent is fenced, unless it is a drill.")]
     Recover {
         /// A name or identity.
         machine: String,
@@ -142,8 +144,8 @@ Examples:
   understudy migrate 1f2e3d4c --disk 1 --to nbd://san.example/web1-data --pivot
   understudy migrate 1f2e3d4c --pivot
 
-Without --pivot the copy is kept in step until a later `migrate SESSION --pivot`. Interrupting the command
-does not stop the migration; repeating it shows how far it is.")]
+Without --pivot the copy is kept in step until a later `migrate SESSION --pivot`. Interrupting the
+command does not stop the migration; repeating it shows how far it is.")]
     Migrate {
         /// A session, or an unambiguous beginning of one.
         session: String,
@@ -170,10 +172,11 @@ Examples:
   understudy failback 1f2e3d4c --to web1 --cutover
   understudy failback 1f2e3d4c --to web1 --disk 0=/dev/sdb --cutover
 
-The machine runs `understudy agent` on the disks to be written, which must not be mounted. Without --cutover
-differences are sent while the guest goes on, and the machine's disks stay held for the next call, which sends
-only what was written since. With it the guest must be shut down first: its exports end, the rest is sent and
-verified, and the machine is protected again without a new full copy. Repeating the command is always safe.")]
+The machine runs `understudy agent` on the disks to be written, which must not be mounted. Without
+--cutover differences are sent while the guest goes on, and the machine's disks stay held for the
+next call, which sends only what was written since. With it the guest must be shut down first: its
+exports end, the rest is sent and verified, and the machine is protected again without a new full
+copy. Repeating the command is always safe.")]
     Failback {
         /// A session, or an unambiguous beginning of one.
         session: String,
@@ -286,8 +289,8 @@ pub enum SessionCommand {
 Example:
   understudy session resume 1f2e3d4c
 
-After a crash of the server's host, writes that the guest believes done but never flushed may be gone. Its disks
-are held back until somebody says that the guest was restarted since.")]
+After a crash of the server's host, writes that the guest believes done but never flushed may be
+gone. Its disks are held back until somebody says that the guest was restarted since.")]
     Resume {
         /// A session, or an unambiguous beginning of one.
         session: String,
@@ -311,8 +314,9 @@ pub enum BranchCommand {
 Example:
   understudy branch drop web1 3
 
-A failback leaves what the machine had written after the session's checkpoint as a superseded branch. It can be
-recovered and exported like any other history, and keeps its base from being consolidated, until it is dropped.")]
+A failback leaves what the machine had written after the session's checkpoint as a superseded
+branch. It can be recovered and exported like any other history, and keeps its base from being
+consolidated, until it is dropped.")]
     Drop {
         /// A name or identity.
         machine: String,
@@ -422,6 +426,8 @@ mod tests {
                 let path = format!("{path} {}", sub.get_name());
                 let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
                 assert!(help.contains("understudy "), "{path} --help shows no example");
+                let long = help.lines().find(|line| line.len() > 98);
+                assert!(long.is_none(), "{path} --help has a line that wraps: {long:?}");
                 check(sub, &path);
             }
         }

@@ -13,7 +13,8 @@ use wire::{Address, AgentIdentity, Token};
 /// Protects disks until SIGTERM or an interrupt, after which the server is told that this is no failure.
 pub fn run(flags: AgentArguments, file: AgentSection) -> anyhow::Result<()> {
     super::start_logging();
-    let token = flags.token.as_deref().map(str::parse::<Token>).transpose().context("--token")?;
+    let token = flags.token.as_deref().map(str::parse::<Token>).transpose();
+    let token = token.map_err(|error| UsageError(format!("--token: {error}")))?;
     let mut config = config(flags, file, token.as_ref())?;
     // One thread for the connection; disks have threads of their own.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -49,7 +50,9 @@ async fn identity(config: &AgentConfig, token: Option<&Token>) -> anyhow::Result
 fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> anyhow::Result<AgentConfig> {
     let usage = |text: &str| UsageError(text.to_owned());
     let server = match flags.server.or(file.server) {
-        Some(text) => text.parse::<Address>().with_context(|| format!("--server {text}"))?,
+        Some(text) => {
+            text.parse::<Address>().map_err(|error| UsageError(format!("--server {text}: {error}")))?
+        }
         None => token
             .and_then(|token| token.address().cloned())
             .ok_or_else(|| usage("where is the server? --server HOST:PORT or --server unix:PATH"))?,

@@ -1,7 +1,7 @@
 //! `understudy server`.
 
 use super::stop_signal;
-use crate::arguments::ServerArguments;
+use crate::arguments::{ServerArguments, UsageError};
 use crate::configuration::{Configuration, parse};
 use crate::control::DEFAULT_DATA;
 use anyhow::Context;
@@ -36,11 +36,11 @@ fn config(
         ServerConfig::new(flags.data.or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)));
     config.control = control.or(control_in_file);
     let listen = flags.listen.or(file.listen).unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
-    config.listen = Some(listen.parse().with_context(|| format!("--listen {listen}"))?);
+    config.listen = Some(listen.parse().map_err(|error| UsageError(format!("--listen {listen}: {error}")))?);
     config.agent_socket = flags.agent_socket.or(file.agent_socket);
     let nbd = [flags.nbd, file.nbd, vec![DEFAULT_NBD.to_owned()]].into_iter().find(|list| !list.is_empty());
     for address in nbd.unwrap_or_default() {
-        config.nbd.push(address.parse().with_context(|| format!("--nbd {address}"))?);
+        config.nbd.push(address.parse().map_err(|error| UsageError(format!("--nbd {address}: {error}")))?);
     }
     config.keep = flags.keep.or(parse("keep", file.keep)?).map_or(DEFAULT_KEEP, Into::into);
     let deadline: Option<Duration> =

@@ -1,0 +1,145 @@
+//! Commands that the story does not use, checked by tools that are not ours.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+mod support;
+
+use serde_json::Value;
+use std::process::Command;
+use support::disk::Disk;
+use support::process::Process;
+use support::{NAME, Stage, program, run, sh, uri};
+
+/// A stage with a protected disk that holds something, and a copy of it.
+fn protected() -> Stage {
+    let mut stage = Stage::new(64);
+    let mut dd = Command::new("dd");
+    dd.args(["if=/dev/urandom", "bs=1M", "count=9", "seek=4", "oflag=direct", "conv=notrunc"]);
+    run(dd.arg(format!("of={}", stage.disk.device())));
+    stage.start_server(None);
+    stage.start_agent(None);
+    stage.wait_protected();
+    stage
+}
+
+fn compare(format: &str, image: &str, other_format: &str, other: &str) {
+    sh(&format!("qemu-img compare -f {format} -F {other_format} {image} {other}"));
+}
+
+#[test]
+fn exports_are_the_disk_and_only_new_files_are_written() {
+    let stage = protected();
+    let device = stage.disk.device().to_owned();
+    for (format, theirs) in [("raw", "raw"), ("vhd", "vpc")] {
+        let file = stage.path(&format!("export.{format}"));
+        let file = file.to_str().unwrap();
+        stage.us(&["export", NAME, "--format", format, "-o", file]).unwrap();
+        compare(theirs, file, "raw", &device);
+        let error = stage.us(&["export", NAME, "--format", format, "-o", file]).unwrap_err();
+        assert!(error.contains(file), "{error}");
+    }
+}
+
+#[test]
+fn an_exported_vhd_is_served_and_written_by_others() {
+    let mut stage = protected();
+    let file = stage.path("served.vhd");
+    stage.us(&["export", NAME, "--format", "vhd", "-o", file.to_str().unwrap()]).unwrap();
+    let socket = stage.path("serve.sock");
+    let serve = |more: &[&str]| {
+        let mut command = program();
+        command.arg("serve").arg(&file).arg("--nbd").arg(format!("unix:{}", socket.display())).args(more);
+        Process::start(command, None, &socket.with_extension("log"))
+    };
+    let address = format!("nbd+unix:///?socket={}", socket.display());
+    let write = ["-f", "raw", "-c", "write -P 9 33M 64k", "-c", "flush", &address];
+    let served = serve(&[]);
+    stage.wait_until("the socket", 10, |_| socket.exists());
+    run(Command::new("qemu-io").args(write));
+    run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 9 33M 64k", &address]));
+    served.stop();
+    run(Command::new("qemu-io").args(["-f", "vpc", "-r", "-c", "read -P 9 33M 64k"]).arg(&file));
+    let served = serve(&["--read-only"]);
+    stage.wait_until("the socket", 10, |_| socket.exists());
+    let refused = Command::new("qemu-io").args(write).output().unwrap();
+    assert!(!refused.status.success(), "a read-only export took a write");
+    served.stop();
+}
+
+/// Migrates the session's disk there, pivots, writes, and returns the session's URI.
+fn migrate(stage: &mut Stage, to: &str, more: &[&str]) -> (Value, String) {
+    let session = stage.us(&["recover", NAME, "--drill"]).unwrap();
+    let id = session["session"].as_str().unwrap().to_owned();
+    let address = uri(&session, 0);
+    run(Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 5 1M 128k", &address]));
+    let arguments = [&["migrate", &id, "--to", to, "--pivot"], more].concat();
+    let session = stage.us(&arguments).unwrap();
+    assert_eq!(session["disks"][0]["migration"]["state"], "pivoted");
+    run(Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 6 50M 64k", "-c", "flush", &address]));
+    (session, address)
+}
+
+#[test]
+fn sessions_move_to_every_kind_of_target() {
+    let mut stage = protected();
+    let vhd = stage.path("moved.vhd");
+    let (_, address) = migrate(&mut stage, vhd.to_str().unwrap(), &["--format", "vhd"]);
+    compare("raw", &address, "vpc", vhd.to_str().unwrap());
+
+    let device = Disk::new(stage.disk.file().parent().unwrap(), "target", 80);
+    run(Command::new("dd")
+        .args(["if=/dev/urandom", "bs=1M", "count=80"])
+        .arg(format!("of={}", device.device())));
+    let (session, address) = migrate(&mut stage, device.device(), &[]);
+    let len = session["disks"][0]["len"].as_u64().unwrap();
+    let copy = stage.path("copy.raw");
+    sh(&format!("nbdcopy {address} {}", copy.display()));
+    run(Command::new("cmp").arg("-n").arg(len.to_string()).arg(&copy).arg(device.device()));
+
+    let socket = stage.path("nbdkit.sock");
+    let mut nbdkit = Command::new("nbdkit");
+    nbdkit.args(["-f", "-U"]).arg(&socket).args(["memory", "64M"]);
+    let _nbdkit = Process::start(nbdkit, None, &stage.path("nbdkit.log"));
+    stage.wait_until("nbdkit", 10, |_| socket.exists());
+    let target = format!("nbd+unix:///?socket={}", socket.display());
+    let (_, address) = migrate(&mut stage, &target, &[]);
+    compare("raw", &address, "raw", &target);
+}
+
+#[test]
+fn a_checkpoint_of_a_session_is_one_like_any_other() {
+    let stage = protected();
+    let session = stage.us(&["recover", NAME, "--drill"]).unwrap();
+    let id = session["session"].as_str().unwrap();
+    let address = uri(&session, 0);
+    run(Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 5 1M 128k", "-c", "flush", &address]));
+    let taken = stage.us(&["checkpoint", id, "--name", "inside"]).unwrap();
+    run(Command::new("qemu-io").args(["-f", "raw", "-c", "write -P 8 1M 128k", "-c", "flush", &address]));
+    let number = taken["checkpoint"].to_string();
+    let other = stage.us(&["recover", NAME, "--at", &number, "--drill"]).unwrap();
+    run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 5 1M 128k", &uri(&other, 0)]));
+    run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 8 1M 128k", &address]));
+}
+
+#[test]
+fn a_machine_is_forgotten_when_nothing_holds_it() {
+    let mut stage = protected();
+    let error = stage.us(&["machine", "remove", NAME]).unwrap_err();
+    assert!(error.contains(NAME), "{error}");
+    stage.agent.take().unwrap().stop();
+    stage.wait_until("the goodbye", 20, |stage| stage.status("/state") == "stopped");
+    stage.us(&["machine", "remove", NAME]).unwrap();
+    assert_eq!(stage.us(&["status"]).unwrap()["machines"].as_array().unwrap().len(), 0);
+    assert_eq!(std::fs::read_dir(stage.path("store/units")).unwrap().count(), 0);
+    stage.start_agent(None);
+    stage.wait_protected();
+}
+
+#[test]
+fn completions_and_man_pages_come_from_the_program() {
+    let stage = Stage::new(8);
+    let bash = run(program().args(["completions", "bash"]));
+    assert!(bash.contains("failback"));
+    run(program().arg("man").arg(stage.path("")));
+    assert!(stage.path("understudy-recover.1").exists());
+}

@@ -17,8 +17,19 @@ fn main() -> ExitCode {
     match command::run(arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("understudy: {error:#}");
+            eprintln!("understudy: {}", in_words(&error));
             ExitCode::from(if error.is::<arguments::UsageError>() { 2 } else { 1 })
         }
     }
+}
+
+/// The error and its causes, each said once: some messages contain their cause already.
+fn in_words(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| {
+        match (text.is_empty(), text.contains(&cause)) {
+            (true, _) => cause,
+            (false, true) => text,
+            (false, false) => format!("{text}: {cause}"),
+        }
+    })
 }

@@ -137,12 +137,12 @@ fn a_mounted_failback_target_is_refused_and_the_session_goes_on() {
 #[test]
 fn a_full_store_holds_its_machine_and_goes_on_when_there_is_room() {
     let mut stage = Stage::new(256);
-    let medium = Disk::new(stage.disk.file().parent().unwrap(), "medium", 128);
+    let medium = Disk::new(stage.disk.file().parent().unwrap(), "medium", 400);
     medium.format();
     let store = stage.path("store");
     let _mount: Mount = medium.mount(&store);
     let ballast = store.join("ballast");
-    run(Command::new("fallocate").args(["-l", "80M"]).arg(&ballast));
+    run(Command::new("fallocate").args(["-l", "330M"]).arg(&ballast));
     stage.start_server_with(None, &["--reserve", "4MiB"]);
     stage.start_agent(None);
     stage.wait_protected();
@@ -152,6 +152,12 @@ fn a_full_store_holds_its_machine_and_goes_on_when_there_is_room() {
         .arg(format!("of={}", stage.disk.device())));
     stage.wait_until("the hold", 60, |stage| stage.status("/state") == "held");
     assert!(stage.server_alive() && stage.agent_alive());
+    assert_names(&error(stage.us(&["checkpoint", NAME])), &[NAME, "full"]);
+    stage.start_agent(None);
+    stage.wait_until("the agent that came again", 20, |stage| {
+        stage.status("/state") == "held"
+            && stage.status("/heartbeat_age_ms").as_u64().is_some_and(|age| age < 2000)
+    });
     std::fs::remove_file(&ballast).unwrap();
     stage.wait_until("room", 60, |stage| stage.status("/state") == "protected");
     stage.insist(&["checkpoint", NAME]);

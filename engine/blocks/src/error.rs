@@ -110,9 +110,8 @@ impl fmt::Debug for Error {
 }
 
 impl StdError for Error {
-    // Display says the cause itself; whoever prints the chain goes on after it.
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().and_then(StdError::source)
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }
 

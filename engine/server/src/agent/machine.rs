@@ -92,11 +92,13 @@ impl Machine {
     }
 
     /// Gives the machine's place to a new connection; the one that had it before has to be ended by the caller before
-    /// anything is appended. `Err` where that one is alive.
+    /// anything is appended. `Err` where that one is alive. A connection that is held is not read, so that its end is
+    /// not seen: an agent of the same boot that comes again is taken to have ended it.
     pub fn take_place(&self, agent: AgentHandle, now: Instant) -> Result<Option<AgentHandle>, AgentHandle> {
         let mut state = self.lock();
         if let Some(current) = &state.agent
             && state.liveness.holds_its_place(now, self.deadlines)
+            && !(state.held.is_some() && current.boot() == agent.boot())
         {
             return Err(current.clone());
         }

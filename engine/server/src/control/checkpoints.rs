@@ -28,6 +28,9 @@ pub(super) async fn take(services: Arc<Services>, of: String, name: String, job:
         }
     };
     let agent = connected(&services, &unit)?;
+    if let ("held", reason) = services.agents.machine(unit.machine()).state() {
+        return Err(Error::new(ErrorKind::NoSpace, format!("'{}' is held: {reason}", unit.name())));
+    }
     let mut events = agent.take_checkpoint(&name, false).await?;
     let checkpoint = wait_until_sealed(&mut events, &agent, &job).await?;
     blocking(move || {

@@ -54,13 +54,13 @@ fn an_exported_vhd_is_served_and_written_by_others() {
     let address = format!("nbd+unix:///?socket={}", socket.display());
     let write = ["-f", "raw", "-c", "write -P 9 33M 64k", "-c", "flush", &address];
     let served = serve(&[]);
-    stage.wait_until("the socket", 10, |_| socket.exists());
+    stage.wait_until("the socket", 60, |_| socket.exists());
     run(Command::new("qemu-io").args(write));
     run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 9 33M 64k", &address]));
     served.stop();
     run(Command::new("qemu-io").args(["-f", "vpc", "-r", "-c", "read -P 9 33M 64k"]).arg(&file));
     let served = serve(&["--read-only"]);
-    stage.wait_until("the socket", 10, |_| socket.exists());
+    stage.wait_until("the socket", 60, |_| socket.exists());
     let refused = Command::new("qemu-io").args(write).output().unwrap();
     assert!(!refused.status.success(), "a read-only export took a write");
     served.stop();
@@ -100,7 +100,7 @@ fn sessions_move_to_every_kind_of_target() {
     let mut nbdkit = Command::new("nbdkit");
     nbdkit.args(["-f", "-U"]).arg(&socket).args(["memory", "64M"]);
     let _nbdkit = Process::start(nbdkit, None, &stage.path("nbdkit.log"));
-    stage.wait_until("nbdkit", 10, |_| socket.exists());
+    stage.wait_until("nbdkit", 60, |_| socket.exists());
     let target = format!("nbd+unix:///?socket={}", socket.display());
     let (_, address) = migrate(&mut stage, &target, &[]);
     compare("raw", &address, "raw", &target);
@@ -127,7 +127,7 @@ fn a_machine_is_forgotten_when_nothing_holds_it() {
     let error = stage.us(&["machine", "remove", NAME]).unwrap_err();
     assert!(error.contains(NAME), "{error}");
     stage.agent.take().unwrap().stop();
-    stage.wait_until("the goodbye", 20, |stage| stage.status("/state") == "stopped");
+    stage.wait_until("the goodbye", 60, |stage| stage.status("/state") == "stopped");
     stage.us(&["machine", "remove", NAME]).unwrap();
     assert_eq!(stage.us(&["status"]).unwrap()["machines"].as_array().unwrap().len(), 0);
     assert_eq!(std::fs::read_dir(stage.path("store/units")).unwrap().count(), 0);

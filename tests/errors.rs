@@ -71,7 +71,7 @@ fn a_disk_too_large_for_vhd_is_refused_before_anything_is_stored() {
     let mut stage = Stage::new(3 << 20);
     stage.start_server(None);
     stage.start_agent(None);
-    stage.wait_until("the refusal", 20, |stage| stage.logs().contains("2040 GiB") || !stage.agent_alive());
+    stage.wait_until("the refusal", 60, |stage| stage.logs().contains("2040 GiB") || !stage.agent_alive());
     assert_names(&stage.logs(), &["2040 GiB"]);
     assert_eq!(stage.us(&["status"]).unwrap()["machines"].as_array().unwrap().len(), 0);
 }
@@ -123,7 +123,7 @@ fn a_mounted_failback_target_is_refused_and_the_session_goes_on() {
     let session = stage.us(&["recover", NAME]).unwrap();
     let id = session["session"].as_str().unwrap().to_owned();
     let mount = stage.disk.mount(&stage.path("mnt"));
-    stage.wait_until("the fenced agent", 20, |stage| {
+    stage.wait_until("the fenced agent", 60, |stage| {
         stage.status("/state") == "promoted"
             && stage.status("/heartbeat_age_ms").as_u64().is_some_and(|age| age < 900)
     });
@@ -154,7 +154,7 @@ fn a_full_store_holds_its_machine_and_goes_on_when_there_is_room() {
     assert!(stage.server_alive() && stage.agent_alive());
     assert_names(&error(stage.us(&["checkpoint", NAME])), &[NAME, "full"]);
     stage.start_agent(None);
-    stage.wait_until("the agent that came again", 20, |stage| {
+    stage.wait_until("the agent that came again", 60, |stage| {
         stage.status("/state") == "held"
             && stage.status("/heartbeat_age_ms").as_u64().is_some_and(|age| age < 2000)
     });

@@ -58,7 +58,7 @@ fn several_disks_are_one_checkpoint_one_session_one_failback() {
     run(Command::new("cmp").arg(&wanted[1]).arg(&second_device));
 
     scribble(&first_device, 40);
-    stage.wait_until("charge", 30, |stage| stage.status("/state") == "protected");
+    stage.wait_until("charge", 60, |stage| stage.status("/state") == "protected");
     stage.insist(&["checkpoint", NAME, "--name", "again"]);
     let drill = stage.insist(&["recover", NAME, "--at", "again", "--drill"]);
     assert_export_equals(&stage, &uri(&drill, 0), &first_device);

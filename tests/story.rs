@@ -30,13 +30,13 @@ fn agent_dies(stage: &mut Stage, step: &str, mut action: impl FnMut(&mut Stage))
     println!("agent dies at {step}");
     stage.start_agent(Some(step));
     action(stage);
-    stage.wait_until(step, 30, |stage| stage.died_at(step));
+    stage.wait_until(step, 60, |stage| stage.died_at(step));
     stage.revive();
 }
 
 /// Repeats a command that may have come too early until it succeeds or kills.
 fn try_until_someone_dies(stage: &mut Stage, arguments: &[&str]) {
-    stage.wait_until("a success or a death", 30, |stage| {
+    stage.wait_until("a success or a death", 60, |stage| {
         stage.us(arguments).is_ok() || !stage.server_alive() || !stage.agent_alive()
     });
 }
@@ -153,10 +153,10 @@ fn migrate(stage: &mut Stage, id: &str) {
     println!("server dies at pivot.copied, then at pivot.recorded");
     stage.start_server(Some("pivot.copied"));
     let _ = stage.us(&["migrate", id, "--to", target, "--pivot"]);
-    stage.wait_until("the first death", 30, |stage| stage.died_at("pivot.copied") && !stage.server_alive());
+    stage.wait_until("the first death", 60, |stage| stage.died_at("pivot.copied") && !stage.server_alive());
     stage.start_server(Some("pivot.recorded"));
     stage
-        .wait_until("the second death", 30, |stage| stage.died_at("pivot.recorded") && !stage.server_alive());
+        .wait_until("the second death", 60, |stage| stage.died_at("pivot.recorded") && !stage.server_alive());
     stage.insist(&["migrate", id, "--to", target, "--pivot"]);
     let session = stage.insist(&["session", "show", id]);
     assert_eq!(session["disks"][0]["migration"]["state"], "pivoted");
@@ -181,7 +181,7 @@ fn fail_back(stage: &mut Stage, id: &str) {
 }
 
 fn protect_again(stage: &mut Stage) {
-    stage.wait_until("charge", 30, |stage| stage.status("/state") == "protected");
+    stage.wait_until("charge", 60, |stage| stage.status("/state") == "protected");
     checkpoint(stage);
 }
 
@@ -211,7 +211,7 @@ fn e2fsck(device: &str) {
 impl Stage {
     /// Waits until the server died and came back with a checkpoint newer than before.
     fn wait_protected_again(&mut self) {
-        self.wait_until("a death", 30, |stage| !stage.server_alive());
+        self.wait_until("a death", 60, |stage| !stage.server_alive());
         self.revive();
         self.wait_protected();
     }

@@ -66,7 +66,7 @@ fn a_removed_export_finishes_what_is_in_flight_and_refuses_the_rest() {
     assert_eq!(raw.simple_reply(), (108, 2));
     let begun = Instant::now();
     assert!(raw.is_closed());
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     assert!(!served.exports.remove("disk"));
     assert!(!Raw::greeted(served.tcp_port()).go("disk"));
 }

@@ -26,7 +26,7 @@ impl Guest {
         let fuse = Process::start(retry, None, &folder.with_extension("log"));
         let started = Instant::now();
         while !target.exists() {
-            assert!(started.elapsed() < Duration::from_secs(20), "nbdfuse does not show {uri}");
+            assert!(started.elapsed() < Duration::from_secs(60), "nbdfuse does not show {uri}");
             std::thread::sleep(Duration::from_millis(50));
         }
         let device = sh(&format!("losetup --find --show {}", target.display())).trim().to_owned();

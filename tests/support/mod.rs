@@ -63,7 +63,7 @@ impl Stage {
         self.server = Some(Process::start(command, crash_at, &self.path("server.log")));
         let started = Instant::now();
         while self.us(&["status"]).is_err() && self.server_alive() {
-            assert!(started.elapsed() < Duration::from_secs(20), "the server does not answer");
+            assert!(started.elapsed() < Duration::from_secs(60), "the server does not answer");
             std::thread::sleep(Duration::from_millis(50));
         }
     }

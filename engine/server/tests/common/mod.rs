@@ -21,7 +21,7 @@ use wire::{
     Welcome, Write,
 };
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn id(byte: u8) -> Id {
     Id::from_bytes([byte; 16]).unwrap()

@@ -8,6 +8,7 @@ use anyhow::Context;
 use blocks::ByteLen;
 use bytesize::ByteSize;
 use humantime::Duration;
+use rustix::process::{Resource, Rlimit};
 use server::{Server, ServerConfig};
 use std::path::PathBuf;
 
@@ -19,11 +20,21 @@ const DEFAULT_KEEP: std::time::Duration = std::time::Duration::from_secs(4 * 60 
 pub fn run(flags: ServerArguments, file: Configuration, control: Option<PathBuf>) -> anyhow::Result<()> {
     super::start_logging();
     let config = config(flags, file, control)?;
+    raise_file_limit();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(async {
         let running = Server::start(config).await?;
         stop_signal().await?;
         running.shutdown().await.context("ending")
     })
+}
+
+/// As many open files as the system lets us have: two for each idle disk, and one for each connection.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays at {:?}", limit.current);
+    }
 }
 
 fn config(

@@ -29,6 +29,7 @@ pub(crate) const FLAG_RANGE_LOST: u64 = 8;
 /// A deliberate defect of the kernel's side, for the tests that must notice it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[repr(u32)]
+#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "no release build can ask for a defect"))]
 pub enum Mutant {
     /// No defect.
     #[default]

@@ -3,12 +3,14 @@
 //! `cargo bench -p understudy-store`. STORE_BENCH_DIR names where the store is made (default: the temporary folder).
 //! STORE_BENCH_KEEP only makes it, in that folder, and leaves it: `scripts/bench-recover` has a server recover it.
 
+mod support;
+
 use blocks::*;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Instant;
 use store::testing::Random;
 use store::*;
+use support::{drop_caches, open, resident_kib};
 
 const DISK: ByteLen = ByteLen::new(1 << 40);
 const DELTAS: u64 = 240;
@@ -78,11 +80,6 @@ fn measure(folder: &Path) {
     append_rates(&disk);
 }
 
-fn open(folder: &Path) -> Store {
-    let storage = HostStorage::new(folder).expect("a folder");
-    Store::open(Arc::new(storage), StoreOptions::default()).expect("a store")
-}
-
 /// Where something is written.
 fn places() -> impl Iterator<Item = ByteOffset> {
     let mut random = Random::new(1);
@@ -141,16 +138,4 @@ fn append_rates(disk: &BranchDisk) {
             mib / seconds
         );
     }
-}
-
-/// Whether the kernel let go of its caches, so that what follows is cold.
-fn drop_caches() -> bool {
-    let synced = std::process::Command::new("sync").status().is_ok_and(|status| status.success());
-    synced && std::fs::write("/proc/sys/vm/drop_caches", "3").is_ok()
-}
-
-fn resident_kib() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or("0 kB");
-    line.trim().trim_end_matches(" kB").trim().parse().unwrap_or(0)
 }

@@ -98,6 +98,7 @@ mod tests {
             seqs: Vec::new(),
             excluded: Vec::new(),
             changed: ByteLen::ZERO,
+            protected_until: WallClock(0),
         }
     }
 

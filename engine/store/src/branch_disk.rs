@@ -20,8 +20,9 @@ use crate::plan::{Plan, PlanPiece, status_in_windows};
 use crate::store::StoreOptions;
 use crate::stored_file::{FileTable, StoredFile};
 use crate::unit::Unit;
-use crate::unit::branch::{BranchId, DeltaId};
+use crate::unit::branch::{BranchId, DeltaId, Edition};
 use crate::unit::files;
+use crate::unit::lineage::Span;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Durable, Error, ErrorKind, Extent, ExtentMap, ExtentSet,
     ExtentStatus, OpenMode, Piece, RequestClass, Result, Seq, Synced, Volume, check_request, is_zero,
@@ -281,7 +282,8 @@ impl BranchDisk {
     /// The index, synced; its name is not. An error has changed nothing: the next attempt makes another file.
     fn write_index(&self, delta: DeltaId) -> Result<IndexHeader> {
         let identity = &self.identity;
-        let name = files::index_name(&identity.unit_dir, identity.disk, delta, delta);
+        let span = Span { first: delta, last: delta, tier: 0, revision: 0 };
+        let name = files::index_name(&identity.unit_dir, identity.disk, span);
         let file = files::create_anew(&**self.table.storage(), &name)?;
         let mut writer = IndexWriter::new(file, identity.salt, delta, delta);
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
@@ -514,7 +516,8 @@ impl Sealing<'_> {
     /// The seal is published: go on with the delta `next`, over `stack`.
     pub(crate) fn commit(mut self, next: DeltaId, stack: Arc<Stack>) {
         let identity = &self.disk.identity;
-        let log = self.disk.table.file(files::log_name(&identity.unit_dir, identity.disk, next));
+        let log =
+            self.disk.table.file(files::log_name(&identity.unit_dir, identity.disk, Edition::first(next)));
         let mut sync = lock(&self.disk.sync);
         (sync.delta, sync.len) = (next, ByteOffset::ZERO);
         drop(sync);

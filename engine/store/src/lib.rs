@@ -27,5 +27,5 @@ pub use unit::branch::{BranchId, BranchInfo, BranchKind, DeltaId, Point};
 pub use unit::checkpoint::{Checkpoint, CheckpointSpec, Consistency, Gap};
 pub use unit::manifest::{DiskSpec, UnitSpec};
 pub use unit::pins::{Pin, PinHolder};
-pub use unit::{ConsolidateReport, Unit};
+pub use unit::{ConsolidateReport, ThinGoal, ThinReport, Unit};
 pub use view::View;

@@ -30,7 +30,7 @@ pub(super) async fn give_up(services: Arc<Services>, machine: String, branch: u6
 fn check_superseded(unit: &Unit, branch: &BranchInfo) -> Result<()> {
     let name = unit.name();
     let why = match branch.kind {
-        BranchKind::Superseded => return Ok(()),
+        BranchKind::Superseded | BranchKind::Clone => return Ok(()),
         BranchKind::Main => format!("branch {} of '{name}' is its main line", branch.id),
         BranchKind::Session(session) => format!(
             "branch {} of '{name}' is what session {session} wrote; `understudy session stop {session} --discard` gives it up",

@@ -94,6 +94,7 @@ pub(super) fn branch_name(unit: &Unit, branch: BranchId) -> String {
     match unit.branches().into_iter().find(|info| info.id == branch).map(|info| info.kind) {
         Some(BranchKind::Main) => "main".into(),
         Some(BranchKind::Session(session)) => format!("session {session}"),
+        Some(BranchKind::Clone) => "clone".into(),
         Some(BranchKind::Superseded) | None => "superseded".into(),
     }
 }

@@ -21,6 +21,8 @@ pub enum BranchKind {
     Session(SessionId),
     /// What a main branch held beyond the point from which another took over.
     Superseded,
+    /// A line that somebody has made to stay.
+    Clone,
 }
 
 /// A branch as it is now.
@@ -30,6 +32,8 @@ pub struct BranchInfo {
     pub id: BranchId,
     /// What it is for.
     pub kind: BranchKind,
+    /// What people call it; may be empty.
+    pub name: String,
     /// Where it forked; `None` for the main branch.
     pub base: Option<CheckpointId>,
 }
@@ -41,6 +45,22 @@ pub enum Point {
     Checkpoint(CheckpointId),
     /// The newest state of a branch, with what is not sealed yet.
     Head(BranchId),
+}
+
+/// A delta as it is stored now. Merging gives it another log and index under new names, so that whoever still reads the
+/// old ones is not disturbed.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub(crate) struct Edition {
+    pub delta: DeltaId,
+    /// How often deltas were merged to get here.
+    pub revision: u32,
+}
+
+impl Edition {
+    /// As it is when it is sealed.
+    pub(crate) fn first(delta: DeltaId) -> Edition {
+        Edition { delta, revision: 0 }
+    }
 }
 
 impl DeltaId {
@@ -66,6 +86,7 @@ impl fmt::Display for BranchKind {
             BranchKind::Main => f.write_str("main branch"),
             BranchKind::Session(session) => write!(f, "session {session}"),
             BranchKind::Superseded => f.write_str("superseded branch"),
+            BranchKind::Clone => f.write_str("clone"),
         }
     }
 }

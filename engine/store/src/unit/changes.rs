@@ -3,7 +3,6 @@
 use crate::index::reader::IndexReader;
 use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId, Point};
-use crate::unit::lineage::Span;
 use crate::unit::unit::UnitState;
 use blocks::{BlockShift, ByteLen, DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result};
 use std::sync::Arc;
@@ -83,14 +82,14 @@ impl Unit {
     }
 }
 
-fn delta_readers(
+pub(super) fn delta_readers(
     state: &mut UnitState,
     disk: DiskIndex,
     deltas: &[DeltaId],
 ) -> Result<Vec<Arc<IndexReader>>> {
-    let salt = state.manifest.salt;
-    let span = |delta: &DeltaId| Span { first: *delta, last: *delta, tier: 0 };
-    deltas.iter().map(|delta| state.inventory.reader(salt, disk, &span(delta))).collect()
+    let manifest = Arc::clone(&state.manifest);
+    let mut reader = |delta: &DeltaId| state.inventory.reader(manifest.salt, disk, &manifest.span(*delta));
+    deltas.iter().map(&mut reader).collect()
 }
 
 /// How many extents a set of changes has at most before it is kept in whole blocks.

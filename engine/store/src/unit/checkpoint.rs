@@ -61,6 +61,9 @@ pub struct Checkpoint {
     /// Bytes that changed since the checkpoint before it on the branch; a byte that changed in several parts of that
     /// time counts for each.
     pub changed: ByteLen,
+    /// It can be neither deleted nor consolidated away before this instant on the server's clock; 0 where it is not
+    /// protected.
+    pub protected_until: WallClock,
 }
 
 /// An interval in which no checkpoint can be offered.
@@ -72,6 +75,16 @@ pub struct Gap {
     pub until: WallClock,
     /// Why, for the administrator.
     pub cause: String,
+}
+
+impl Checkpoint {
+    /// Protected until somebody says otherwise.
+    pub const FOREVER: WallClock = WallClock(u64::MAX);
+
+    /// Whether it must stay now.
+    pub fn is_protected(&self, now: WallClock) -> bool {
+        self.protected_until > now
+    }
 }
 
 impl CheckpointSpec {

@@ -13,9 +13,10 @@ use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
 use crate::unit::manifest::Manifest;
 use blocks::{
-    ByteLen, CheckpointId, Error, ErrorKind, Extent, RequestClass, Result, Storage, Volume, crash_point,
+    ByteLen, CheckpointId, Error, ErrorKind, Extent, RequestClass, Result, Storage, Volume, WallClock,
+    crash_point,
 };
-use std::sync::{Arc, TryLockError};
+use std::sync::{Arc, MutexGuard, TryLockError};
 
 /// What a consolidation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,14 +41,7 @@ impl Unit {
         up_to: CheckpointId,
         progress: &dyn Fn(ByteLen, ByteLen) -> bool,
     ) -> Result<ConsolidateReport> {
-        let _alone = match self.consolidating.try_lock() {
-            Ok(guard) => guard,
-            Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
-            Err(TryLockError::WouldBlock) => {
-                let context = format!("{} is being consolidated", self.name());
-                return Err(Error::new(ErrorKind::Busy, context));
-            }
-        };
+        let _alone = self.take_consolidating()?;
         let Some(stacks) = self.begin_consolidation(up_to)? else { return Ok(ConsolidateReport::default()) };
         crash_point("consolidate.recorded");
         let mut total = ByteLen::ZERO;
@@ -71,6 +65,18 @@ impl Unit {
         crash_point("consolidate.replayed");
         self.end_consolidation(&mut report)?;
         Ok(report)
+    }
+
+    /// One rewrites the history at a time; `Busy` while another one does.
+    pub(super) fn take_consolidating(&self) -> Result<MutexGuard<'_, ()>> {
+        match self.consolidating.try_lock() {
+            Ok(guard) => Ok(guard),
+            Err(TryLockError::Poisoned(guard)) => Ok(guard.into_inner()),
+            Err(TryLockError::WouldBlock) => {
+                let context = format!("the history of {} is being consolidated or thinned", self.name());
+                Err(Error::new(ErrorKind::Busy, context))
+            }
+        }
     }
 
     /// Publishes that the images are being changed; `None` where they hold that checkpoint.
@@ -98,7 +104,10 @@ impl Unit {
 
     fn check_pins(&self, manifest: &Manifest, up_to: CheckpointId) -> Result<()> {
         let on_main = |id| manifest.sealed(id).is_ok_and(|sealed| sealed.checkpoint.branch == manifest.main);
-        match self.pins_of(manifest).into_iter().find(|pin| pin.checkpoint < up_to && on_main(pin.checkpoint))
+        match self
+            .pins_at(manifest, WallClock::now())
+            .into_iter()
+            .find(|pin| pin.checkpoint < up_to && on_main(pin.checkpoint))
         {
             None => Ok(()),
             Some(pin) => {
@@ -113,7 +122,7 @@ impl Unit {
 
     /// What consolidating leaves of the reserve, for seals and manifests; the rest of it may be used, as this gives space
     /// back in the end.
-    fn kept_free(&self) -> ByteLen {
+    pub(super) fn kept_free(&self) -> ByteLen {
         ByteLen::new(self.options.reserve.get() / 2)
     }
 
@@ -125,8 +134,12 @@ impl Unit {
         state.publish(self.storage(), &self.dir, next)?;
         crash_point("consolidate.published");
         report.deltas = removed.deltas.len() as u64;
-        report.freed =
-            removed.deltas.iter().filter_map(|(_, id)| before.deltas.get(id)).map(|d| d.log_len).sum();
+        report.freed = removed
+            .deltas
+            .iter()
+            .filter_map(|(_, gone)| before.deltas.get(&gone.delta))
+            .map(|d| d.log_len)
+            .sum();
         state.inventory.remove(&removed);
         state.refresh_stacks(None)
     }

@@ -1,8 +1,9 @@
 //! The names of a unit's files, and publishing its manifest.
 
 use crate::image::{ImageFormat, SummedImage, open_image, with_sums};
-use crate::unit::branch::DeltaId;
-use crate::unit::manifest::{Manifest, MergedIndex};
+use crate::unit::branch::{DeltaId, Edition};
+use crate::unit::lineage::Span;
+use crate::unit::manifest::Manifest;
 use crate::unit::manifest_codec;
 use blocks::{
     ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Synced,
@@ -17,13 +18,23 @@ pub(crate) fn disk_dir(unit_dir: &str, disk: DiskIndex) -> String {
     format!("{unit_dir}/disk{disk}")
 }
 
-pub(crate) fn log_name(unit_dir: &str, disk: DiskIndex, delta: DeltaId) -> String {
-    format!("{}/{delta}.log", disk_dir(unit_dir, disk))
+/// A name is never given to other bytes: whoever still reads what was there before merging is not disturbed.
+pub(crate) fn log_name(unit_dir: &str, disk: DiskIndex, edition: Edition) -> String {
+    format!("{}/{}{}.log", disk_dir(unit_dir, disk), edition.delta, revision_mark(edition.revision))
 }
 
-pub(crate) fn index_name(unit_dir: &str, disk: DiskIndex, first: DeltaId, last: DeltaId) -> String {
-    let dir = disk_dir(unit_dir, disk);
-    if first == last { format!("{dir}/{last}.index") } else { format!("{dir}/{first}-{last}.index") }
+pub(crate) fn index_name(unit_dir: &str, disk: DiskIndex, span: Span) -> String {
+    let (dir, Span { first, last, revision, .. }) = (disk_dir(unit_dir, disk), span);
+    let mark = revision_mark(revision);
+    if first == last {
+        format!("{dir}/{last}{mark}.index")
+    } else {
+        format!("{dir}/{first}-{last}{mark}.index")
+    }
+}
+
+fn revision_mark(revision: u32) -> String {
+    if revision == 0 { String::new() } else { format!(".r{revision}") }
 }
 
 pub(crate) fn image_name(unit_dir: &str, disk: DiskIndex, format: ImageFormat) -> String {
@@ -166,7 +177,7 @@ fn superfluous_names(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest)
         let optional: BTreeSet<String> = manifest
             .branches
             .values()
-            .map(|b| log_name(unit_dir, disk, b.ends[usize::from(disk.0)].open))
+            .map(|b| log_name(unit_dir, disk, Edition::first(b.ends[usize::from(disk.0)].open)))
             .collect();
         let present: BTreeSet<String> =
             storage.list(&dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();
@@ -181,11 +192,12 @@ fn superfluous_names(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest)
 
 fn needed_names(unit_dir: &str, manifest: &Manifest, disk: DiskIndex) -> BTreeSet<String> {
     let deltas = manifest.deltas.iter().filter(|(_, delta)| delta.disk == disk);
-    let mut names: BTreeSet<String> = deltas
-        .flat_map(|(id, _)| [log_name(unit_dir, disk, *id), index_name(unit_dir, disk, *id, *id)])
-        .collect();
+    let own = |id: DeltaId| {
+        [log_name(unit_dir, disk, manifest.edition(id)), index_name(unit_dir, disk, manifest.span(id))]
+    };
+    let mut names: BTreeSet<String> = deltas.flat_map(|(id, _)| own(*id)).collect();
     let merged = manifest.merged.iter().filter(|merged| merged.disk == disk);
-    names.extend(merged.map(|MergedIndex { first, last, .. }| index_name(unit_dir, disk, *first, *last)));
+    names.extend(merged.map(|merged| index_name(unit_dir, disk, merged.span())));
     names.insert(image_name(unit_dir, disk, manifest.image_format));
     names.insert(sums_name(unit_dir, disk));
     names

@@ -5,7 +5,7 @@ use crate::index::block_cache::BlockCache;
 use crate::index::reader::IndexReader;
 use crate::index::stack::Stack;
 use crate::stored_file::{FileTable, StoredFile};
-use crate::unit::branch::DeltaId;
+use crate::unit::branch::{DeltaId, Edition};
 use crate::unit::files;
 use crate::unit::lineage::{Removed, Span};
 use crate::unit::manifest::Manifest;
@@ -13,7 +13,8 @@ use blocks::{DiskIndex, Result, Volume};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
-type IndexKey = (DiskIndex, DeltaId, DeltaId);
+/// Disk, first and last delta, revision.
+type IndexKey = (DiskIndex, DeltaId, DeltaId, u32);
 
 /// Logs, indexes and images, by what they are of.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub(crate) struct Inventory {
     table: Arc<FileTable>,
     cache: Arc<BlockCache>,
     images: Vec<Arc<SummedImage>>,
-    logs: BTreeMap<DeltaId, Arc<StoredFile>>,
+    logs: BTreeMap<Edition, Arc<StoredFile>>,
     indexes: BTreeMap<IndexKey, IndexFile>,
 }
 
@@ -47,22 +48,22 @@ impl Inventory {
     }
 
     /// The log of a delta that is sealed or about to be.
-    pub(crate) fn log(&mut self, disk: DiskIndex, delta: DeltaId) -> Arc<StoredFile> {
-        let name = || files::log_name(&self.unit_dir, disk, delta);
-        Arc::clone(self.logs.entry(delta).or_insert_with(|| self.table.file(name())))
+    pub(crate) fn log(&mut self, disk: DiskIndex, edition: Edition) -> Arc<StoredFile> {
+        let name = || files::log_name(&self.unit_dir, disk, edition);
+        Arc::clone(self.logs.entry(edition).or_insert_with(|| self.table.file(name())))
     }
 
     /// Takes over the log of a delta that was open.
     pub(crate) fn keep_log(&mut self, delta: DeltaId, log: &Arc<StoredFile>) {
-        self.logs.insert(delta, Arc::clone(log));
+        self.logs.insert(Edition::first(delta), Arc::clone(log));
     }
 
     pub(crate) fn reader(&mut self, salt: u64, disk: DiskIndex, span: &Span) -> Result<Arc<IndexReader>> {
         let ends = (span.first, span.last);
-        let name = || files::index_name(&self.unit_dir, disk, ends.0, ends.1);
+        let name = || files::index_name(&self.unit_dir, disk, *span);
         let entry = self
             .indexes
-            .entry((disk, ends.0, ends.1))
+            .entry(key(disk, span))
             .or_insert_with(|| IndexFile { file: self.table.file(name()), reader: Weak::new() });
         if let Some(reader) = entry.reader.upgrade() {
             return Ok(reader);
@@ -78,30 +79,43 @@ impl Inventory {
         let cover = manifest.cover(disk, end);
         let indexes =
             cover.iter().map(|span| self.reader(manifest.salt, disk, span)).collect::<Result<_>>()?;
-        let logs =
-            manifest.line(disk, end)?.into_iter().map(|delta| (delta, self.log(disk, delta))).collect();
+        let logs = manifest.line(disk, end)?.into_iter();
+        let logs = logs.map(|delta| (delta, self.log(disk, manifest.edition(delta)))).collect();
         let image: Arc<dyn Volume> = Arc::clone(self.image(disk)) as Arc<dyn Volume>;
         Ok(Arc::new(Stack::new(indexes, logs, manifest.floor(disk), image)))
     }
 
     /// Lets go of what is no longer part of the unit; the files go with their last user.
     pub(crate) fn remove(&mut self, removed: &Removed) {
-        let singles = removed.deltas.iter().map(|(disk, delta)| (*disk, *delta, *delta));
-        let merged = removed.merged.iter().map(|merged| (merged.disk, merged.first, merged.last));
-        let keys: Vec<IndexKey> = singles.chain(merged).collect();
-        for (disk, delta) in &removed.deltas {
-            self.log(*disk, *delta).doom();
-            self.logs.remove(delta);
+        let own = |edition: &Edition| Span {
+            first: edition.delta,
+            last: edition.delta,
+            tier: 0,
+            revision: edition.revision,
+        };
+        let singles = removed.deltas.iter().map(|(disk, edition)| (*disk, own(edition)));
+        let merged = removed.merged.iter().map(|merged| (merged.disk, merged.span()));
+        let spans: Vec<(DiskIndex, Span)> = singles.chain(merged).collect();
+        for (disk, edition) in &removed.deltas {
+            self.log(*disk, *edition).doom();
+            self.logs.remove(edition);
         }
-        for key in keys {
-            let name = || files::index_name(&self.unit_dir, key.0, key.1, key.2);
-            let file = self.indexes.remove(&key).map_or_else(|| self.table.file(name()), |index| index.file);
+        for (disk, span) in spans {
+            let name = || files::index_name(&self.unit_dir, disk, span);
+            let file = self
+                .indexes
+                .remove(&key(disk, &span))
+                .map_or_else(|| self.table.file(name()), |index| index.file);
             file.doom();
         }
     }
 
     /// Forgets an index that did not become part of the unit.
-    pub(crate) fn forget_index(&mut self, disk: DiskIndex, first: DeltaId, last: DeltaId) {
-        self.indexes.remove(&(disk, first, last));
+    pub(crate) fn forget_index(&mut self, disk: DiskIndex, span: &Span) {
+        self.indexes.remove(&key(disk, span));
     }
+}
+
+fn key(disk: DiskIndex, span: &Span) -> IndexKey {
+    (disk, span.first, span.last, span.revision)
 }

@@ -1,7 +1,7 @@
 //! Questions about a unit's tree of deltas, and the changes to it. Pure: nothing here touches a file.
 
 use crate::index::merge::MERGE_FAN_IN;
-use crate::unit::branch::{BranchId, BranchKind, DeltaId};
+use crate::unit::branch::{BranchId, BranchKind, DeltaId, Edition};
 use crate::unit::manifest::{Branch, BranchEnd, Manifest, MergedIndex};
 use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, Result};
 use std::collections::BTreeSet;
@@ -12,12 +12,13 @@ pub(crate) struct Span {
     pub first: DeltaId,
     pub last: DeltaId,
     pub tier: u8,
+    pub revision: u32,
 }
 
 /// What a change to the lineage makes superfluous.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub(crate) struct Removed {
-    pub deltas: Vec<(DiskIndex, DeltaId)>,
+    pub deltas: Vec<(DiskIndex, Edition)>,
     pub merged: Vec<MergedIndex>,
 }
 
@@ -46,8 +47,11 @@ impl Manifest {
             let merged = self.merged.iter().filter(|merged| merged.disk == disk && merged.last == at);
             let best = merged.min_by_key(|merged| merged.first);
             let span = match best {
-                Some(merged) => Span { first: merged.first, last: at, tier: merged.tier },
-                None => Span { first: at, last: at, tier: 0 },
+                Some(merged) => {
+                    let MergedIndex { first, tier, revision, .. } = *merged;
+                    Span { first, last: at, tier, revision }
+                }
+                None => self.span(at),
             };
             cover.push(span);
             // The first delta of a span may be in the image already; then so is all below it.
@@ -55,6 +59,16 @@ impl Manifest {
             at = first.parent;
         }
         cover
+    }
+
+    /// A delta's own index.
+    pub(crate) fn span(&self, delta: DeltaId) -> Span {
+        Span { first: delta, last: delta, tier: 0, revision: self.edition(delta).revision }
+    }
+
+    /// How a sealed delta is stored now.
+    pub(crate) fn edition(&self, delta: DeltaId) -> Edition {
+        Edition { delta, revision: self.deltas.get(&delta).map_or(0, |delta| delta.revision) }
     }
 
     /// Which neighbours of the line down from `end` should become one index: the oldest that are enough of a size.
@@ -101,7 +115,7 @@ impl Manifest {
         for (sealed, sealed_seq) in starts {
             ends.push(BranchEnd { sealed, sealed_seq, open: self.take_delta() });
         }
-        self.branches.insert(id, Branch { kind, base: Some(at), ends });
+        self.branches.insert(id, Branch { kind, name: String::new(), base: Some(at), ends });
         Ok(id)
     }
 
@@ -173,10 +187,11 @@ impl Manifest {
     }
 
     /// Forgets deltas, and the merged indexes that end with one of them.
-    fn remove_deltas(&mut self, gone: &BTreeSet<DeltaId>) -> Removed {
+    pub(super) fn remove_deltas(&mut self, gone: &BTreeSet<DeltaId>) -> Removed {
         let mut removed = Removed::default();
         for id in gone {
-            removed.deltas.extend(self.deltas.remove(id).map(|delta| (delta.disk, *id)));
+            let edition = self.edition(*id);
+            removed.deltas.extend(self.deltas.remove(id).map(|delta| (delta.disk, edition)));
         }
         self.merged.retain(|merged| {
             let stays = !gone.contains(&merged.last);
@@ -191,4 +206,4 @@ impl Manifest {
 
 #[cfg(test)]
 #[path = "lineage_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -6,7 +6,7 @@ use blocks::{ByteLen, Seq};
 const DISK: DiskIndex = DiskIndex(0);
 
 /// A main branch of so many deltas, numbered from 1, all behind the image.
-fn chain(deltas: u64) -> Manifest {
+pub(crate) fn chain(deltas: u64) -> Manifest {
     let mut manifest = sample();
     manifest.branches.retain(|id, _| *id == BranchId(1));
     manifest.checkpoints.clear();
@@ -27,6 +27,7 @@ fn append(manifest: &mut Manifest, id: u64) {
         log_len: ByteLen::ZERO,
         entries: 0,
         covered: ByteLen::ZERO,
+        revision: 0,
     };
     manifest.deltas.insert(DeltaId(id), delta);
     let end = BranchEnd { sealed: DeltaId(id), sealed_seq: Seq(id), open: DeltaId(id + 1) };
@@ -36,7 +37,7 @@ fn append(manifest: &mut Manifest, id: u64) {
 fn merge_all(manifest: &mut Manifest, end: u64) {
     while let Some(spans) = manifest.merge_choice(DISK, DeltaId(end)) {
         let (first, last) = (spans.last().unwrap().first, spans[0].last);
-        manifest.merged.push(MergedIndex { disk: DISK, first, last, tier: spans[0].tier + 1 });
+        manifest.merged.push(MergedIndex { disk: DISK, first, last, tier: spans[0].tier + 1, revision: 0 });
     }
 }
 
@@ -78,7 +79,10 @@ fn a_merged_index_that_straddles_the_floor_still_covers() {
     manifest.floors = vec![DeltaId(3)];
     manifest.deltas.retain(|id, _| *id > DeltaId(3));
     assert_eq!(manifest.line(DISK, DeltaId(8)).unwrap().len(), 5);
-    assert_eq!(manifest.cover(DISK, DeltaId(8)), [Span { first: DeltaId(1), last: DeltaId(8), tier: 1 }]);
+    assert_eq!(
+        manifest.cover(DISK, DeltaId(8)),
+        [Span { first: DeltaId(1), last: DeltaId(8), tier: 1, revision: 0 }]
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::image::ImageFormat;
 use crate::unit::branch::{BranchId, BranchKind, DeltaId};
 use crate::unit::checkpoint::{Checkpoint, Gap};
+use crate::unit::lineage::Span;
 use blocks::{
     ByteLen, CheckpointId, DiskIndex, Error, ErrorKind, Generation, MachineId, Result, Seq, StoreId,
 };
@@ -62,6 +63,8 @@ pub(crate) struct Manifest {
     pub checkpoints: BTreeMap<CheckpointId, SealedCheckpoint>,
     pub gaps: Vec<Gap>,
     pub notes: BTreeMap<String, Vec<u8>>,
+    /// How much of the storage the unit may take up; `None` is as much as there is.
+    pub quota: Option<ByteLen>,
 }
 
 /// The image is being changed to hold a later checkpoint: until that is done, only views that lie over everything
@@ -77,6 +80,8 @@ pub(crate) struct Replay {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Branch {
     pub kind: BranchKind,
+    /// What people call it; may be empty.
+    pub name: String,
     pub base: Option<CheckpointId>,
     /// One for each disk.
     pub ends: Vec<BranchEnd>,
@@ -102,6 +107,8 @@ pub(crate) struct Delta {
     pub log_len: ByteLen,
     pub entries: u64,
     pub covered: ByteLen,
+    /// How often deltas were merged to get here; its files are called by it.
+    pub revision: u32,
 }
 
 /// An index over several deltas of a line, in addition to their own.
@@ -112,6 +119,8 @@ pub(crate) struct MergedIndex {
     pub last: DeltaId,
     /// How often neighbours were merged to get here.
     pub tier: u8,
+    /// The sum of its deltas' revisions: over other logs of the same deltas it is another file.
+    pub revision: u32,
 }
 
 /// A checkpoint and where it lies.
@@ -152,5 +161,12 @@ impl Manifest {
 
     fn missing(&self, what: String) -> Error {
         Error::new(ErrorKind::NotFound, format!("{} has no {what}", self.name))
+    }
+}
+
+impl MergedIndex {
+    /// The part of a line that it is over.
+    pub(crate) fn span(&self) -> Span {
+        Span { first: self.first, last: self.last, tier: self.tier, revision: self.revision }
     }
 }

@@ -12,7 +12,9 @@ use blocks::{
 };
 
 const MAGIC: [u8; 4] = *b"UMan";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
+/// Before clones, thinning, protection and quotas.
+const VERSION_1: u16 = 1;
 
 /// The bytes of that version.
 pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
@@ -42,10 +44,10 @@ pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
     list(&mut w, &manifest.branches, encode_branch);
     list(&mut w, &manifest.deltas, |w, (id, delta)| {
         w.u64(id.0).u16(delta.disk.0).u64(delta.branch.0).u64(delta.parent.0);
-        w.u64(delta.log_len.get()).u64(delta.entries).u64(delta.covered.get());
+        w.u64(delta.log_len.get()).u64(delta.entries).u64(delta.covered.get()).u32(delta.revision);
     });
     list(&mut w, &manifest.merged, |w, merged| {
-        w.u16(merged.disk.0).u64(merged.first.0).u64(merged.last.0).u8(merged.tier);
+        w.u16(merged.disk.0).u64(merged.first.0).u64(merged.last.0).u8(merged.tier).u32(merged.revision);
     });
     list(&mut w, manifest.checkpoints.values(), encode_checkpoint);
     list(&mut w, &manifest.gaps, |w, gap| {
@@ -54,6 +56,7 @@ pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
     list(&mut w, &manifest.notes, |w, (key, value)| {
         w.text(key).blob(value);
     });
+    w.u64(manifest.quota.map_or(0, ByteLen::get));
     w.checksum();
     w.into_bytes()
 }
@@ -65,7 +68,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
         return Err(Error::corrupt("not a manifest"));
     }
     let version = r.u16()?;
-    if version != VERSION {
+    if version != VERSION && version != VERSION_1 {
         let context = format!("a manifest of version {version}, which is newer than this program");
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
@@ -101,17 +104,21 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
                 floors: items(&mut r, |r| Ok(DeltaId(r.u64()?)))?,
             }),
         },
-        branches: items(&mut r, decode_branch)?,
-        deltas: items(&mut r, decode_delta)?,
+        branches: items(&mut r, |r| decode_branch(r, version))?,
+        deltas: items(&mut r, |r| decode_delta(r, version))?,
         merged: items(&mut r, |r| {
             let (disk, first, last) = (DiskIndex(r.u16()?), DeltaId(r.u64()?), DeltaId(r.u64()?));
-            Ok(MergedIndex { disk, first, last, tier: r.u8()? })
+            Ok(MergedIndex { disk, first, last, tier: r.u8()?, revision: revision(r, version)? })
         })?,
-        checkpoints: items(&mut r, decode_checkpoint)?,
+        checkpoints: items(&mut r, |r| decode_checkpoint(r, version))?,
         gaps: items(&mut r, |r| {
             Ok(Gap { from: WallClock(r.u64()?), until: WallClock(r.u64()?), cause: r.text()?.to_owned() })
         })?,
         notes: items(&mut r, |r| Ok((r.text()?.to_owned(), r.blob()?.to_vec())))?,
+        quota: match version {
+            VERSION_1 => None,
+            _ => Some(r.u64()?).filter(|quota| *quota != 0).map(ByteLen::new),
+        },
     };
     r.finish()?;
     manifest.check()?;
@@ -138,6 +145,10 @@ fn some_id(r: &mut ByteReader<'_>) -> Result<Id> {
     r.id()?.ok_or_else(|| Error::corrupt("an identity of all zero"))
 }
 
+fn revision(r: &mut ByteReader<'_>, version: u16) -> Result<u32> {
+    if version == VERSION_1 { Ok(0) } else { r.u32() }
+}
+
 fn optional_checkpoint(r: &mut ByteReader<'_>) -> Result<Option<CheckpointId>> {
     Ok(Some(r.u64()?).filter(|id| *id != 0).map(CheckpointId))
 }
@@ -147,29 +158,33 @@ fn encode_branch(w: &mut ByteWriter, (id, branch): (&BranchId, &Branch)) {
         BranchKind::Main => (0, None),
         BranchKind::Session(session) => (1, Some(session.0)),
         BranchKind::Superseded => (2, None),
+        BranchKind::Clone => (3, None),
     };
     w.u64(id.0).u8(kind).id(session).u64(branch.base.map_or(0, |id| id.0));
     list(w, &branch.ends, |w, end| {
         w.u64(end.sealed.0).u64(end.sealed_seq.0).u64(end.open.0);
     });
+    w.text(&branch.name);
 }
 
-fn decode_branch(r: &mut ByteReader<'_>) -> Result<(BranchId, Branch)> {
+fn decode_branch(r: &mut ByteReader<'_>, version: u16) -> Result<(BranchId, Branch)> {
     let id = BranchId(r.u64()?);
     let kind = match (r.u8()?, r.id()?) {
         (0, None) => BranchKind::Main,
         (1, Some(session)) => BranchKind::Session(SessionId(session)),
         (2, None) => BranchKind::Superseded,
+        (3, None) => BranchKind::Clone,
         (other, _) => return Err(Error::corrupt(format!("branch kind {other}"))),
     };
     let base = optional_checkpoint(r)?;
     let ends = items(r, |r| {
         Ok(BranchEnd { sealed: DeltaId(r.u64()?), sealed_seq: Seq(r.u64()?), open: DeltaId(r.u64()?) })
     })?;
-    Ok((id, Branch { kind, base, ends }))
+    let name = if version == VERSION_1 { String::new() } else { r.text()?.to_owned() };
+    Ok((id, Branch { kind, name, base, ends }))
 }
 
-fn decode_delta(r: &mut ByteReader<'_>) -> Result<(DeltaId, Delta)> {
+fn decode_delta(r: &mut ByteReader<'_>, version: u16) -> Result<(DeltaId, Delta)> {
     let id = DeltaId(r.u64()?);
     let delta = Delta {
         disk: DiskIndex(r.u16()?),
@@ -178,6 +193,7 @@ fn decode_delta(r: &mut ByteReader<'_>) -> Result<(DeltaId, Delta)> {
         log_len: ByteLen::new(r.u64()?),
         entries: r.u64()?,
         covered: ByteLen::new(r.u64()?),
+        revision: revision(r, version)?,
     };
     Ok((id, delta))
 }
@@ -207,9 +223,10 @@ fn encode_checkpoint(w: &mut ByteWriter, sealed: &SealedCheckpoint) {
     list(w, &sealed.ends, |w, (delta, seq)| {
         w.u64(delta.0).u64(seq.0);
     });
+    w.u64(checkpoint.protected_until.0);
 }
 
-fn decode_checkpoint(r: &mut ByteReader<'_>) -> Result<(CheckpointId, SealedCheckpoint)> {
+fn decode_checkpoint(r: &mut ByteReader<'_>, version: u16) -> Result<(CheckpointId, SealedCheckpoint)> {
     let id = CheckpointId(r.u64()?);
     let branch = BranchId(r.u64()?);
     let name = r.text()?.to_owned();
@@ -227,6 +244,7 @@ fn decode_checkpoint(r: &mut ByteReader<'_>) -> Result<(CheckpointId, SealedChec
     let excluded =
         items(r, |r| items(r, |r| Ok(Extent::new(ByteOffset::new(r.u64()?), ByteLen::new(r.u64()?))?)))?;
     let ends = items(r, |r| Ok((DeltaId(r.u64()?), Seq(r.u64()?))))?;
+    let protected_until = if version == VERSION_1 { WallClock(0) } else { WallClock(r.u64()?) };
     let checkpoint = Checkpoint {
         id,
         branch,
@@ -240,6 +258,7 @@ fn decode_checkpoint(r: &mut ByteReader<'_>) -> Result<(CheckpointId, SealedChec
         seqs,
         excluded,
         changed,
+        protected_until,
     };
     Ok((id, SealedCheckpoint { checkpoint, ends }))
 }

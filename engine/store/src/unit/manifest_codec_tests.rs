@@ -18,6 +18,7 @@ pub(crate) fn sample() -> Manifest {
         seqs: vec![Seq(77)],
         excluded: vec![vec![Extent::new(ByteOffset::new(512), ByteLen::new(1024)).unwrap()]],
         changed: ByteLen::new(4096),
+        protected_until: WallClock(0),
     };
     let end = |sealed, open| BranchEnd { sealed: DeltaId(sealed), sealed_seq: Seq(9), open: DeltaId(open) };
     let delta = |branch, parent| Delta {
@@ -27,6 +28,7 @@ pub(crate) fn sample() -> Manifest {
         log_len: ByteLen::new(640),
         entries: 2,
         covered: ByteLen::new(1024),
+        revision: 0,
     };
     Manifest {
         store: StoreId(id(1)),
@@ -45,11 +47,15 @@ pub(crate) fn sample() -> Manifest {
         floors: vec![DeltaId(1)],
         replay: Some(Replay { up_to: CheckpointId(4), floors: vec![DeltaId(3)] }),
         branches: [
-            (branch, Branch { kind: BranchKind::Main, base: None, ends: vec![end(3, 6)] }),
+            (
+                branch,
+                Branch { kind: BranchKind::Main, name: String::new(), base: None, ends: vec![end(3, 6)] },
+            ),
             (
                 session,
                 Branch {
                     kind: BranchKind::Session(SessionId(id(3))),
+                    name: String::new(),
                     base: Some(CheckpointId(4)),
                     ends: vec![end(5, 8)],
                 },
@@ -62,29 +68,55 @@ pub(crate) fn sample() -> Manifest {
             (DeltaId(5), delta(session, 3)),
         ]
         .into(),
-        merged: vec![MergedIndex { disk: DiskIndex(0), first: DeltaId(1), last: DeltaId(3), tier: 1 }],
+        merged: vec![MergedIndex {
+            disk: DiskIndex(0),
+            first: DeltaId(1),
+            last: DeltaId(3),
+            tier: 1,
+            revision: 0,
+        }],
         checkpoints: [(CheckpointId(4), SealedCheckpoint { checkpoint, ends: vec![(DeltaId(3), Seq(9))] })]
             .into(),
         gaps: vec![Gap { from: WallClock(5), until: WallClock(0), cause: "frozen too long".into() }],
         notes: [("session".to_owned(), vec![1, 2, 3])].into(),
+        quota: None,
     }
 }
 
 #[test]
 fn reads_what_it_writes() {
-    let manifest = sample();
+    let manifest = of_version_2();
     assert_eq!(decode(&encode(&manifest)).unwrap(), manifest);
 }
 
-/// The bytes of version 1, kept so that they stay readable.
-#[test]
-fn the_format_stays() {
-    let bytes = encode(&sample());
-    assert_eq!((bytes.len(), crc32c::crc32c(&bytes[..bytes.len() - 4])), (FIXTURE_LEN, FIXTURE_CRC));
+/// The sample with everything in it that version 1 did not have.
+fn of_version_2() -> Manifest {
+    let mut manifest = sample();
+    manifest.quota = Some(ByteLen::new(1 << 40));
+    manifest.deltas.values_mut().for_each(|delta| delta.revision = 3);
+    manifest.merged[0].revision = 6;
+    manifest.checkpoints.values_mut().for_each(|sealed| sealed.checkpoint.protected_until = WallClock(77));
+    manifest.branches.values_mut().for_each(|branch| branch.name = "pilot".into());
+    let clone = Branch { kind: BranchKind::Clone, ..manifest.branches[&BranchId(2)].clone() };
+    manifest.branches.insert(BranchId(3), clone);
+    manifest.next_branch = 4;
+    manifest
 }
 
-const FIXTURE_LEN: usize = 678;
-const FIXTURE_CRC: u32 = 1_003_757_082;
+/// What a program that knew version 1 wrote stays readable.
+#[test]
+fn version_1_is_read() {
+    let bytes = include_bytes!("../../tests/fixtures/manifest-v1");
+    assert_eq!(decode(bytes).unwrap(), sample());
+}
+
+/// The bytes of version 2, kept so that they stay readable.
+#[test]
+fn the_format_stays() {
+    let bytes = include_bytes!("../../tests/fixtures/manifest-v2");
+    assert_eq!(decode(bytes).unwrap(), of_version_2());
+    assert_eq!(encode(&of_version_2()), bytes);
+}
 
 #[test]
 fn every_flipped_bit_and_every_cut_is_refused() {

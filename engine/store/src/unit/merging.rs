@@ -5,7 +5,7 @@ use crate::index::writer::IndexWriter;
 use crate::unit::Unit;
 use crate::unit::branch::BranchId;
 use crate::unit::files;
-use crate::unit::manifest::MergedIndex;
+use crate::unit::manifest::{Manifest, MergedIndex};
 use blocks::{DiskIndex, Error, ErrorKind, Result, Storage};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -122,12 +122,13 @@ impl Unit {
                 first: oldest.first,
                 last: newest.last,
                 tier: newest.tier.saturating_add(1),
+                revision: spans.iter().map(|span| span.revision).sum(),
             };
-            let name = files::index_name(&self.dir, disk, merged.first, merged.last);
+            let name = files::index_name(&self.dir, disk, merged.span());
             let merge = Merge::new(&readers, manifest.floor(disk))?;
             let outcome = self
                 .write_merged(merge, manifest.salt, &merged, &name, stop)
-                .and_then(|()| self.publish_merged(merged));
+                .and_then(|()| self.publish_merged(&manifest, merged));
             if let Err(error) = outcome {
                 // Opening the store removes what cannot be removed now. Once published it must stay.
                 if !self.manifest().merged.contains(&merged) && self.lock().poison.is_none() {
@@ -160,13 +161,13 @@ impl Unit {
     }
 
     /// Makes the merged index part of the unit, unless what it was made of is gone by now.
-    fn publish_merged(&self, merged: MergedIndex) -> Result<()> {
+    fn publish_merged(&self, before: &Manifest, merged: MergedIndex) -> Result<()> {
         let mut state = self.lock_open()?;
         let mut next = (*state.manifest).clone();
-        if !next.deltas.contains_key(&merged.last) {
+        if !next.has_line_of(before, &merged) {
             return Err(Error::new(ErrorKind::NotFound, "the deltas of a merged index are gone"));
         }
-        state.inventory.forget_index(merged.disk, merged.first, merged.last);
+        state.inventory.forget_index(merged.disk, &merged.span());
         next.merged.push(merged);
         state.publish(self.storage(), &self.dir, next)?;
         state.refresh_stacks(Some(merged.disk))

@@ -6,15 +6,18 @@ pub(crate) mod checkpoint;
 mod consolidate;
 pub(crate) mod files;
 mod inventory;
-mod lineage;
+pub(crate) mod lineage;
 pub(crate) mod manifest;
 mod manifest_codec;
 pub(crate) mod merging;
 mod opening;
 pub(crate) mod pins;
+mod run;
 mod seal;
+mod thin;
 #[allow(clippy::module_inception, reason = "a unit is what this room is about")]
 pub(crate) mod unit;
 
 pub use consolidate::ConsolidateReport;
+pub use thin::{ThinGoal, ThinReport};
 pub use unit::Unit;

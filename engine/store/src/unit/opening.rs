@@ -4,7 +4,7 @@ use crate::branch_disk::{BranchDisk, BranchDiskIdentity, OpenDelta};
 use crate::journal::record::LogIdentity;
 use crate::journal::recovery::recover;
 use crate::unit::Unit;
-use crate::unit::branch::{BranchId, BranchKind, DeltaId};
+use crate::unit::branch::{BranchId, BranchKind, DeltaId, Edition};
 use crate::unit::files::{self, PublishError};
 use crate::unit::inventory::Inventory;
 use crate::unit::manifest::{Branch, BranchEnd, Manifest, UnitSpec};
@@ -102,6 +102,7 @@ impl Unit {
             merges: context.merges.clone(),
             view_pins: Arc::new(ViewPins::default()),
             consolidating: Mutex::new(()),
+            not_worth_merging: Mutex::default(),
             state: Mutex::new(state),
         });
         let mut state = unit.lock();
@@ -132,7 +133,7 @@ impl Unit {
     fn empty_delta(&self, end: BranchEnd, disk: DiskIndex) -> OpenDelta {
         OpenDelta {
             id: end.open,
-            log: self.table.file(files::log_name(&self.dir, disk, end.open)),
+            log: self.table.file(files::log_name(&self.dir, disk, Edition::first(end.open))),
             map: ExtentMap::new(),
             log_len: None,
             last_seq: end.sealed_seq,
@@ -245,9 +246,10 @@ fn first_version(store: StoreId, salt: u64, spec: UnitSpec) -> Manifest {
         checkpoints: BTreeMap::new(),
         gaps: Vec::new(),
         notes: BTreeMap::new(),
+        quota: None,
     };
     let mut end = || BranchEnd { sealed: DeltaId::IMAGE, sealed_seq: Seq(0), open: manifest.take_delta() };
     let ends = (0..disks).map(|_| end()).collect();
-    manifest.branches.insert(main, Branch { kind: BranchKind::Main, base: None, ends });
+    manifest.branches.insert(main, Branch { kind: BranchKind::Main, name: String::new(), base: None, ends });
     manifest
 }

@@ -1,7 +1,8 @@
 //! Who needs which checkpoint: the horizon passes none of them.
 
 use crate::unit::branch::{BranchId, BranchKind};
-use blocks::{CheckpointId, DiskIndex};
+use crate::unit::checkpoint::Checkpoint;
+use blocks::{CheckpointId, DiskIndex, WallClock};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +33,11 @@ pub enum PinHolder {
         /// What it is for.
         kind: BranchKind,
     },
+    /// Somebody who wants it to stay; durable.
+    Protection {
+        /// Before this instant; [`crate::Checkpoint::FOREVER`] is until somebody says otherwise.
+        until: WallClock,
+    },
 }
 
 impl fmt::Display for PinHolder {
@@ -39,6 +45,8 @@ impl fmt::Display for PinHolder {
         match self {
             PinHolder::View { disk, count: 1 } => write!(f, "an open view of disk {disk}"),
             PinHolder::View { disk, count } => write!(f, "{count} open views of disk {disk}"),
+            PinHolder::Protection { until: Checkpoint::FOREVER } => f.write_str("its protection"),
+            PinHolder::Protection { until } => write!(f, "its protection until {} ms", until.0),
             PinHolder::Branch { id, kind } => write!(f, "{kind} (branch {id})"),
         }
     }

@@ -76,7 +76,7 @@ impl Unit {
             let Some(sealed) = sealing.sealed() else { continue };
             let disk = sealing.identity().disk;
             // An earlier attempt may have left a reader of the file that was just written anew.
-            state.inventory.forget_index(disk, sealed.id, sealed.id);
+            state.inventory.forget_index(disk, &next.span(sealed.id));
             state.inventory.keep_log(sealed.id, &sealed.log);
             stacks.push(state.inventory.stack(&next, disk, sealed.id)?);
         }
@@ -132,6 +132,7 @@ impl Manifest {
             log_len: sealed.log_len,
             entries: sealed.index.entries,
             covered: sealed.index.covered,
+            revision: 0,
         };
         self.deltas.insert(sealed.id, delta);
         let open = self.take_delta();
@@ -155,6 +156,7 @@ impl Manifest {
             seqs: spec.seqs,
             excluded: spec.excluded,
             changed: self.changed_since_checkpoint(branch)?,
+            protected_until: WallClock(0),
         };
         self.checkpoints.insert(id, SealedCheckpoint { checkpoint, ends });
         Ok(id)

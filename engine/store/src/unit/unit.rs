@@ -12,11 +12,13 @@ use crate::unit::inventory::Inventory;
 use crate::unit::manifest::{DiskSpec, Manifest};
 use crate::unit::merging::MergeQueue;
 use crate::unit::pins::{Pin, PinHolder, ViewPins};
+use crate::unit::run::Run;
 use crate::view::View;
 use blocks::{
     CheckpointId, DiskIndex, Durable, Error, ErrorKind, Generation, MachineId, Result, Storage, Synced,
+    WallClock,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The most that one note may hold.
@@ -34,6 +36,8 @@ pub struct Unit {
     pub(super) merges: MergeQueue,
     pub(super) view_pins: Arc<ViewPins>,
     pub(super) consolidating: Mutex<()>,
+    /// Runs whose merging was found not to be worth it; with whether it was asked for everything.
+    pub(super) not_worth_merging: Mutex<BTreeSet<(Run, bool)>>,
     pub(super) state: Mutex<UnitState>,
 }
 
@@ -184,6 +188,7 @@ impl Unit {
         let info = |(id, branch): (&BranchId, &crate::unit::manifest::Branch)| BranchInfo {
             id: *id,
             kind: branch.kind,
+            name: branch.name.clone(),
             base: branch.base,
         };
         self.manifest().branches.iter().map(info).collect()
@@ -287,14 +292,18 @@ impl Unit {
 
     /// Who holds which checkpoint.
     pub fn pins(&self) -> Vec<Pin> {
-        self.pins_of(&self.manifest())
+        self.pins_at(&self.manifest(), WallClock::now())
     }
 
-    pub(super) fn pins_of(&self, manifest: &Manifest) -> Vec<Pin> {
+    pub(super) fn pins_at(&self, manifest: &Manifest, now: WallClock) -> Vec<Pin> {
         let mut pins = self.view_pins.list();
         pins.extend(manifest.branches.iter().filter_map(|(id, branch)| {
             let holder = PinHolder::Branch { id: *id, kind: branch.kind };
             branch.base.map(|checkpoint| Pin { checkpoint, holder })
+        }));
+        pins.extend(manifest.checkpoints.iter().filter_map(|(id, sealed)| {
+            let holder = PinHolder::Protection { until: sealed.checkpoint.protected_until };
+            sealed.checkpoint.is_protected(now).then_some(Pin { checkpoint: *id, holder })
         }));
         pins.sort_by_key(|pin| pin.checkpoint);
         pins

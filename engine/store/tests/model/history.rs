@@ -21,6 +21,8 @@ pub struct Counts {
     drops: u64,
     busy: u64,
     differences: u64,
+    deleted: u64,
+    thinned: u64,
 }
 
 impl Counts {
@@ -36,6 +38,8 @@ impl Counts {
         self.drops += other.drops;
         self.busy += other.busy;
         self.differences += other.differences;
+        self.deleted += other.deleted;
+        self.thinned += other.thinned;
     }
 
     /// A history in which something never happens proves nothing about it.
@@ -52,6 +56,8 @@ impl Counts {
             self.drops,
             self.busy,
             self.differences,
+            self.deleted,
+            self.thinned,
         ];
         assert!(all.iter().all(|count| *count > 0), "some things never happened: {self:?}");
     }
@@ -69,6 +75,8 @@ enum Doing {
     Consolidate(CheckpointId),
     Part,
     Promote,
+    Delete(CheckpointId),
+    Thin,
 }
 
 pub struct History {
@@ -189,7 +197,8 @@ impl History {
     /// One step; what was being done where it failed.
     fn step(&mut self) -> Option<Doing> {
         match self.random.below(100) {
-            0..=54 => self.write(),
+            0..=52 => self.write(),
+            53..=54 => self.thin(),
             55..=62 => self.sync(),
             63..=65 => self.part(),
             66..=81 => self.seal(),
@@ -438,6 +447,35 @@ impl History {
         self.naive.checkpoints.retain(|id, checkpoint| *id >= up_to || checkpoint.branch != main);
     }
 
+    /// Deletes a few checkpoints, and merges what lay between.
+    fn thin(&mut self) -> Option<Doing> {
+        for _ in 0..3 {
+            let Some(id) = self.some_checkpoint() else { break };
+            match self.unit().delete_checkpoints(&[id]) {
+                Ok(()) => {
+                    self.counts.deleted += 1;
+                    self.naive.checkpoints.remove(&id);
+                }
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    let branch = self.naive.checkpoints[&id].branch;
+                    let mut later = self.naive.checkpoints.range(id..).skip(1);
+                    let is_newest = !later.any(|(_, other)| other.branch == branch);
+                    let is_base = self.naive.branches.values().any(|branch| branch.base == Some(id));
+                    let in_images = self.unit().horizon() == Some(id) || self.unit().replaying() == Some(id);
+                    assert!(is_newest || is_base || in_images, "{error}");
+                }
+                Err(_) => return Some(Doing::Delete(id)),
+            }
+        }
+        match self.unit().thin(ThinGoal::Everything, &|_| true) {
+            Ok(report) => {
+                self.counts.thinned += report.deltas;
+                None
+            }
+            Err(_) => Some(Doing::Thin),
+        }
+    }
+
     fn promote(&mut self) -> Option<Doing> {
         match self.unit().promote() {
             Ok(generation) => {
@@ -521,6 +559,9 @@ impl History {
                     self.replaying = None;
                     self.consolidated(up_to);
                 }
+            }
+            Some(Doing::Delete(id)) if unit.checkpoint(id).is_none() => {
+                self.naive.checkpoints.remove(&id);
             }
             Some(Doing::Promote) => {
                 let found = unit.generation().0;

@@ -96,6 +96,11 @@ impl ByteAccess {
         }
     }
 
+    /// Whether that is quicker than writing as many bytes; parts of sectors never are.
+    pub fn zeroes_fast(&self, extent: Extent, keep_allocated: bool) -> bool {
+        extent.is_aligned(self.volume.alignment()) && self.volume.zeroes_fast(keep_allocated)
+    }
+
     /// Gives up the whole sectors of the range; parts of sectors are kept, as the protocol allows.
     pub fn discard(&self, extent: Extent, fua: bool) -> Result<()> {
         let Some(inner) = self.whole_sectors(extent) else { return Ok(()) };

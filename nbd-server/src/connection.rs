@@ -115,22 +115,23 @@ impl Connection {
         if !self.may_go_on() {
             return Ok(None);
         }
-        let Some(header) = receiver.header(socket, || !self.client.export().is_removed())? else {
+        let headers = self.agreed.headers;
+        let Some(header) = receiver.header(socket, headers, || !self.client.export().is_removed())? else {
             return Ok(None);
         };
-        let Some(request) = Request::decode(&header) else {
+        let Some(request) = Request::decode(headers, &header) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "wrong magic"));
         };
         if request.command == Command::Disconnect {
             return Ok(None);
         }
         let export = self.client.export();
-        let verdict = dispatch::check(&request, self.agreed, export.len(), export.is_read_only());
-        let payload_len = request.payload_len();
+        let verdict = dispatch::check(&request, &self.agreed, export.len(), export.is_read_only());
+        let payload_len = request.payload_len(headers);
         let mut permit = None;
         match &verdict {
             Ok(action) => {
-                let wanted = payload_len.as_usize().max(dispatch::reply_bytes(action, self.agreed));
+                let wanted = payload_len.as_usize().max(dispatch::reply_bytes(action, &self.agreed));
                 permit = self.budget.take(wanted);
                 if buffer.len() < wanted {
                     buffer.resize(wanted, 0);
@@ -160,13 +161,15 @@ impl Connection {
             socket: self.slot.socket(),
             send: &self.send,
             cookie: request.cookie,
-            structured: self.agreed.structured_replies,
+            offset: request.offset,
+            headers: self.agreed.headers,
         };
         match verdict {
             Ok(Action::Write { .. }) if request.len.is_zero() => reply.done(),
             Ok(action) => {
-                let used = request.payload_len().as_usize().max(dispatch::reply_bytes(&action, self.agreed));
-                dispatch::serve(action, self.client.export(), &mut buffer[..used], &reply)
+                let payload_len = request.payload_len(self.agreed.headers).as_usize();
+                let used = payload_len.max(dispatch::reply_bytes(&action, &self.agreed));
+                dispatch::serve(action, &self.agreed, self.client.export(), &mut buffer[..used], &reply)
             }
             Err(refusal) => reply.error(refusal.error, refusal.reason),
         }

@@ -4,25 +4,30 @@
 
 use crate::byte_access::ByteAccess;
 use crate::error_code::NbdError;
-use crate::export::Export;
+use crate::export::{Backing, Export};
+use crate::fields::Fields;
+use crate::metadata::{self, SELECTED_MAX, Selected};
 use crate::protocol::{PAYLOAD_BYTES_MAX, command_flag};
 use crate::reply::Reply;
-use crate::request::{Command, Request};
-use blocks::{ByteLen, ByteOffset, Extent, ExtentStatus, Result};
+use crate::request::{Command, Headers, Request};
+use blocks::{ByteLen, ByteOffset, Error, Extent, ExtentStatus, Result};
 use std::io;
+use std::sync::Arc;
 
-/// Structured reads are looked up and sent in pieces of this size, so that a long one holds no long buffer.
+/// Reads in chunks are looked up and sent in pieces of this size, so that a long one holds no long buffer.
 pub const READ_PIECE_BYTES: u64 = 1 << 20;
 /// Shorter reads are not worth a look for holes.
 const HOLE_LOOKUP_BYTES_MIN: u64 = 32 << 10;
+/// What a request to cache reads at most; the rest of its range is left to the reads that may come.
+const CACHED_BYTES_MAX: u64 = 32 << 20;
 
 /// What the handshake has agreed on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Agreed {
-    /// Reads are answered in chunks.
-    pub structured_replies: bool,
-    /// The client may ask for block status.
-    pub base_allocation: bool,
+    /// How messages look.
+    pub headers: Headers,
+    /// What the client may ask about ranges; nothing where it selected nothing.
+    pub contexts: Arc<[Selected]>,
 }
 
 /// A request that makes sense. An extent is `None` where the request is empty.
@@ -32,14 +37,18 @@ pub enum Action {
     Read { extent: Option<Extent>, whole: bool },
     /// Store the payload.
     Write { offset: ByteOffset, fua: bool },
-    /// Make it read as zeroes.
-    WriteZeroes { extent: Option<Extent>, keep_allocated: bool, fua: bool },
+    /// Make it read as zeroes; `fast` or not at all.
+    WriteZeroes { extent: Option<Extent>, keep_allocated: bool, fast: bool, fua: bool },
     /// Give it up.
     Trim { extent: Option<Extent>, fua: bool },
     /// Put completed changes on the medium.
     Flush,
-    /// Tell what is allocated, `one` run of it or more.
+    /// Have it at hand.
+    Cache { extent: Option<Extent> },
+    /// Tell what the selected contexts say, of `one` run or more.
     BlockStatus { extent: Extent, one: bool },
+    /// The same with length and contexts in the payload.
+    FilteredBlockStatus { offset: ByteOffset, one: bool },
 }
 
 /// Why a request is answered with an error by itself.
@@ -58,7 +67,7 @@ const fn refuse<T>(error: NbdError, reason: &'static str) -> std::result::Result
 /// What a request means on a disk of this length.
 pub fn check(
     request: &Request,
-    agreed: Agreed,
+    agreed: &Agreed,
     disk_len: ByteLen,
     read_only: bool,
 ) -> std::result::Result<Action, Refusal> {
@@ -67,57 +76,68 @@ pub fn check(
     if changes && read_only {
         return refuse(NbdError::NotPermitted, "the export is read-only");
     }
-    let payload = matches!(request.command, Command::Read | Command::Write);
-    if payload && request.len.get() > u64::from(PAYLOAD_BYTES_MAX) {
-        return match request.command {
-            Command::Read if agreed.structured_replies => {
-                refuse(NbdError::Overflow, "more than 32 MiB in one request")
-            }
-            _ => refuse(NbdError::Invalid, "more than 32 MiB in one request"),
-        };
-    }
-    let fua = request.flags & command_flag::FUA != 0;
-    let extent = || {
-        let end = request.offset.checked_add(request.len).filter(|end| *end <= disk_len.end());
-        match (end, request.command) {
-            (Some(end), _) => Ok(Extent::between(request.offset, end)),
-            (None, Command::Write | Command::WriteZeroes) => {
-                refuse(NbdError::NoSpace, "the range ends past the end of the disk")
-            }
-            (None, _) => refuse(NbdError::Invalid, "the range ends past the end of the disk"),
-        }
-    };
+    check_payload(request, agreed)?;
+    let has_flag = |flag: u16| request.flags & flag != 0;
+    let fua = has_flag(command_flag::FUA);
+    let extent = || range(request.command, request.offset, request.len, disk_len);
     match request.command {
-        Command::Read => Ok(Action::Read { extent: extent()?, whole: request.flags & command_flag::DF != 0 }),
+        Command::Read => Ok(Action::Read { extent: extent()?, whole: has_flag(command_flag::DF) }),
         Command::Write => extent().map(|_| Action::Write { offset: request.offset, fua }),
-        Command::WriteZeroes => {
-            let keep_allocated = request.flags & command_flag::NO_HOLE != 0;
-            Ok(Action::WriteZeroes { extent: extent()?, keep_allocated, fua })
-        }
+        Command::WriteZeroes => Ok(Action::WriteZeroes {
+            extent: extent()?,
+            keep_allocated: has_flag(command_flag::NO_HOLE),
+            fast: has_flag(command_flag::FAST_ZERO),
+            fua,
+        }),
         Command::Trim => Ok(Action::Trim { extent: extent()?, fua }),
+        Command::Cache => Ok(Action::Cache { extent: extent()? }),
         Command::Flush if request.offset != ByteOffset::ZERO || !request.len.is_zero() => {
             refuse(NbdError::Invalid, "a flush has neither offset nor length")
         }
         Command::Flush => Ok(Action::Flush),
-        Command::BlockStatus if !agreed.base_allocation => {
+        Command::BlockStatus if agreed.contexts.is_empty() => {
             refuse(NbdError::Invalid, "no metadata context was selected")
         }
-        Command::BlockStatus => match extent()? {
-            Some(extent) => {
-                Ok(Action::BlockStatus { extent, one: request.flags & command_flag::REQ_ONE != 0 })
+        Command::BlockStatus => {
+            let one = has_flag(command_flag::REQ_ONE);
+            if has_flag(command_flag::PAYLOAD_LEN) {
+                return Ok(Action::FilteredBlockStatus { offset: request.offset, one });
             }
-            None => refuse(NbdError::Invalid, "the status of no bytes was asked for"),
-        },
-        Command::Cache => refuse(NbdError::Invalid, "caching was not offered"),
-        Command::Disconnect | Command::Unknown(_) => refuse(NbdError::Invalid, "unknown command"),
+            status_extent(extent()?).map(|extent| Action::BlockStatus { extent, one })
+        }
+        Command::Disconnect | Command::Unknown(_) => refuse(NbdError::Invalid, "the command is not known"),
     }
 }
 
+/// The range of a request, `None` where it is empty.
+fn range(
+    command: Command,
+    offset: ByteOffset,
+    len: ByteLen,
+    disk_len: ByteLen,
+) -> std::result::Result<Option<Extent>, Refusal> {
+    let end = offset.checked_add(len).filter(|end| *end <= disk_len.end());
+    match (end, command) {
+        (Some(end), _) => Ok(Extent::between(offset, end)),
+        (None, Command::Write | Command::WriteZeroes) => {
+            refuse(NbdError::NoSpace, "the range ends past the end of the disk")
+        }
+        (None, _) => refuse(NbdError::Invalid, "the range ends past the end of the disk"),
+    }
+}
+
+fn status_extent(extent: Option<Extent>) -> std::result::Result<Extent, Refusal> {
+    extent.ok_or(Refusal { error: NbdError::Invalid, reason: "block status of no bytes" })
+}
+
 /// FUA is valid on every command, the others on one each.
-fn check_flags(request: &Request, agreed: Agreed) -> std::result::Result<(), Refusal> {
+fn check_flags(request: &Request, agreed: &Agreed) -> std::result::Result<(), Refusal> {
+    let extended = agreed.headers == Headers::Extended;
     let allowed = match request.command {
-        Command::Read if agreed.structured_replies => command_flag::DF,
-        Command::WriteZeroes => command_flag::NO_HOLE,
+        Command::Read if agreed.headers.has_chunks() => command_flag::DF,
+        Command::Write if extended => command_flag::PAYLOAD_LEN,
+        Command::WriteZeroes => command_flag::NO_HOLE | command_flag::FAST_ZERO,
+        Command::BlockStatus if extended => command_flag::REQ_ONE | command_flag::PAYLOAD_LEN,
         Command::BlockStatus => command_flag::REQ_ONE,
         _ => 0,
     };
@@ -127,46 +147,110 @@ fn check_flags(request: &Request, agreed: Agreed) -> std::result::Result<(), Ref
     Ok(())
 }
 
+/// What travels is bounded, in either direction.
+fn check_payload(request: &Request, agreed: &Agreed) -> std::result::Result<(), Refusal> {
+    let payload_len = request.payload_len(agreed.headers).get();
+    if request.command == Command::BlockStatus && payload_len > 0 {
+        let ids_len = payload_len.checked_sub(8).filter(|len| len.is_multiple_of(4));
+        return match ids_len {
+            Some(len) if len <= 4 * SELECTED_MAX as u64 => Ok(()),
+            _ => refuse(NbdError::Invalid, "the payload is not a length and a few contexts"),
+        };
+    }
+    let travels = match request.command {
+        Command::Read => request.len.get(),
+        _ => payload_len,
+    };
+    if travels <= u64::from(PAYLOAD_BYTES_MAX) {
+        return Ok(());
+    }
+    match request.command {
+        Command::Read if agreed.headers.has_chunks() => {
+            refuse(NbdError::Overflow, "more than 32 MiB in one request")
+        }
+        _ => refuse(NbdError::Invalid, "more than 32 MiB in one request"),
+    }
+}
+
+/// The length and the contexts that a payload of block status names: those that were selected, each once.
+pub fn filter<'a>(
+    payload: &[u8],
+    offset: ByteOffset,
+    agreed: &'a Agreed,
+    disk_len: ByteLen,
+) -> std::result::Result<(Extent, Vec<&'a Selected>), Refusal> {
+    let malformed =
+        Refusal { error: NbdError::Invalid, reason: "the payload is not a length and a few contexts" };
+    let mut fields = Fields::new(payload);
+    let len = ByteLen::new(fields.u64().ok_or(malformed)?);
+    let mut wanted: Vec<&Selected> = Vec::new();
+    while !fields.is_empty() {
+        let id = fields.u32().ok_or(malformed)?;
+        let Some(selected) = agreed.contexts.iter().find(|selected| selected.id == id) else {
+            return refuse(NbdError::Invalid, "a context that was not selected");
+        };
+        if wanted.contains(&selected) {
+            return refuse(NbdError::Invalid, "a context is named twice");
+        }
+        wanted.push(selected);
+    }
+    let extent = status_extent(range(Command::BlockStatus, offset, len, disk_len)?)?;
+    Ok((extent, wanted))
+}
+
 /// How large a buffer of `serve` becomes for this action.
-pub fn reply_bytes(action: &Action, agreed: Agreed) -> usize {
+pub fn reply_bytes(action: &Action, agreed: &Agreed) -> usize {
     match action {
-        Action::Read { extent: Some(extent), whole } if *whole || !agreed.structured_replies => {
+        Action::Read { extent: Some(extent), whole } if *whole || !agreed.headers.has_chunks() => {
             extent.len().as_usize()
         }
-        Action::Read { extent: Some(extent), .. } => {
+        Action::Read { extent: Some(extent), .. } | Action::Cache { extent: Some(extent) } => {
             ByteLen::new(extent.len().get().min(READ_PIECE_BYTES)).as_usize()
         }
         _ => 0,
     }
 }
 
-/// Does what was asked and answers it. `buffer` holds a write's payload; a read takes it for its data.
+/// Does what was asked and answers it. `buffer` holds a request's payload; a read takes it for its data.
 ///
 /// An error is one of the connection; what goes wrong with the volume is answered.
-pub fn serve(action: Action, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
+pub fn serve(
+    action: Action,
+    agreed: &Agreed,
+    export: &Export,
+    buffer: &mut [u8],
+    reply: &Reply<'_>,
+) -> io::Result<()> {
     match action {
         Action::Read { extent: None, .. } => reply.nothing_read(),
         Action::Read { extent: Some(extent), whole } => {
-            if whole || !reply.structured {
+            if whole || !agreed.headers.has_chunks() {
                 read_whole(extent, export, buffer, reply)
             } else {
                 read_pieces(extent, export, buffer, reply)
             }
         }
-        Action::BlockStatus { extent, one } => match ask(export, reply, |disk| disk.status(extent))? {
-            Some(runs) if runs.is_empty() => {
-                reply.error(NbdError::Io, "the status of the range is not known")
-            }
-            Some(runs) => reply.block_status(&runs, one),
-            None => Ok(()),
+        Action::BlockStatus { extent, one } => {
+            let all: Vec<&Selected> = agreed.contexts.iter().collect();
+            block_status(extent, &all, one, export, reply)
+        }
+        Action::FilteredBlockStatus { offset, one } => match filter(buffer, offset, agreed, export.len()) {
+            Ok((extent, contexts)) => block_status(extent, &contexts, one, export, reply),
+            Err(refusal) => reply.error(refusal.error, refusal.reason),
         },
         Action::Write { offset, fua } => change(export, reply, |disk| disk.write(offset, buffer, fua)),
-        Action::WriteZeroes { extent: Some(extent), keep_allocated, fua } => {
+        Action::WriteZeroes { extent: Some(extent), keep_allocated, fast, fua } => {
+            if fast && export.with_disk(|disk| disk.zeroes_fast(extent, keep_allocated)) == Some(false) {
+                return reply.error(NbdError::NotSupported, "zeroing would be no faster than writing");
+            }
             change(export, reply, |disk| disk.write_zeroes(extent, keep_allocated, fua))
         }
         Action::Trim { extent: Some(extent), fua } => change(export, reply, |disk| disk.discard(extent, fua)),
         Action::Flush => change(export, reply, ByteAccess::flush),
-        Action::WriteZeroes { extent: None, .. } | Action::Trim { extent: None, .. } => reply.done(),
+        Action::Cache { extent: Some(extent) } => change(export, reply, |disk| cache(disk, extent, buffer)),
+        Action::WriteZeroes { extent: None, .. }
+        | Action::Trim { extent: None, .. }
+        | Action::Cache { extent: None } => reply.done(),
     }
 }
 
@@ -174,17 +258,23 @@ pub fn serve(action: Action, export: &Export, buffer: &mut [u8], reply: &Reply<'
 fn ask<T>(
     export: &Export,
     reply: &Reply<'_>,
-    question: impl FnOnce(&ByteAccess) -> Result<T>,
+    question: impl FnOnce(&Backing) -> Result<T>,
 ) -> io::Result<Option<T>> {
-    let failed = match export.with_disk(question) {
+    let failed = match export.with_backing(question) {
         Some(Ok(answer)) => return Ok(Some(answer)),
         Some(Err(error)) => {
-            tracing::warn!(kind = ?error.kind(), "a request failed: {error}");
+            log(&error);
             reply.error(NbdError::of(error.kind()), &error.to_string())
         }
-        None => reply.error(NbdError::Shutdown, "the export was removed"),
+        None => reply.error(NbdError::Shutdown, REMOVED),
     };
     failed.map(|()| None)
+}
+
+const REMOVED: &str = "the export was removed";
+
+fn log(error: &Error) {
+    tracing::warn!(kind = ?error.kind(), "a request failed: {error}");
 }
 
 fn change(
@@ -192,15 +282,48 @@ fn change(
     reply: &Reply<'_>,
     change: impl FnOnce(&ByteAccess) -> Result<()>,
 ) -> io::Result<()> {
-    match ask(export, reply, change)? {
+    match ask(export, reply, |backing| change(&backing.disk))? {
         Some(()) => reply.done(),
         None => Ok(()),
     }
 }
 
+/// Reads the range and forgets it: what lies below keeps what it is worth keeping.
+fn cache(disk: &ByteAccess, extent: Extent, buffer: &mut [u8]) -> Result<()> {
+    let len = ByteLen::new(extent.len().get().min(CACHED_BYTES_MAX));
+    for piece in Extent::new(extent.start(), len)?.split(ByteLen::of(buffer)) {
+        disk.read(piece.start(), &mut buffer[..piece.len().as_usize()])?;
+    }
+    Ok(())
+}
+
+/// One chunk a context, once all are known: an error after the first would make it hard to tell what holds.
+fn block_status(
+    extent: Extent,
+    contexts: &[&Selected],
+    one: bool,
+    export: &Export,
+    reply: &Reply<'_>,
+) -> io::Result<()> {
+    let Some((last, before)) = contexts.split_last() else {
+        return reply.error(NbdError::Invalid, "the status of no context");
+    };
+    let found = ask(export, reply, |backing| {
+        let runs = |selected: &&Selected| {
+            metadata::runs(&selected.name, extent, &backing.disk, backing.metadata.as_ref())
+        };
+        Ok((before.iter().map(runs).collect::<Result<Vec<_>>>()?, runs(last)?))
+    })?;
+    let Some((found, found_last)) = found else { return Ok(()) };
+    for (selected, runs) in before.iter().zip(&found) {
+        reply.block_status(selected.id, runs, one, false)?;
+    }
+    reply.block_status(last.id, &found_last, one, true)
+}
+
 fn read_whole(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
     let data = &mut buffer[..extent.len().as_usize()];
-    match ask(export, reply, |disk| disk.read(extent.start(), data))? {
+    match ask(export, reply, |backing| backing.disk.read(extent.start(), data))? {
         Some(()) => reply.data(extent.start(), &buffer[..extent.len().as_usize()], true),
         None => Ok(()),
     }
@@ -209,7 +332,14 @@ fn read_whole(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<
 fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
     let mut at = extent.start();
     while let Some(rest) = Extent::between(at, extent.end()) {
-        let Some(run) = ask(export, reply, |disk| next_run(disk, rest, buffer))? else { return Ok(()) };
+        let run = match export.with_disk(|disk| next_run(disk, rest, buffer)) {
+            Some(Ok(run)) => run,
+            Some(Err(error)) => {
+                log(&error);
+                return reply.error_at(NbdError::of(error.kind()), &error.to_string(), at);
+            }
+            None => return reply.error_at(NbdError::Shutdown, REMOVED, at),
+        };
         at = run.extent.end();
         let last = at == extent.end();
         if run.allocation.reads_as_zero() {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::protocol::command_flag::{DF, FUA, NO_HOLE, REQ_ONE};
+use crate::protocol::command_flag::{DF, FAST_ZERO, FUA, NO_HOLE, PAYLOAD_LEN, REQ_ONE};
 
 const DISK: u64 = 64 << 20;
 
@@ -15,9 +15,26 @@ fn checked(
     negotiated: bool,
     read_only: bool,
 ) -> std::result::Result<Action, NbdError> {
+    let headers = if negotiated { Headers::Structured } else { Headers::Simple };
+    let names: &[&str] = if negotiated { &["base:allocation"] } else { &[] };
+    check_as(&agreed(headers, names), command, flags, offset, len, read_only)
+}
+
+fn agreed(headers: Headers, names: &[&str]) -> Agreed {
+    let contexts = (1..).zip(names).map(|(id, name)| Selected { id, name: (*name).to_owned() });
+    Agreed { headers, contexts: contexts.collect() }
+}
+
+fn check_as(
+    agreed: &Agreed,
+    command: Command,
+    flags: u16,
+    offset: u64,
+    len: u64,
+    read_only: bool,
+) -> std::result::Result<Action, NbdError> {
     let request =
         Request { flags, command, cookie: 7, offset: ByteOffset::new(offset), len: ByteLen::new(len) };
-    let agreed = Agreed { structured_replies: negotiated, base_allocation: negotiated };
     check(&request, agreed, ByteLen::new(DISK), read_only).map_err(|refusal| refusal.error)
 }
 
@@ -28,6 +45,7 @@ fn past_the_end_is_enospc_for_writes_and_einval_for_the_rest() {
         assert_eq!(outcome(Command::WriteZeroes, 0, offset, len), Err(NbdError::NoSpace));
         assert_eq!(outcome(Command::Read, 0, offset, len), Err(NbdError::Invalid));
         assert_eq!(outcome(Command::Trim, 0, offset, len), Err(NbdError::Invalid));
+        assert_eq!(outcome(Command::Cache, 0, offset, len), Err(NbdError::Invalid));
         assert_eq!(outcome(Command::BlockStatus, 0, offset, len), Err(NbdError::Invalid));
     }
     assert!(outcome(Command::Read, 0, DISK, 0).is_ok());
@@ -36,13 +54,15 @@ fn past_the_end_is_enospc_for_writes_and_einval_for_the_rest() {
 #[test]
 fn each_flag_is_valid_only_where_the_specification_says() {
     use Command::*;
-    for command in [Read, Write, Flush, Trim, WriteZeroes, BlockStatus] {
+    for command in [Read, Write, Flush, Trim, Cache, WriteZeroes, BlockStatus] {
         let len = if command == Flush { 0 } else { 512 };
         assert!(outcome(command, FUA, 0, len).is_ok(), "FUA is valid for {command:?}");
-        for (flag, valid_for) in [(NO_HOLE, WriteZeroes), (DF, Read), (REQ_ONE, BlockStatus)] {
+        for (flag, valid_for) in
+            [(NO_HOLE, WriteZeroes), (FAST_ZERO, WriteZeroes), (DF, Read), (REQ_ONE, BlockStatus)]
+        {
             assert_eq!(outcome(command, flag, 0, len).is_ok(), command == valid_for, "{command:?} {flag:#x}");
         }
-        for unknown in [1 << 4, 1 << 5, 1 << 15] {
+        for unknown in [PAYLOAD_LEN, 1 << 6, 1 << 15] {
             assert_eq!(outcome(command, unknown, 0, len), Err(NbdError::Invalid));
         }
     }
@@ -75,7 +95,55 @@ fn payloads_are_bounded_and_effects_are_not() {
 fn what_was_not_negotiated_or_does_not_exist_is_einval() {
     assert_eq!(checked(Command::BlockStatus, 0, 0, 512, false, false), Err(NbdError::Invalid));
     assert_eq!(outcome(Command::BlockStatus, 0, 0, 0), Err(NbdError::Invalid));
-    assert_eq!(outcome(Command::Cache, 0, 0, 512), Err(NbdError::Invalid));
     assert_eq!(outcome(Command::Unknown(99), 0, 0, 512), Err(NbdError::Invalid));
     assert_eq!(outcome(Command::Flush, 0, 512, 0), Err(NbdError::Invalid));
+}
+
+#[test]
+fn extended_headers_have_long_lengths_and_name_payloads() {
+    let agreed = agreed(Headers::Extended, &["base:allocation", "qemu:allocation-depth"]);
+    let ask = |command, flags, len| check_as(&agreed, command, flags, 0, len, false);
+    let long = 1 << 40;
+    assert!(ask(Command::Write, 0, 512).is_ok(), "as QEMU sends it");
+    assert!(ask(Command::Write, PAYLOAD_LEN, 512).is_ok());
+    assert_eq!(ask(Command::Write, PAYLOAD_LEN, (32 << 20) + 1), Err(NbdError::Invalid));
+    assert_eq!(ask(Command::Read, 0, long), Err(NbdError::Overflow));
+    for command in [Command::Read, Command::Trim, Command::WriteZeroes, Command::Cache, Command::Flush] {
+        assert_eq!(ask(command, PAYLOAD_LEN, 512), Err(NbdError::Invalid), "{command:?} has no payload");
+    }
+    for (len, fits) in [(8, true), (12, true), (16, true), (4, false), (13, false), (8 + 4 * 65, false)] {
+        assert_eq!(ask(Command::BlockStatus, PAYLOAD_LEN, len).is_ok(), fits, "{len}");
+    }
+    let big = ByteLen::new(1 << 50);
+    let request = Request {
+        flags: 0,
+        command: Command::Trim,
+        cookie: 1,
+        offset: ByteOffset::new(7),
+        len: ByteLen::new(long),
+    };
+    let extent = Extent::new(ByteOffset::new(7), ByteLen::new(long)).unwrap();
+    assert_eq!(check(&request, &agreed, big, false), Ok(Action::Trim { extent: Some(extent), fua: false }));
+}
+
+#[test]
+fn a_filter_names_selected_contexts_once() {
+    let agreed = agreed(Headers::Extended, &["base:allocation", "qemu:allocation-depth"]);
+    let payload = |len: u64, ids: &[u32]| {
+        let mut bytes = len.to_be_bytes().to_vec();
+        ids.iter().for_each(|id| bytes.extend(id.to_be_bytes()));
+        bytes
+    };
+    let ask = |payload: &[u8]| {
+        filter(payload, ByteOffset::new(512), &agreed, ByteLen::new(DISK))
+            .map(|(extent, found)| (extent.len().get(), found.iter().map(|one| one.id).collect::<Vec<_>>()))
+            .map_err(|refusal| refusal.error)
+    };
+    assert_eq!(ask(&payload(4096, &[2, 1])), Ok((4096, vec![2, 1])));
+    assert_eq!(ask(&payload(4096, &[])), Ok((4096, vec![])));
+    for wrong in
+        [payload(4096, &[1, 1]), payload(4096, &[3]), payload(DISK, &[1]), payload(0, &[1]), vec![0; 7]]
+    {
+        assert_eq!(ask(&wrong), Err(NbdError::Invalid), "{wrong:?}");
+    }
 }

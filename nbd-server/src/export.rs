@@ -1,6 +1,7 @@
 //! What is served: names and the volumes behind them.
 
 use crate::byte_access::ByteAccess;
+use crate::metadata::Metadata;
 use crate::protocol::STRING_BYTES_MAX;
 use blocks::{ByteLen, Error, ErrorKind, Result, Volume};
 use std::collections::BTreeMap;
@@ -11,15 +12,22 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// Called with the number of connected clients each time it changes. Must not block.
 pub type ClientHook = Arc<dyn Fn(usize) + Send + Sync>;
 
+/// What an export is made of.
+pub(crate) struct Backing {
+    pub disk: ByteAccess,
+    pub metadata: Option<Arc<dyn Metadata>>,
+}
+
 /// A volume as it is offered.
 pub struct Export {
     /// `None` once removed. A request holds the lock, shared, while it is with the volume, so that whoever has taken
     /// the volume away knows that nobody uses it any more.
-    disk: RwLock<Option<ByteAccess>>,
+    backing: RwLock<Option<Backing>>,
     len: ByteLen,
     preferred_block_bytes: u32,
     description: String,
     read_only: bool,
+    hidden: bool,
     clients: AtomicUsize,
     client_hook: Option<ClientHook>,
 }
@@ -35,6 +43,8 @@ pub struct ExportInfo {
     pub len: ByteLen,
     /// Whether changes are refused.
     pub read_only: bool,
+    /// Whether clients are not told of it.
+    pub hidden: bool,
     /// How many connections are in the transmission phase.
     pub clients: usize,
 }
@@ -47,7 +57,8 @@ impl Export {
             len: volume.len(),
             preferred_block_bytes: u32::try_from(preferred).unwrap_or(4096),
             read_only: volume.is_read_only(),
-            disk: RwLock::new(Some(ByteAccess::new(volume))),
+            backing: RwLock::new(Some(Backing { disk: ByteAccess::new(volume), metadata: None })),
+            hidden: false,
             description: String::new(),
             clients: AtomicUsize::new(0),
             client_hook: None,
@@ -70,6 +81,23 @@ impl Export {
     #[must_use]
     pub fn read_only(mut self) -> Export {
         self.read_only = true;
+        self
+    }
+
+    /// Leaves it out of the list that clients get; who knows its name may open it.
+    #[must_use]
+    pub fn hidden(mut self) -> Export {
+        self.hidden = true;
+        self
+    }
+
+    /// Adds metadata contexts to those that every export has. Must be about the same volume.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: Arc<dyn Metadata>) -> Export {
+        let backing = self.backing.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backing) = backing {
+            backing.metadata = Some(metadata);
+        }
         self
     }
 
@@ -105,16 +133,21 @@ impl Export {
 
     /// Runs `work` on the disk; `None` once the export is removed. `work` must not send anything: removing waits for it.
     pub(crate) fn with_disk<T>(&self, work: impl FnOnce(&ByteAccess) -> T) -> Option<T> {
-        self.disk.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(work)
+        self.with_backing(|backing| work(&backing.disk))
+    }
+
+    /// The same with all that the export is made of.
+    pub(crate) fn with_backing<T>(&self, work: impl FnOnce(&Backing) -> T) -> Option<T> {
+        self.backing.read().unwrap_or_else(PoisonError::into_inner).as_ref().map(work)
     }
 
     pub(crate) fn is_removed(&self) -> bool {
-        self.disk.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.backing.read().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
     /// Takes the volume away and waits until no request is with it.
     fn remove(&self) {
-        self.disk.write().unwrap_or_else(PoisonError::into_inner).take();
+        self.backing.write().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Counts a client until the returned guard is dropped.
@@ -205,6 +238,7 @@ impl Exports {
             description: export.description.clone(),
             len: export.len,
             read_only: export.read_only,
+            hidden: export.hidden,
             clients: export.clients.load(Ordering::SeqCst),
         };
         table.iter().map(info).collect()

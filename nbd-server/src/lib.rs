@@ -13,9 +13,14 @@ mod dispatch;
 mod error_code;
 mod export;
 mod fields;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod handshake;
 mod limits;
 mod listener;
+#[cfg(any(test, feature = "fuzzing"))]
+mod memory_stream;
+mod metadata;
 mod protocol;
 mod receiver;
 mod reply;
@@ -29,5 +34,6 @@ pub use error_code::NbdError;
 pub use export::{ClientHook, Export, ExportInfo, Exports};
 pub use limits::Limits;
 pub use listener::{ListenAddress, Listener};
+pub use metadata::{Metadata, MetadataRun};
 pub use server::NbdServer;
 pub use uri::NbdUri;

@@ -13,6 +13,11 @@ pub const SIMPLE_REPLY_MAGIC: u32 = 0x6744_6698;
 /// Opens a chunk of a structured reply.
 pub const STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
+/// Opens each request once extended headers were agreed on.
+pub const EXTENDED_REQUEST_MAGIC: u32 = 0x21e4_1c71;
+/// Opens each chunk of a reply once extended headers were agreed on.
+pub const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
+
 /// The longest payload that we send or take, and advertise: what the specification expects everybody to handle.
 pub const PAYLOAD_BYTES_MAX: u32 = 32 << 20;
 /// The longest name, description or query.
@@ -36,6 +41,9 @@ pub mod transmission_flag {
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
     pub const SEND_DF: u16 = 1 << 7;
     pub const CAN_MULTI_CONN: u16 = 1 << 8;
+    pub const SEND_CACHE: u16 = 1 << 10;
+    pub const SEND_FAST_ZERO: u16 = 1 << 11;
+    pub const BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 }
 
 /// Options of the handshake.
@@ -49,6 +57,7 @@ pub mod option {
     pub const STRUCTURED_REPLY: u32 = 8;
     pub const LIST_META_CONTEXT: u32 = 9;
     pub const SET_META_CONTEXT: u32 = 10;
+    pub const EXTENDED_HEADERS: u32 = 11;
 }
 
 /// Types of replies to options; errors have bit 31 set.
@@ -64,6 +73,7 @@ pub mod option_reply {
     pub const ERR_UNKNOWN: u32 = ERROR + 6;
     pub const ERR_SHUTDOWN: u32 = ERROR + 7;
     pub const ERR_TOO_BIG: u32 = ERROR + 9;
+    pub const ERR_EXT_HEADER_REQD: u32 = ERROR + 10;
 }
 
 /// What a client can ask about an export.
@@ -92,6 +102,8 @@ pub mod command_flag {
     pub const NO_HOLE: u16 = 1 << 1;
     pub const DF: u16 = 1 << 2;
     pub const REQ_ONE: u16 = 1 << 3;
+    pub const FAST_ZERO: u16 = 1 << 4;
+    pub const PAYLOAD_LEN: u16 = 1 << 5;
 }
 
 /// Types of chunks; errors have bit 15 set.
@@ -100,7 +112,9 @@ pub mod chunk {
     pub const OFFSET_DATA: u16 = 1;
     pub const OFFSET_HOLE: u16 = 2;
     pub const BLOCK_STATUS: u16 = 5;
+    pub const BLOCK_STATUS_EXT: u16 = 6;
     pub const ERROR: u16 = (1 << 15) + 1;
+    pub const ERROR_OFFSET: u16 = (1 << 15) + 2;
     pub const ERROR_BIT: u16 = 1 << 15;
     /// The flag of the last chunk of a reply.
     pub const FLAG_DONE: u16 = 1;
@@ -114,5 +128,5 @@ pub mod allocation_state {
 
 /// The one metadata context that the specification defines.
 pub const BASE_ALLOCATION: &str = "base:allocation";
-/// The identifier that we give it.
-pub const BASE_ALLOCATION_ID: u32 = 1;
+/// QEMU's: in which layer of a stack a range is allocated; 0 for none, 1 for the top one.
+pub const ALLOCATION_DEPTH: &str = "qemu:allocation-depth";

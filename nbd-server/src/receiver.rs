@@ -3,7 +3,7 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
-use crate::request::Request;
+use crate::request::Headers;
 use crate::socket::Socket;
 use std::io::{self, IoSliceMut};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 /// How often a quiet connection looks up whether it should end. The socket's read timeout.
 pub const TICK: Duration = Duration::from_millis(500);
 const BUFFER_BYTES: usize = 32 << 10;
+const HEADER_BYTES_MAX: usize = crate::request::Request::EXTENDED_BYTES;
 
 /// Bytes that have arrived and are not consumed.
 #[derive(Debug)]
@@ -30,12 +31,14 @@ impl Receiver {
         Receiver { buffer, start: 0, end: 0, stall_timeout, ended: false }
     }
 
-    /// The next request's header; `None` where the client has left between requests or `keep_waiting` said no.
+    /// The next request's header, followed by zeroes; `None` where the client has left between requests or
+    /// `keep_waiting` said no.
     pub fn header(
         &mut self,
         socket: &Socket,
+        headers: Headers,
         keep_waiting: impl Fn() -> bool,
-    ) -> io::Result<Option<[u8; Request::BYTES]>> {
+    ) -> io::Result<Option<[u8; HEADER_BYTES_MAX]>> {
         while self.start == self.end {
             match socket.read(&mut self.buffer) {
                 Ok(0) => return Ok(None),
@@ -49,8 +52,8 @@ impl Receiver {
                 Err(error) => return Err(error),
             }
         }
-        let mut header = [0; Request::BYTES];
-        self.exact(socket, &mut header)?;
+        let mut header = [0; HEADER_BYTES_MAX];
+        self.exact(socket, &mut header[..headers.request_bytes()])?;
         Ok(Some(header))
     }
 

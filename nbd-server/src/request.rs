@@ -1,15 +1,27 @@
 //! One request of the transmission phase, as it is on the wire.
 
 use crate::fields::Fields;
-use crate::protocol::{REQUEST_MAGIC, command};
+use crate::protocol::{EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, command, command_flag};
 use blocks::{ByteLen, ByteOffset};
+
+/// How messages of the transmission phase look, as agreed on in the handshake.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Headers {
+    /// Compact requests, simple replies.
+    #[default]
+    Simple,
+    /// Compact requests, replies in chunks.
+    Structured,
+    /// 64-bit lengths in requests, replies in chunks that name the request's offset.
+    Extended,
+}
 
 /// What a request asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Command {
     /// Bytes back.
     Read,
-    /// A payload onto the disk; the only command with one.
+    /// A payload onto the disk.
     Write,
     /// The end, without a reply.
     Disconnect,
@@ -17,7 +29,7 @@ pub enum Command {
     Flush,
     /// A range that is no longer needed.
     Trim,
-    /// A range that will be read soon; not served.
+    /// A range that will be read soon.
     Cache,
     /// A range that shall read as zeroes.
     WriteZeroes,
@@ -73,14 +85,33 @@ impl Command {
     }
 }
 
-impl Request {
-    /// The length of a request without its payload.
-    pub const BYTES: usize = 28;
+impl Headers {
+    /// Whether replies come in chunks.
+    pub const fn has_chunks(self) -> bool {
+        !matches!(self, Headers::Simple)
+    }
 
-    /// The request in these bytes; `None` for a wrong magic, after which the stream is out of step for good.
-    pub fn decode(bytes: &[u8; Request::BYTES]) -> Option<Request> {
+    /// The length of a request without its payload.
+    pub const fn request_bytes(self) -> usize {
+        match self {
+            Headers::Simple | Headers::Structured => Request::COMPACT_BYTES,
+            Headers::Extended => Request::EXTENDED_BYTES,
+        }
+    }
+}
+
+impl Request {
+    /// The length of a compact request without its payload.
+    pub const COMPACT_BYTES: usize = 28;
+    /// The length of an extended request without its payload.
+    pub const EXTENDED_BYTES: usize = 32;
+
+    /// The request in these [`Headers::request_bytes`] bytes; `None` for a wrong magic, after which the stream is out
+    /// of step for good, and for too few bytes.
+    pub fn decode(headers: Headers, bytes: &[u8]) -> Option<Request> {
         let mut fields = Fields::new(bytes);
-        if fields.u32()? != REQUEST_MAGIC {
+        let extended = headers == Headers::Extended;
+        if fields.u32()? != (if extended { EXTENDED_REQUEST_MAGIC } else { REQUEST_MAGIC }) {
             return None;
         }
         Some(Request {
@@ -88,14 +119,14 @@ impl Request {
             command: Command::decode(fields.u16()?),
             cookie: fields.u64()?,
             offset: ByteOffset::new(fields.u64()?),
-            len: ByteLen::new(u64::from(fields.u32()?)),
+            len: ByteLen::new(if extended { fields.u64()? } else { u64::from(fields.u32()?) }),
         })
     }
 
-    /// The bytes of this request. Panics over 4 GiB, which our client never asks for.
-    pub fn encode(&self) -> [u8; Request::BYTES] {
-        let len = u32::try_from(self.len.get()).expect("a request is shorter than 4 GiB");
-        let mut bytes = [0; Request::BYTES];
+    /// The bytes of this request as a compact one. Panics over 4 GiB, which our client never asks for.
+    pub fn encode(&self) -> [u8; Request::COMPACT_BYTES] {
+        let len = u32::try_from(self.len.get()).expect("a compact request is shorter than 4 GiB");
+        let mut bytes = [0; Request::COMPACT_BYTES];
         bytes[0..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
         bytes[4..6].copy_from_slice(&self.flags.to_be_bytes());
         bytes[6..8].copy_from_slice(&self.command.code().to_be_bytes());
@@ -105,9 +136,16 @@ impl Request {
         bytes
     }
 
-    /// How many bytes of payload follow the request.
-    pub fn payload_len(&self) -> ByteLen {
-        if self.command == Command::Write { self.len } else { ByteLen::ZERO }
+    /// How many bytes of payload follow the request. A write always has one: QEMU 10 does not announce it with
+    /// extended headers, though it should.
+    pub fn payload_len(&self, headers: Headers) -> ByteLen {
+        let has_payload = match headers {
+            Headers::Simple | Headers::Structured => self.command == Command::Write,
+            Headers::Extended => {
+                self.command == Command::Write || self.flags & command_flag::PAYLOAD_LEN != 0
+            }
+        };
+        if has_payload { self.len } else { ByteLen::ZERO }
     }
 }
 
@@ -118,14 +156,29 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_decode_to_what_encodes_to_them(mut bytes: [u8; Request::BYTES], right: bool) {
+        fn any_bytes_decode_to_what_encodes_to_them(mut bytes: [u8; Request::COMPACT_BYTES], right: bool) {
             if right {
                 bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
             }
-            match Request::decode(&bytes) {
+            match Request::decode(Headers::Structured, &bytes) {
                 Some(request) => prop_assert_eq!(request.encode(), bytes),
                 None => prop_assert_ne!(&bytes[..4], REQUEST_MAGIC.to_be_bytes()),
             }
+        }
+
+        #[test]
+        fn an_extended_request_is_a_compact_one_with_a_longer_length(mut bytes: [u8; Request::COMPACT_BYTES]) {
+            bytes[..4].copy_from_slice(&REQUEST_MAGIC.to_be_bytes());
+            let mut extended = [0; Request::EXTENDED_BYTES];
+            extended[..4].copy_from_slice(&EXTENDED_REQUEST_MAGIC.to_be_bytes());
+            extended[4..24].copy_from_slice(&bytes[4..24]);
+            extended[28..].copy_from_slice(&bytes[24..]);
+            let request = Request::decode(Headers::Extended, &extended).unwrap();
+            prop_assert_eq!(Some(request), Request::decode(Headers::Simple, &bytes));
+            prop_assert_eq!(Request::decode(Headers::Extended, &bytes), None);
+            extended[24] = 0x80;
+            let long = Request::decode(Headers::Extended, &extended).unwrap();
+            prop_assert_eq!(long.len.get() - request.len.get(), 1 << 63);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! A connected stream, TCP or unix.
 
+#[cfg(any(test, feature = "fuzzing"))]
+use crate::memory_stream::MemoryStream;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -12,6 +14,9 @@ pub enum Socket {
     Tcp(TcpStream),
     /// On this machine.
     Unix(UnixStream),
+    /// Nobody's: given bytes.
+    #[cfg(any(test, feature = "fuzzing"))]
+    Memory(MemoryStream),
 }
 
 macro_rules! on_stream {
@@ -19,6 +24,8 @@ macro_rules! on_stream {
         match $socket {
             Socket::Tcp($stream) => $call,
             Socket::Unix($stream) => $call,
+            #[cfg(any(test, feature = "fuzzing"))]
+            Socket::Memory($stream) => $call,
         }
     };
 }

@@ -121,8 +121,13 @@ for flag in (nbd.CMD_FLAG_FAST_ZERO, nbd.CMD_FLAG_REQ_ONE, nbd.CMD_FLAG_DF):
     fails(errno.EINVAL, lambda: h.pwrite(b'z' * 512, 0, flag))
     if flag != nbd.CMD_FLAG_DF:
         fails(errno.EINVAL, lambda: h.pread(512, 0, flag))
-    fails(errno.EINVAL, lambda: h.zero(512, 0, flag))
-fails(errno.EINVAL, lambda: h.cache(512, 0))
+    if flag != nbd.CMD_FLAG_FAST_ZERO:
+        fails(errno.EINVAL, lambda: h.zero(512, 0, flag))
+    fails(errno.EINVAL, lambda: h.cache(512, 0, flag))
+h.cache(512, 0)
+h.cache(size, 0)
+fails(errno.EINVAL, lambda: h.cache(512, size))
+h.zero(512, 0, nbd.CMD_FLAG_FAST_ZERO)
 fails(errno.EINVAL, lambda: h.flush(nbd.CMD_FLAG_DF))
 assert h.pread(512, 0, nbd.CMD_FLAG_DF) == bytes(512)
 assert h.pread(512, 0, nbd.CMD_FLAG_FUA) == bytes(512)

@@ -46,7 +46,7 @@ fn options_are_answered_one_by_one_as_specified() {
         data
     };
     assert_eq!(raw.option(99, b"data of an unknown option").0, ERR_UNSUP);
-    assert_eq!(raw.option(11, b"").0, ERR_UNSUP, "extended headers");
+    assert_eq!(raw.option(12, b"").0, ERR_UNSUP, "not assigned");
     assert_eq!(raw.option(4, b"").0, ERR_UNSUP, "the withdrawn peek");
     assert_eq!(raw.option(5, b"").0, ERR_POLICY, "STARTTLS");
     assert_eq!(raw.option(5, b"x").0, ERR_INVALID);
@@ -61,7 +61,7 @@ fn options_are_answered_one_by_one_as_specified() {
     );
     assert_eq!(raw.option(8, b"x").0, ERR_INVALID);
     assert_eq!(raw.option(8, b"").0, ACK);
-    assert_eq!(raw.option(9, &meta(b"disk", &[])).1.len(), 1);
+    assert_eq!(raw.option(9, &meta(b"disk", &[])).1.len(), 2);
     assert_eq!(raw.option(9, &meta(b"disk", &[b"base:"])).1.len(), 1);
     assert_eq!(raw.option(9, &meta(b"disk", &[b"x-none:", b"base:else"])).1.len(), 0);
     assert_eq!(raw.option(9, &meta(b"none", &[])).0, ERR_UNKNOWN);
@@ -109,7 +109,7 @@ fn the_old_way_to_choose_an_export_works_with_and_without_padding() {
         raw.send_option(1, b"disk");
         assert_eq!(raw.take(8), MIB.to_be_bytes());
         let transmission_flags = u16::from_be_bytes(raw.take(2).try_into().unwrap());
-        assert_eq!(transmission_flags, 0b1_0110_1101);
+        assert_eq!(transmission_flags, 0b1101_0110_1101);
         assert!(raw.take(padding).iter().all(|byte| *byte == 0));
         raw.request(0, 0, 42, 0, 512);
         assert_eq!(raw.simple_reply(), (0, 42));
@@ -215,7 +215,7 @@ fn bad_requests_are_answered_and_the_stream_stays_in_step() {
     let mut raw = Raw::ready(served.tcp_port());
     for (flags, command, offset, len, error) in [
         (0, 99, 0, 0, 22),
-        (0, 5, 0, 512, 22),
+        (4, 5, 0, 512, 22),
         (1 << 7, 0, 0, 512, 22),
         (0, 0, MIB, 1, 22),
         (0, 4, MIB, 1, 22),
@@ -262,22 +262,31 @@ fn a_client_that_does_not_read_holds_up_nobody_else() {
 }
 
 #[test]
-fn two_hundred_connections_are_served_and_what_is_over_the_limit_is_turned_away() {
+fn a_thousand_connections_are_served_and_the_one_over_is_turned_away() {
+    // Both sides of each are in this process.
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let wanted = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, wanted).unwrap();
     let disk = Arc::new(MemoryVolume::new(ByteLen::new(MIB)));
     let exports = Exports::new();
     exports.insert("disk", Export::new(disk)).unwrap();
-    let served = Served::with_limits(exports, Limits { connections_max: 200, ..Limits::default() });
-    let mut all: Vec<Raw> = (0..200).map(|_| Raw::ready(served.tcp_port())).collect();
-    assert_eq!(served.server.connections(), 200);
+    let served = Served::with_limits(exports, Limits { connections_max: 1000, ..Limits::default() });
+    let mut all: Vec<Raw> = (0..1000).map(|_| Raw::ready(served.tcp_port())).collect();
+    assert_eq!(served.server.connections(), 1000);
     assert!(Raw::connect(served.tcp_port()).is_closed());
     for (cookie, raw) in all.iter_mut().enumerate() {
         raw.request(0, 0, cookie as u64, 0, 4096);
     }
     for (cookie, raw) in all.iter_mut().enumerate() {
         assert_eq!(raw.simple_reply(), (0, cookie as u64));
+        raw.take(4096);
+    }
+    // Half of them go in the middle of a message, the others say nothing further.
+    for raw in &mut all[..500] {
+        raw.send(&[0x25, 0x60, 0x95]);
     }
     drop(all);
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(20);
     while served.server.connections() > 0 {
         assert!(Instant::now() < deadline, "{} connections are left", served.server.connections());
         std::thread::sleep(Duration::from_millis(10));

@@ -28,4 +28,4 @@ pub use storage::{OpenMode, Storage, StorageFile};
 pub use units::{
     BlockShift, ByteLen, ByteOffset, Generation, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq, WallClock,
 };
-pub use volume::{Allocation, ExtentStatus, RequestClass, Volume, check_request, is_zero};
+pub use volume::{Allocation, ExtentStatus, FileRange, RequestClass, Volume, check_request, is_zero};

@@ -80,6 +80,10 @@ impl Volume for MemoryVolume {
         Ok(())
     }
 
+    fn zeroes_fast(&self, _: bool) -> bool {
+        true
+    }
+
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         check_request(self.len(), BlockShift::SECTOR, extent.start(), extent.len())?;
         let bytes = self.bytes.read().unwrap_or_else(PoisonError::into_inner);

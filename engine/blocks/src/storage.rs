@@ -6,6 +6,7 @@
 
 use crate::{ByteLen, ByteOffset, Extent, Result, Synced};
 use std::fmt::Debug;
+use std::fs::File;
 use std::sync::Arc;
 
 /// What a file is opened for.
@@ -95,4 +96,9 @@ pub trait StorageFile: Send + Sync + Debug {
     /// Puts everything written before this call, and the file's length, on the medium. After an error nothing is
     /// known of those writes, and trying again proves nothing.
     fn sync(&self) -> Result<Synced>;
+
+    /// The open file of the host behind this, where there is one whose byte n is this file's byte n.
+    fn host_file(&self) -> Option<&Arc<File>> {
+        None
+    }
 }

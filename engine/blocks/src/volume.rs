@@ -1,6 +1,8 @@
 //! A disk, as everything that serves, copies or stacks disks sees it.
 
 use crate::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result};
+use std::fs::File;
+use std::sync::Arc;
 
 /// On whose behalf a request is made, so that background work can be budgeted, counted and moved aside.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -36,6 +38,16 @@ pub struct ExtentStatus {
     pub extent: Extent,
     /// What.
     pub allocation: Allocation,
+}
+
+/// Where bytes of a disk lie in an open file of the host, exactly as they are and with no checksum over them, so that
+/// they may be handed on without being looked at.
+#[derive(Clone, Debug)]
+pub struct FileRange {
+    /// The open file. Holding it keeps the bytes reachable, not unchanged: a later write shows through.
+    pub file: Arc<File>,
+    /// Where in the file the extent that was asked for starts.
+    pub offset: ByteOffset,
 }
 
 /// A disk: a run of bytes of fixed length that is read and written at offsets.
@@ -90,6 +102,17 @@ pub trait Volume: Send + Sync {
     /// say [`Allocation::Data`] of what happens to be zero. May stop early after at least one run, so the last run
     /// returned can end before the extent does; a caller asks on from there.
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>>;
+
+    /// Whether [`Volume::write_zeroes`] takes less time than a write of as many bytes would. `false` where that cannot
+    /// be told in advance.
+    fn zeroes_fast(&self, _keep_allocated: bool) -> bool {
+        false
+    }
+
+    /// The file range that holds the whole extent, where there is one; `None` says nothing but "ask `read_at`".
+    fn file_range(&self, _extent: Extent) -> Option<FileRange> {
+        None
+    }
 }
 
 impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
@@ -125,6 +148,12 @@ impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
     }
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         (**self).status(extent)
+    }
+    fn zeroes_fast(&self, keep_allocated: bool) -> bool {
+        (**self).zeroes_fast(keep_allocated)
+    }
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        (**self).file_range(extent)
     }
 }
 

@@ -8,10 +8,11 @@ mod replies;
 
 use crate::dispatch::Agreed;
 use crate::export::{Export, Exports};
+use crate::metadata::{self, SELECTED_MAX, Selected};
 use crate::protocol::{
-    BASE_ALLOCATION, NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option as opt, option_reply,
-    transmission_flag,
+    NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option as opt, option_reply, transmission_flag,
 };
+use crate::request::Headers;
 use crate::socket::Socket;
 use option::{ExportQuery, MetaQuery};
 use replies::Replies;
@@ -47,8 +48,8 @@ pub fn negotiate(
         exports,
         deadline: Instant::now() + timeout,
         no_zeroes: false,
-        structured_replies: false,
-        base_allocation_of: None,
+        headers: Headers::Simple,
+        selection: None,
     };
     conversation.greet()?;
     for _ in 0..OPTIONS_MAX {
@@ -72,9 +73,14 @@ struct Conversation<'a> {
     exports: &'a Exports,
     deadline: Instant,
     no_zeroes: bool,
-    structured_replies: bool,
-    /// The export for which `base:allocation` was selected.
-    base_allocation_of: Option<String>,
+    headers: Headers,
+    selection: Option<Selection>,
+}
+
+/// The metadata contexts that were selected, and for which export.
+struct Selection {
+    export: String,
+    contexts: Arc<[Selected]>,
 }
 
 fn invalid(reason: &'static str) -> io::Error {
@@ -166,17 +172,25 @@ impl Conversation<'_> {
                 return Ok(Next::End);
             }
             opt::GO | opt::INFO => return self.info(data, replies),
-            opt::LIST | opt::STRUCTURED_REPLY | opt::STARTTLS if !data.is_empty() => {
+            opt::LIST | opt::STRUCTURED_REPLY | opt::EXTENDED_HEADERS | opt::STARTTLS if !data.is_empty() => {
                 replies.error(option_reply::ERR_INVALID, "the option has no data")?;
             }
             opt::LIST => {
-                for export in self.exports.list() {
-                    replies.server(&export)?;
+                for export in self.exports.list().iter().filter(|export| !export.hidden) {
+                    replies.server(export)?;
                 }
                 replies.ack()?;
             }
+            opt::STRUCTURED_REPLY if self.headers == Headers::Extended => {
+                let message = "extended headers were agreed on already";
+                replies.error(option_reply::ERR_EXT_HEADER_REQD, message)?;
+            }
             opt::STRUCTURED_REPLY => {
-                self.structured_replies = true;
+                self.headers = Headers::Structured;
+                replies.ack()?;
+            }
+            opt::EXTENDED_HEADERS => {
+                self.headers = Headers::Extended;
                 replies.ack()?;
             }
             opt::LIST_META_CONTEXT => self.list_meta_context(data, replies)?,
@@ -189,11 +203,14 @@ impl Conversation<'_> {
 
     /// The old way to choose: there is no way to refuse but to hang up.
     fn export_name(&self, data: &[u8]) -> io::Result<Chosen> {
+        if self.headers == Headers::Extended {
+            return Err(invalid("a client with extended headers does not choose the old way"));
+        }
         let name = option::name(data).ok_or_else(|| invalid("a name that is not valid"))?;
         let export = self.exports.get(name).ok_or_else(|| invalid("there is no such export"))?;
         let mut reply = [0; 10 + 124];
         reply[..8].copy_from_slice(&export.len().get().to_be_bytes());
-        reply[8..10].copy_from_slice(&self.transmission_flags(&export).to_be_bytes());
+        reply[8..10].copy_from_slice(&self.transmission_flags(name, &export).to_be_bytes());
         let len = if self.no_zeroes { 10 } else { reply.len() };
         self.socket.write_all(&reply[..len], &[])?;
         Ok(self.chosen(name, export))
@@ -209,7 +226,7 @@ impl Conversation<'_> {
             replies.error(option_reply::ERR_UNKNOWN, &message)?;
             return Ok(Next::Option);
         };
-        replies.export(&export, self.transmission_flags(&export))?;
+        replies.export(&export, self.transmission_flags(query.name, &export))?;
         for wanted in &query.wanted {
             match *wanted {
                 info::NAME => replies.text(info::NAME, query.name)?,
@@ -229,58 +246,78 @@ impl Conversation<'_> {
     }
 
     fn list_meta_context(&self, data: &[u8], replies: &Replies<'_>) -> io::Result<()> {
-        let Some(query) = self.meta_query(data, replies)? else { return Ok(()) };
-        if query.queries.is_empty()
-            || query.queries.iter().any(|query| ["base:", BASE_ALLOCATION].contains(query))
-        {
-            replies.meta_context(0)?;
+        let Some((query, names)) = self.meta_query(data, replies)? else { return Ok(()) };
+        for name in metadata::listed(names, &query.queries) {
+            replies.meta_context(0, &name)?;
         }
         replies.ack()
     }
 
     /// Whatever was selected before is forgotten, also when this fails.
     fn set_meta_context(&mut self, data: &[u8], replies: &Replies<'_>) -> io::Result<()> {
-        self.base_allocation_of = None;
-        let Some(query) = self.meta_query(data, replies)? else { return Ok(()) };
-        if query.queries.contains(&BASE_ALLOCATION) {
-            replies.meta_context(crate::protocol::BASE_ALLOCATION_ID)?;
-            self.base_allocation_of = Some(query.name.to_owned());
+        self.selection = None;
+        let Some((query, names)) = self.meta_query(data, replies)? else { return Ok(()) };
+        let contexts = metadata::selected(names, &query.queries);
+        if contexts.len() > SELECTED_MAX {
+            return replies.error(option_reply::ERR_TOO_BIG, "more than 64 metadata contexts");
         }
+        for selected in &contexts {
+            replies.meta_context(selected.id, &selected.name)?;
+        }
+        self.selection = Some(Selection { export: query.name.to_owned(), contexts: contexts.into() });
         replies.ack()
     }
 
-    /// The query, unless it was refused.
-    fn meta_query<'d>(&self, data: &'d [u8], replies: &Replies<'_>) -> io::Result<Option<MetaQuery<'d>>> {
-        if !self.structured_replies {
-            replies.error(option_reply::ERR_INVALID, "structured replies come first")?;
+    /// The query and the contexts that the export has, unless it was refused.
+    fn meta_query<'d>(
+        &self,
+        data: &'d [u8],
+        replies: &Replies<'_>,
+    ) -> io::Result<Option<(MetaQuery<'d>, Vec<String>)>> {
+        if !self.headers.has_chunks() {
+            replies.error(option_reply::ERR_INVALID, "structured replies or extended headers come first")?;
             return Ok(None);
         }
         let Some(query) = MetaQuery::decode(data) else {
             replies.error(option_reply::ERR_INVALID, "the option's data is malformed")?;
             return Ok(None);
         };
-        if self.exports.get(query.name).is_none() {
+        let export = self.exports.get(query.name);
+        let names = export
+            .and_then(|export| export.with_backing(|backing| metadata::names(backing.metadata.as_ref())));
+        let Some(names) = names else {
             let message = format!("there is no export '{}'", query.name.escape_debug());
             replies.error(option_reply::ERR_UNKNOWN, &message)?;
             return Ok(None);
-        }
-        Ok(Some(query))
+        };
+        Ok(Some((query, names)))
     }
 
-    fn transmission_flags(&self, export: &Export) -> u16 {
+    fn transmission_flags(&self, name: &str, export: &Export) -> u16 {
         use transmission_flag as flag;
         // Every connection uses the one volume, so a flush on any covers all.
-        let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN;
-        flags |=
-            if export.is_read_only() { flag::READ_ONLY } else { flag::SEND_TRIM | flag::SEND_WRITE_ZEROES };
-        if self.structured_replies {
+        let mut flags =
+            flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN | flag::SEND_CACHE;
+        flags |= match export.is_read_only() {
+            true => flag::READ_ONLY,
+            false => flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO,
+        };
+        if self.headers.has_chunks() {
             flags |= flag::SEND_DF;
+        }
+        if self.headers == Headers::Extended && !self.contexts(name).is_empty() {
+            flags |= flag::BLOCK_STATUS_PAYLOAD;
         }
         flags
     }
 
+    /// What was selected, if it was for the export of that name.
+    fn contexts(&self, name: &str) -> Arc<[Selected]> {
+        let selection = self.selection.as_ref().filter(|selection| selection.export == name);
+        selection.map(|selection| selection.contexts.clone()).unwrap_or_default()
+    }
+
     fn chosen(&self, name: &str, export: Arc<Export>) -> Chosen {
-        let base_allocation = self.base_allocation_of.as_deref() == Some(name);
-        Chosen { export, agreed: Agreed { structured_replies: self.structured_replies, base_allocation } }
+        Chosen { export, agreed: Agreed { headers: self.headers, contexts: self.contexts(name) } }
     }
 }

@@ -1,7 +1,7 @@
 //! What the server answers to an option.
 
 use crate::export::{Export, ExportInfo};
-use crate::protocol::{BASE_ALLOCATION, OPTION_REPLY_MAGIC, PAYLOAD_BYTES_MAX, info, option_reply};
+use crate::protocol::{OPTION_REPLY_MAGIC, PAYLOAD_BYTES_MAX, info, option_reply};
 use crate::socket::Socket;
 use std::io;
 
@@ -64,8 +64,8 @@ impl Replies<'_> {
         self.send(option_reply::INFO, &parts)
     }
 
-    /// `base:allocation` under this identifier.
-    pub fn meta_context(&self, id: u32) -> io::Result<()> {
-        self.send(option_reply::META_CONTEXT, &[&id.to_be_bytes(), BASE_ALLOCATION.as_bytes()])
+    /// A metadata context under this identifier.
+    pub fn meta_context(&self, id: u32, name: &str) -> io::Result<()> {
+        self.send(option_reply::META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()])
     }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod raw;
+pub mod sparse;
 
 use blocks::{ByteLen, MemoryVolume, Volume};
 use nbd_server::{Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri};

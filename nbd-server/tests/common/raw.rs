@@ -16,7 +16,33 @@ pub const ERR_UNSUP: u32 = (1 << 31) + 1;
 pub const ERR_POLICY: u32 = (1 << 31) + 2;
 pub const ERR_INVALID: u32 = (1 << 31) + 3;
 pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
+pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
 pub const ERR_TOO_BIG: u32 = (1 << 31) + 9;
+pub const ERR_EXT_HEADER_REQD: u32 = (1 << 31) + 10;
+
+/// A chunk of a reply with extended headers.
+pub struct Chunk {
+    pub kind: u16,
+    pub last: bool,
+    pub data: Vec<u8>,
+}
+
+impl Chunk {
+    /// The error that it reports.
+    pub fn error(&self) -> Option<u32> {
+        (self.kind & 1 << 15 != 0).then(|| u32::from_be_bytes(self.data[..4].try_into().unwrap()))
+    }
+
+    /// Context and descriptors of a block status.
+    pub fn runs(&self) -> (u32, Vec<(u64, u64)>) {
+        assert_eq!(self.kind, 6, "a block status of extended headers");
+        let number = |at: usize| u64::from_be_bytes(self.data[at..at + 8].try_into().unwrap());
+        let id = u32::from_be_bytes(self.data[..4].try_into().unwrap());
+        let runs: Vec<_> = (8..self.data.len()).step_by(16).map(|at| (number(at), number(at + 8))).collect();
+        assert_eq!(self.data[4..8], (runs.len() as u32).to_be_bytes());
+        (id, runs)
+    }
+}
 
 pub fn blob(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as u32).to_be_bytes()[..], bytes].concat()
@@ -100,6 +126,45 @@ impl Raw {
             &len.to_be_bytes(),
         ];
         self.send(&head.concat());
+    }
+
+    pub fn extended_request(
+        &mut self,
+        flags: u16,
+        command: u16,
+        cookie: u64,
+        offset: u64,
+        len: u64,
+        payload: &[u8],
+    ) {
+        let head = [
+            &0x21e4_1c71u32.to_be_bytes()[..],
+            &flags.to_be_bytes(),
+            &command.to_be_bytes(),
+            &cookie.to_be_bytes(),
+            &offset.to_be_bytes(),
+            &len.to_be_bytes(),
+            payload,
+        ];
+        self.send(&head.concat());
+    }
+
+    /// The next chunk, which must be of that request.
+    pub fn extended_chunk(&mut self, cookie: u64, offset: u64) -> Chunk {
+        let head = self.take(32);
+        assert_eq!(head[..4], 0x6e8a_278cu32.to_be_bytes());
+        assert_eq!(head[8..16], cookie.to_be_bytes());
+        assert_eq!(head[16..24], offset.to_be_bytes());
+        let len = u64::from_be_bytes(head[24..].try_into().unwrap());
+        let kind = u16::from_be_bytes(head[6..8].try_into().unwrap());
+        Chunk { kind, last: head[5] & 1 == 1, data: self.take(len as usize) }
+    }
+
+    /// The error, or 0, of a reply that is one chunk without data.
+    pub fn extended_done(&mut self, cookie: u64, offset: u64) -> u32 {
+        let chunk = self.extended_chunk(cookie, offset);
+        assert!(chunk.last && (chunk.kind == 0 || chunk.error().is_some()), "kind {}", chunk.kind);
+        chunk.error().unwrap_or(0)
     }
 
     /// The error and the cookie of a simple reply.

@@ -1,5 +1,6 @@
 //! A session whose disks are open.
 
+use crate::session::changes::DiskChanges;
 use crate::session::context::Context;
 use crate::session::dirty_map::{DirtyMap, MapOwner};
 use crate::session::failback::Parked;
@@ -204,7 +205,9 @@ impl LiveSession {
         for disk in &self.disks {
             let description = format!("disk {} of {}, session {}", disk.index, self.unit.name(), self.id);
             let volume: Arc<dyn Volume> = Arc::clone(&disk.volume) as Arc<dyn Volume>;
-            let export = Export::new(volume).with_description(description);
+            let changes =
+                DiskChanges::new(Arc::clone(&self.unit), Arc::clone(&self.record), Arc::clone(disk));
+            let export = Export::new(volume).with_description(description).with_metadata(Arc::new(changes));
             if let Err(error) = self.context.exports.insert(self.export_name(disk.index), export) {
                 self.withdraw();
                 return Err(error);

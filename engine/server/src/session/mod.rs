@@ -1,10 +1,11 @@
 //! Recoveries in progress: served at once, copied while in use, brought home by their differences.
 //!
 //! `manager` has the commands. A session's durable truth is its `record`; while it runs it is a `live` session with a
-//! switchable `volume` under each export. `migrate` copies a disk elsewhere and pivots, `failback` brings a machine's disks
+//! switchable `volume` under each export, and `changes` tells clients what differs. `migrate` copies a disk elsewhere and pivots, `failback` brings a machine's disks
 //! to the session's state. docs/design/0007-sessions.md says what a crash at each step comes to.
 
 mod block_set;
+mod changes;
 mod context;
 mod dirty_map;
 mod failback;

@@ -62,4 +62,8 @@ impl Volume for PivotedVolume {
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         self.target.status(extent)
     }
+
+    fn zeroes_fast(&self, keep_allocated: bool) -> bool {
+        self.target.zeroes_fast(keep_allocated)
+    }
 }

@@ -260,6 +260,10 @@ impl Volume for SessionVolume {
         self.check(extent.start(), extent.len())?;
         self.inner().status(extent)
     }
+
+    fn zeroes_fast(&self, keep_allocated: bool) -> bool {
+        self.inner().zeroes_fast(keep_allocated)
+    }
 }
 
 /// A panicking holder leaves sets and counters that are still right.

@@ -3,8 +3,8 @@
 use super::poison::{Poison, check_writable};
 use super::status::{Runs, write_out_zeroes};
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, StorageFile, Volume,
-    check_request,
+    BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, RequestClass, Result,
+    StorageFile, Volume, check_request,
 };
 use std::sync::Arc;
 
@@ -95,6 +95,11 @@ impl Volume for RawVolume {
         let mut runs = Runs::default();
         runs.push_stored(&*self.file, extent, extent.start())?;
         Ok(runs.into_vec())
+    }
+
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        let file = Arc::clone(self.file.host_file()?);
+        (extent.end() <= self.len.end()).then_some(FileRange { file, offset: extent.start() })
     }
 }
 

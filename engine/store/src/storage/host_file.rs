@@ -17,7 +17,7 @@ const VECTORS_MAX: usize = 1024;
 /// An open file or block device, through the page cache.
 #[derive(Debug)]
 pub struct HostFile {
-    file: File,
+    file: Arc<File>,
     /// Its path, for messages.
     name: String,
     is_device: bool,
@@ -55,7 +55,7 @@ impl HostFile {
             let context = format!("{name} is neither a regular file nor a block device");
             return Err(Error::new(ErrorKind::InvalidInput, context));
         }
-        Ok(HostFile { file, name, is_device: kind.is_block_device() })
+        Ok(HostFile { file: Arc::new(file), name, is_device: kind.is_block_device() })
     }
 
     fn failed(&self, what: &str, at: impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -171,5 +171,9 @@ impl StorageFile for HostFile {
     fn sync(&self) -> Result<Synced> {
         self.file.sync_data().map_err(|error| Error::io(format!("{}: syncing", self.name), error))?;
         Ok(Synced::after_completed_sync())
+    }
+
+    fn host_file(&self) -> Option<&Arc<File>> {
+        Some(&self.file)
     }
 }

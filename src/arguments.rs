@@ -1,7 +1,9 @@
 //! What can be typed.
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
+use store::ImageFormat;
 
 /// The command line was understood but makes no sense; exit status 2.
 #[derive(Debug)]
@@ -155,8 +157,8 @@ command does not stop the migration; repeating it shows how far it is.")]
         /// A file, a block device or an NBD URI.
         #[arg(long, value_name = "PATH|DEVICE|URI")]
         to: Option<String>,
-        /// raw or vhd.
-        #[arg(long, value_parser = ["raw", "vhd"])]
+        /// What a file is to be [default: raw].
+        #[arg(long, value_parser = formats())]
         format: Option<String>,
         /// At most so many bytes a second, such as 100MB.
         #[arg(long, value_name = "RATE")]
@@ -206,8 +208,8 @@ Example:
         /// A checkpoint's number or name, or a time; the newest by default.
         #[arg(long, value_name = "CHECKPOINT|TIME")]
         at: Option<String>,
-        /// raw or vhd.
-        #[arg(long, value_parser = ["raw", "vhd"], default_value = "raw")]
+        /// What the file is to be.
+        #[arg(long, value_parser = formats(), default_value = "raw")]
         format: String,
         /// The new file.
         #[arg(short, long, value_name = "FILE")]
@@ -219,7 +221,7 @@ Examples:
   understudy serve disk.vhd
   understudy serve disk.raw --nbd unix:/run/disk.sock --read-only")]
     Serve {
-        /// A raw or VHD file, or a block device.
+        /// An image file of any format, or a block device.
         file: PathBuf,
         /// Where to listen: host:port or unix:PATH. May be repeated.
         #[arg(long, value_name = "ADDR|unix:PATH", default_value = "127.0.0.1:10809")]
@@ -227,8 +229,8 @@ Examples:
         /// Refuse writes.
         #[arg(long)]
         read_only: bool,
-        /// raw or vhd; found out by default.
-        #[arg(long, value_parser = ["raw", "vhd"])]
+        /// What the file is; found out by default.
+        #[arg(long, value_parser = formats())]
         format: Option<String>,
     },
     /// Compare a live machine with its stand-in, block by block.
@@ -357,8 +359,8 @@ pub struct ServerArguments {
     /// A machine that was silent for so long has failed [default: 15s].
     #[arg(long, env = "UNDERSTUDY_HEARTBEAT_DEADLINE", value_name = "DURATION")]
     pub heartbeat_deadline: Option<humantime::Duration>,
-    /// Format of new machines' images: vhd or raw [default: vhd].
-    #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = ["vhd", "raw"])]
+    /// Format of new machines' images [default: vhd].
+    #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = formats())]
     pub image_format: Option<String>,
     /// Room that is always left free in the data folder [default: 256MiB].
     #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
@@ -398,6 +400,11 @@ pub struct AgentArguments {
     /// Where certificate and identity are kept [default: /var/lib/understudy/agent].
     #[arg(long, env = "UNDERSTUDY_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
+}
+
+/// The names of the image formats.
+fn formats() -> PossibleValuesParser {
+    PossibleValuesParser::new(ImageFormat::ALL.map(ImageFormat::name))
 }
 
 fn disk_mapping(text: &str) -> Result<(u16, String), String> {

@@ -19,7 +19,9 @@ mod view;
 pub use branch_disk::{BranchDisk, Payload};
 pub use copy::copy_volume;
 pub use image::{
-    ImageFormat, ReplayContent, ReplayPiece, SummedImage, create_image, open_image, replay, with_sums,
+    CheckReport, Fault, FaultKind, ImageFormat, ImageOptions, NewImage, ReplayContent, ReplayPiece,
+    SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,
+    replay, with_sums,
 };
 pub use storage::{HostFile, HostStorage};
 pub use store::{Store, StoreOptions};

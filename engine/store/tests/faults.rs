@@ -192,7 +192,7 @@ fn until_it_fails(unit: &Unit) -> (Result<()>, u8) {
 /// starts again reads it, and its own syncs succeed without writing it. What it acknowledges must be there nevertheless.
 #[test]
 fn a_restart_after_a_failed_sync_acknowledges_only_what_is_on_the_medium() {
-    for format in [ImageFormat::Raw, ImageFormat::Vhd] {
+    for format in ImageFormat::ALL {
         for folders in [false, true] {
             for nth in 1.. {
                 let storage = CrashStorage::new();

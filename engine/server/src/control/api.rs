@@ -93,7 +93,7 @@ pub enum Request {
         /// An absolute path (file or block device) or an NBD URI. Nothing where only `pivot` is wanted of a copy that is
         /// already in step.
         to: Option<String>,
-        /// `raw` or `vhd`; raw where it is missing.
+        /// A format's name (`store::ImageFormat`); raw where it is missing.
         format: Option<String>,
         /// Bytes a second at most.
         rate: Option<u64>,
@@ -122,7 +122,7 @@ pub enum Request {
         disk: Option<u16>,
         /// As in `recover`.
         at: Option<String>,
-        /// `raw` or `vhd`.
+        /// A format's name (`store::ImageFormat`).
         format: String,
         /// An absolute path that does not exist yet.
         output: String,

@@ -45,7 +45,7 @@ pub struct MigrateOptions {
     pub disk: Option<DiskIndex>,
     /// An absolute path or an NBD URI; missing where only a pivot of the running copy is wanted.
     pub to: Option<String>,
-    /// `raw` or `vhd`; raw where it is missing.
+    /// A format's name (`store::ImageFormat`); raw where it is missing.
     pub format: Option<String>,
     /// Bytes a second at most.
     pub rate: Option<u64>,

@@ -206,9 +206,9 @@ fn busy_guest<T>(volume: &Arc<dyn Volume>, work: impl FnOnce() -> T) -> T {
 
 #[test]
 fn a_disk_moves_to_a_file_under_its_guest_and_serves_on_after_a_restart() {
-    for (name, format) in [("disk.raw", ImageFormat::Raw), ("disk.vhd", ImageFormat::Vhd)] {
+    for format in ImageFormat::ALL {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(name);
+        let path = dir.path().join(format!("disk.{format}"));
         let world = World::new(&[(24 << 20) + 512], 9);
         // Guests get time to write between any two steps.
         let hook: StepHook = Arc::new(|_| std::thread::sleep(Duration::from_millis(20)));

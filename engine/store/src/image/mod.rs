@@ -3,16 +3,27 @@
 //! An image is a [`Volume`] over one [`StorageFile`]. [`SummedImage`] puts checksums beside any of them, [`replay`]
 //! writes a merged delta into one so that each block is touched once.
 
+#[cfg(test)]
+mod battery;
+mod bytes;
+mod check;
 mod format;
 mod poison;
+mod qcow2;
 mod raw;
 mod replay;
 mod status;
 mod sum_table;
 mod sums;
+mod table_cache;
 mod vhd;
+mod vhdx;
 
-pub use format::{ImageFormat, create_image, open_image};
+pub use check::{CheckReport, Fault, FaultKind};
+pub use format::{
+    ImageFormat, ImageOptions, NewImage, check_image, create_image, create_image_with, open_image,
+    open_image_with, probe_image,
+};
 pub use replay::{ReplayContent, ReplayPiece, replay};
 pub use sums::{SummedImage, with_sums};
 

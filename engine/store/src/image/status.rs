@@ -1,6 +1,8 @@
 //! Building the answer of [`blocks::Volume::status`].
 
-use blocks::{Allocation, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, Result, StorageFile};
+use blocks::{
+    Allocation, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, Result, StorageFile, Volume,
+};
 
 /// A disk can have millions of runs; an answer has at most about this many, and the caller asks on.
 const RUNS_MAX: usize = 4096;
@@ -58,6 +60,26 @@ impl Runs {
                 self.push(Extent::new(on_disk(data.start()), data.len())?, Allocation::Data);
                 at = data.end();
             }
+        }
+        Ok(())
+    }
+
+    /// Adds `disk` as another volume tells it that lies below; what is beyond that one's end is a hole. May stop early
+    /// when full.
+    pub(super) fn push_volume(&mut self, below: Option<&dyn Volume>, disk: Extent) -> Result<()> {
+        let end = below.map_or(ByteOffset::ZERO, |below| below.len().end()).min(disk.end());
+        let mut at = disk.start();
+        while let (Some(below), Some(rest)) = (below, Extent::between(at, end)) {
+            for run in below.status(rest)? {
+                self.push(run.extent, run.allocation);
+                at = run.extent.end();
+            }
+            if self.is_full() {
+                return Ok(());
+            }
+        }
+        if let Some(beyond) = Extent::between(at, disk.end()) {
+            self.push(beyond, Allocation::Hole);
         }
         Ok(())
     }

@@ -24,6 +24,8 @@ pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
     w.u8(match manifest.image_format {
         ImageFormat::Raw => 0,
         ImageFormat::Vhd => 1,
+        ImageFormat::Qcow2 => 2,
+        ImageFormat::Vhdx => 3,
     });
     list(&mut w, &manifest.disks, |w, disk| {
         w.u64(disk.len.get()).text(&disk.serial).text(&disk.device);
@@ -81,6 +83,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
         image_format: match r.u8()? {
             0 => ImageFormat::Raw,
             1 => ImageFormat::Vhd,
+            2 => ImageFormat::Qcow2,
+            3 => ImageFormat::Vhdx,
             other => return Err(Error::corrupt(format!("image format {other}"))),
         },
         disks: items(&mut r, |r| {

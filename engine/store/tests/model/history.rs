@@ -133,7 +133,7 @@ impl History {
             name: "box".into(),
             definition: b"{}".to_vec(),
             disks: vec![disk; disks as usize],
-            image_format: if random.chance(50) { ImageFormat::Raw } else { ImageFormat::Vhd },
+            image_format: ImageFormat::ALL[random.below(ImageFormat::ALL.len() as u64) as usize],
         };
         let unit = store.create_unit(spec).unwrap();
         let mut naive = Naive::default();

@@ -7,9 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{HostFile, HostStorage, ImageFormat};
 
-/// The largest disk that a VHD can hold.
-const VHD_BYTES_MAX: ByteLen = ByteLen::new(2040 << 30);
-
 /// A target that was named and looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Target {
@@ -24,9 +21,7 @@ impl Target {
         let format: ImageFormat = format.unwrap_or("raw").parse()?;
         let raw_only = |target, what: &str| match format {
             ImageFormat::Raw => Ok(target),
-            ImageFormat::Vhd => {
-                Err(Error::new(ErrorKind::Unsupported, format!("{to}: {what} takes format raw only")))
-            }
+            _ => Err(Error::new(ErrorKind::Unsupported, format!("{to}: {what} takes format raw only"))),
         };
         if to.contains("://") {
             return raw_only(Target::Nbd(to.parse()?), "an NBD export");
@@ -52,7 +47,7 @@ impl Target {
         }
     }
 
-    /// `raw` or `vhd`.
+    /// What is written there.
     pub fn format(&self) -> ImageFormat {
         match self {
             Target::Nbd(_) | Target::Device(_) => ImageFormat::Raw,
@@ -70,10 +65,7 @@ impl Target {
         match self {
             Target::Nbd(_) | Target::Device(_) => self.open(len).map(drop),
             Target::File(path, format) => {
-                if *format == ImageFormat::Vhd && len > VHD_BYTES_MAX {
-                    let context = format!("a VHD holds at most {VHD_BYTES_MAX} bytes; the disk has {len}");
-                    return Err(Error::new(ErrorKind::Unsupported, context));
-                }
+                format.check_len(len)?;
                 let folder = path.parent().unwrap_or(Path::new("/"));
                 if !folder.is_dir() {
                     let context = format!("there is no folder {}", folder.display());
@@ -167,10 +159,10 @@ mod tests {
         assert_eq!(kind(check(path("full"), None, len)), ErrorKind::AlreadyExists);
         assert_eq!(kind(check(path("none/disk.raw"), None, len)), ErrorKind::NotFound);
         assert_eq!(kind(check(dir.path().display().to_string(), None, len)), ErrorKind::InvalidInput);
-        let too_large = VHD_BYTES_MAX + ByteLen::new(512);
+        let too_large = ByteLen::new((2040 << 30) + 512);
         assert_eq!(kind(check(path("disk.vhd"), Some("vhd"), too_large)), ErrorKind::Unsupported);
         assert_eq!(kind(check("nbd://localhost/x".into(), Some("vhd"), len)), ErrorKind::Unsupported);
-        assert!(check(path("disk"), Some("qcow2"), len).is_err());
+        assert_eq!(kind(check(path("disk"), Some("floppy"), len)), ErrorKind::InvalidInput);
         check(path("empty"), None, len).unwrap();
         check(path("disk.raw"), None, too_large).unwrap();
         assert_eq!(std::fs::read(path("full")).unwrap(), b"precious");

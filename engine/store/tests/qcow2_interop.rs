@@ -1,0 +1,247 @@
+//! QCOW2s of ours under other people's tools (QEMU's, libqcow's and 7-Zip), and theirs under ours.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod interop;
+
+use blocks::{ByteLen, ByteOffset, Extent, OpenMode, Volume};
+use interop::{CLASS, Folder, MIB, assert_volumes_equal, extent, qemu_writes, run, run_well, text};
+use store::{ImageFormat, ImageOptions, check_image, copy_volume, open_image_with};
+
+const FORMAT: ImageFormat = ImageFormat::Qcow2;
+const QEMU: &str = "qcow2";
+
+/// Lengths around the boundaries of clusters and L2 tables, and where other formats end.
+const LENS: [u64; 10] = [
+    512,
+    (64 << 10) - 512,
+    (64 << 10) + 512,
+    512 * MIB - 512,
+    512 * MIB + 512,
+    (2 << 30) + 512,
+    127 << 30,
+    2040 << 30,
+    (2040 << 30) + 512,
+    4 << 40,
+];
+
+fn check_well(folder: &Folder, name: &str) {
+    let shown = run_well("qemu-img", &["check", "-f", QEMU, text(&folder.path(name))]);
+    assert!(shown.contains("No errors were found"), "{shown}");
+    let file = folder.file(name, OpenMode::Read);
+    let report = check_image(&file, Some(FORMAT), false).unwrap();
+    assert!(report.is_clean(), "{:?}", report.faults());
+}
+
+#[test]
+fn qemu_and_libqcow_see_the_exact_size_and_the_same_bytes() {
+    for (seed, len) in LENS.into_iter().enumerate() {
+        let folder = Folder::new();
+        folder.written_twice("disk.qcow2", FORMAT, seed as u64, len);
+        check_well(&folder, "disk.qcow2");
+        folder.assert_equal_to_qemu("disk.qcow2", QEMU, "disk.raw");
+        let info = run_well("qcowinfo", &[text(&folder.path("disk.qcow2"))]);
+        assert!(info.contains(&format!("{len} bytes")), "{info}");
+    }
+}
+
+#[test]
+fn seven_zip_extracts_what_we_write() {
+    let folder = Folder::new();
+    folder.written_twice("disk.qcow2", FORMAT, 11, 64 * MIB + 512);
+    let output = format!("-o{}", text(&folder.path("out")));
+    run_well("7zz", &["x", "-y", &output, text(&folder.path("disk.qcow2"))]);
+    let extracted = std::fs::read_dir(folder.path("out")).unwrap().next().unwrap().unwrap().path();
+    assert!(std::fs::read(extracted).unwrap() == std::fs::read(folder.path("disk.raw")).unwrap());
+}
+
+#[test]
+fn libqcow_reads_what_we_write() {
+    let folder = Folder::new();
+    folder.written_twice("disk.qcow2", FORMAT, 12, 64 * MIB + 512);
+    let mounted = interop::Mounted::new("qcowmount", &folder.path("disk.qcow2"), folder.path("mounted"));
+    run_well("cmp", &[text(&mounted.path().join("qcow1")), text(&folder.path("disk.raw"))]);
+}
+
+#[test]
+fn we_read_and_go_on_writing_what_qemu_writes() {
+    let options = [
+        "compat=0.10",
+        "compat=1.1",
+        "compat=1.1,lazy_refcounts=on",
+        "compat=1.1,cluster_size=512,refcount_bits=1",
+        "compat=1.1,cluster_size=4096,refcount_bits=64",
+        "compat=1.1,cluster_size=2M",
+        "preallocation=metadata",
+    ];
+    for options in options {
+        let len = 96 * MIB + 512;
+        let folder = Folder::new();
+        let (theirs, raw) = (folder.path("theirs.qcow2"), folder.path("model.raw"));
+        run_well("qemu-img", &["create", "-q", "-f", QEMU, "-o", options, text(&theirs), &len.to_string()]);
+        let model = folder.create("model.raw", ImageFormat::Raw, len);
+        let writes = [
+            (1, 0, 4096),
+            (2, 2 * MIB - 4096, 8192),
+            (3, 70 * MIB, 3 * MIB),
+            (4, len - 512, 512),
+            (5, 512, 512),
+        ];
+        qemu_writes(&theirs, QEMU, &writes);
+        qemu_writes(&raw, "raw", &writes);
+        for round in 0..2_u64 {
+            let ours = folder.open("theirs.qcow2");
+            assert_eq!(ours.len(), ByteLen::new(len), "{options}");
+            assert_volumes_equal(&*ours, &*model);
+            for volume in [&ours, &model] {
+                volume.write_at(ByteOffset::new(4 * MIB), &[7; 4096], true, CLASS).unwrap();
+                volume.write_at(ByteOffset::new(2 * MIB), &[8; 512], true, CLASS).unwrap();
+                volume.write_at(ByteOffset::new((80 + round) * MIB), &vec![9; 3 << 20], true, CLASS).unwrap();
+                volume.discard(extent(70 * MIB + 512, MIB), true, CLASS).unwrap();
+            }
+            drop(ours);
+            folder.assert_equal_to_qemu("theirs.qcow2", QEMU, "model.raw");
+            check_well(&folder, "theirs.qcow2");
+            let more = [(10, 6 * MIB + 512, 1024), (11, 81 * MIB + 512, 512), (12, 50 * MIB, 4 * MIB)];
+            qemu_writes(&theirs, QEMU, &more);
+            qemu_writes(&raw, "raw", &more);
+        }
+        assert_volumes_equal(&*folder.open("theirs.qcow2"), &*model);
+        check_well(&folder, "theirs.qcow2");
+    }
+}
+
+#[test]
+fn we_read_and_overwrite_compressed_clusters() {
+    for compression in ["zlib", "zstd"] {
+        let folder = Folder::new();
+        folder.written_twice("disk.qcow2", FORMAT, 13, 32 * MIB + 512);
+        let (raw, packed) = (folder.path("disk.raw"), folder.path("packed.qcow2"));
+        let option = format!("compression_type={compression}");
+        let arguments = ["convert", "-c", "-f", "raw", "-O", QEMU, "-o", &option, text(&raw), text(&packed)];
+        run_well("qemu-img", &arguments);
+        let ours = folder.open("packed.qcow2");
+        let model = folder.open_raw("disk.raw");
+        assert_volumes_equal(&*ours, &*model);
+        for volume in [&ours, &model] {
+            for at in [0, 512, 40 << 10, MIB + 512, 32 * MIB] {
+                volume.write_at(ByteOffset::new(at), &[3; 512], false, CLASS).unwrap();
+            }
+            volume.discard(extent(2 * MIB, 256 << 10), false, CLASS).unwrap();
+            volume.flush().unwrap();
+        }
+        assert_volumes_equal(&*ours, &*model);
+        drop(ours);
+        folder.assert_equal_to_qemu("packed.qcow2", QEMU, "disk.raw");
+        check_well(&folder, "packed.qcow2");
+    }
+}
+
+#[test]
+fn internal_snapshots_keep_what_they_hold() {
+    let folder = Folder::new();
+    let len = 64 * MIB;
+    folder.written_twice("disk.qcow2", FORMAT, 14, len);
+    let path = folder.path("disk.qcow2");
+    run_well("qemu-img", &["snapshot", "-c", "before", text(&path)]);
+    let before = folder.path("before.raw");
+    std::fs::copy(folder.path("disk.raw"), &before).unwrap();
+    let (ours, model) = (folder.open("disk.qcow2"), folder.open_raw("disk.raw"));
+    for volume in [&ours, &model] {
+        volume.write_at(ByteOffset::new(512), &[3; 1024], false, CLASS).unwrap();
+        volume.write_at(ByteOffset::new(2 * MIB), &vec![4; 3 << 20], false, CLASS).unwrap();
+        volume.discard(extent(0, 64 << 10), false, CLASS).unwrap();
+        volume.discard(extent(20 * MIB + 512, 64 << 10), false, CLASS).unwrap();
+        volume.flush().unwrap();
+    }
+    drop(ours);
+    folder.assert_equal_to_qemu("disk.qcow2", QEMU, "disk.raw");
+    check_well(&folder, "disk.qcow2");
+    run_well("qemu-img", &["snapshot", "-a", "before", text(&path)]);
+    folder.assert_equal_to_qemu("disk.qcow2", QEMU, "before.raw");
+    check_well(&folder, "disk.qcow2");
+}
+
+#[test]
+fn backing_files_of_qemu_are_read_and_written_over() {
+    let folder = Folder::new();
+    let len = 64 * MIB;
+    folder.written_twice("base.qcow2", FORMAT, 15, len);
+    let overlay = folder.path("overlay.qcow2");
+    let longer = (len + MIB + 512).to_string();
+    let base = text(&folder.path("base.qcow2")).to_owned();
+    run_well("qemu-img", &["create", "-q", "-f", QEMU, "-b", &base, "-F", QEMU, text(&overlay), &longer]);
+    std::fs::File::options()
+        .write(true)
+        .open(folder.path("disk.raw"))
+        .unwrap()
+        .set_len(len + MIB + 512)
+        .unwrap();
+    let parents = vec![folder.file("base.qcow2", OpenMode::Read)];
+    let options = ImageOptions { writable: true, parents, ..ImageOptions::default() };
+    let ours = open_image_with(folder.file("overlay.qcow2", OpenMode::ReadWrite), options).unwrap();
+    let model = folder.open_raw("disk.raw");
+    assert_volumes_equal(&*ours, &*model);
+    for volume in [&ours, &model] {
+        volume.write_at(ByteOffset::new(512), &[3; 1024], false, CLASS).unwrap();
+        volume.write_at(ByteOffset::new(len - 512), &[4; 1024], false, CLASS).unwrap();
+        volume.discard(extent(0, 4 * MIB), false, CLASS).unwrap();
+        volume.discard(extent(30 * MIB + 512, 5 * MIB), false, CLASS).unwrap();
+        volume.flush().unwrap();
+    }
+    assert_volumes_equal(&*ours, &*model);
+    drop((ours, model));
+    folder.assert_equal_to_qemu("overlay.qcow2", QEMU, "disk.raw");
+    check_well(&folder, "overlay.qcow2");
+}
+
+#[test]
+fn qemu_goes_on_writing_what_we_wrote() {
+    let folder = Folder::new();
+    let len = 64 * MIB + 512;
+    folder.written_twice("disk.qcow2", FORMAT, 31, len);
+    let writes = [(1, 30 * MIB, 5 * MIB), (2, 512, 512), (3, len - 1024, 1024)];
+    qemu_writes(&folder.path("disk.qcow2"), QEMU, &writes);
+    qemu_writes(&folder.path("disk.raw"), "raw", &writes);
+    assert_volumes_equal(&*folder.open("disk.qcow2"), &*folder.open_raw("disk.raw"));
+    check_well(&folder, "disk.qcow2");
+}
+
+#[test]
+fn a_copy_is_sparse_and_equal() {
+    let folder = Folder::new();
+    let len = 4 << 30;
+    folder.written_twice("disk.qcow2", FORMAT, 41, len);
+    let copy = folder.create("copy.qcow2", FORMAT, len);
+    copy_volume(&*folder.open_raw("disk.raw"), &*copy, &|_, _| true).unwrap();
+    drop(copy);
+    folder.assert_equal_to_qemu("copy.qcow2", QEMU, "disk.raw");
+    assert!(folder.stored("copy.qcow2") < 32 * MIB, "{} bytes", folder.stored("copy.qcow2"));
+    check_well(&folder, "copy.qcow2");
+}
+
+/// What QEMU leaves when it is killed: counts that were never written.
+#[test]
+fn what_a_killed_qemu_leaves_is_read_checked_and_mended() {
+    let folder = Folder::new();
+    let path = folder.path("killed.qcow2");
+    run_well("qemu-img", &["create", "-q", "-f", QEMU, "-o", "lazy_refcounts=on", text(&path), "64M"]);
+    let commands =
+        ["write -P 5 3M 1M", "flush", "abort"].map(|command| ["-c".to_owned(), command.to_owned()]);
+    let mut arguments = vec!["-f".to_owned(), QEMU.to_owned()];
+    arguments.extend(commands.into_iter().flatten());
+    arguments.push(text(&path).to_owned());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    assert!(!run("qemu-io", &arguments).status.success(), "it aborts");
+    let file = folder.file("killed.qcow2", OpenMode::ReadWrite);
+    assert!(check_image(&file, Some(FORMAT), false).unwrap().damaged() > 0);
+    let image = folder.open("killed.qcow2");
+    let mut bytes = vec![0; 1 << 20];
+    image.read_at(ByteOffset::new(3 * MIB), &mut bytes, CLASS).unwrap();
+    assert!(bytes.iter().all(|byte| *byte == 5));
+    drop(image);
+    let report = check_image(&file, Some(FORMAT), true).unwrap();
+    assert!(report.is_clean() && report.repaired() > 0, "{:?}", report.faults());
+    check_well(&folder, "killed.qcow2");
+    let whole = Extent::whole(ByteLen::new(64 * MIB)).unwrap();
+    assert!(!folder.open("killed.qcow2").status(whole).unwrap().is_empty());
+}

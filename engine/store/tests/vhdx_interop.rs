@@ -1,0 +1,193 @@
+//! VHDXs of ours under other people's tools (QEMU's, libvhdi's and 7-Zip), and theirs under ours.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod interop;
+
+use blocks::{BlockShift, ByteLen, ByteOffset, OpenMode, RequestClass, Volume};
+use interop::{CLASS, Folder, MIB, assert_volumes_equal, extent, qemu_writes, run_well, text};
+use store::{ImageFormat, NewImage, check_image, copy_volume, create_image_with};
+
+const FORMAT: ImageFormat = ImageFormat::Vhdx;
+const QEMU: &str = "vhdx";
+
+/// Lengths around the boundaries of blocks, where other formats end, and where our block size changes.
+const LENS: [u64; 10] = [
+    512,
+    8 * MIB - 512,
+    8 * MIB + 512,
+    (2 << 30) + 512,
+    (4 << 30) + 512,
+    127 << 30,
+    (2040 << 30) + 512,
+    4 << 40,
+    (4 << 40) + 512,
+    64 << 40,
+];
+
+fn check_well(folder: &Folder, name: &str) {
+    let shown = run_well("qemu-img", &["check", "-f", QEMU, text(&folder.path(name))]);
+    assert!(shown.contains("No errors were found"), "{shown}");
+    let file = folder.file(name, OpenMode::Read);
+    let report = check_image(&file, Some(FORMAT), false).unwrap();
+    assert_eq!(report.damaged(), 0, "{:?}", report.faults());
+}
+
+/// QEMU reads a VHDX from end to end to compare it, so the large ones are looked at where something is.
+const COMPARED_MAX: u64 = 3 << 30;
+
+#[test]
+fn qemu_and_libvhdi_see_the_exact_size_and_the_same_bytes() {
+    for (seed, len) in LENS.into_iter().enumerate() {
+        let folder = Folder::new();
+        let path = folder.path("disk.vhdx");
+        if len <= COMPARED_MAX {
+            folder.written_twice("disk.vhdx", FORMAT, seed as u64, len);
+            folder.assert_equal_to_qemu("disk.vhdx", QEMU, "disk.raw");
+        } else {
+            let image = folder.create("disk.vhdx", FORMAT, len);
+            let places = [(1, 0), (2, 1 << 30), (3, len / 2 / 512 * 512), (4, len - 4096)];
+            for (fill, at) in places {
+                image.write_at(ByteOffset::new(at), &[fill; 4096], true, CLASS).unwrap();
+            }
+            drop(image);
+            let reads = places.map(|(fill, at)| format!("read -P {fill} {at} 4096"));
+            let reads: Vec<&str> = reads.iter().flat_map(|read| ["-c", read.as_str()]).collect();
+            run_well("qemu-io", &[&["-r", "-f", QEMU][..], &reads, &[text(&path)]].concat());
+        }
+        check_well(&folder, "disk.vhdx");
+        let report = check_image(&folder.file("disk.vhdx", OpenMode::Read), None, false).unwrap();
+        assert!(report.faults().is_empty(), "{:?}", report.faults());
+        let info = run_well("vhdiinfo", &[text(&path)]);
+        assert!(info.contains(&format!("{len} bytes")), "{info}");
+    }
+}
+
+#[test]
+fn fixed_disks_and_large_sectors_are_read_by_others() {
+    for (fixed, logical_sector) in [(true, BlockShift::SECTOR), (false, BlockShift::KIB_4)] {
+        let folder = Folder::new();
+        let len = ByteLen::new(40 * MIB + 4096);
+        let new = NewImage { format: FORMAT, len, fixed, logical_sector };
+        let image = create_image_with(&folder.storage, "disk.vhdx", new).unwrap();
+        let model = folder.create("disk.raw", ImageFormat::Raw, len.get());
+        for volume in [&image, &model] {
+            volume.write_at(ByteOffset::new(40 * MIB), &[5; 4096], false, CLASS).unwrap();
+            volume.write_at(ByteOffset::new(7 * MIB), &vec![6; 3 << 20], true, CLASS).unwrap();
+        }
+        drop((image, model));
+        // QEMU takes sectors of 512 bytes only; libvhdi takes both.
+        if logical_sector == BlockShift::SECTOR {
+            folder.assert_equal_to_qemu("disk.vhdx", QEMU, "disk.raw");
+            check_well(&folder, "disk.vhdx");
+        }
+        let mounted = interop::Mounted::new("vhdimount", &folder.path("disk.vhdx"), folder.path("mounted"));
+        run_well("cmp", &[text(&mounted.path().join("vhdi1")), text(&folder.path("disk.raw"))]);
+    }
+}
+
+#[test]
+fn seven_zip_and_libvhdi_read_what_we_write() {
+    let folder = Folder::new();
+    folder.written_twice("disk.vhdx", FORMAT, 11, 64 * MIB);
+    let output = format!("-o{}", text(&folder.path("out")));
+    // As a disk image, not as the file system that 7-Zip may see in it.
+    run_well("7zz", &["x", "-y", "-tvhdx", &output, text(&folder.path("disk.vhdx"))]);
+    let extracted = std::fs::read_dir(folder.path("out")).unwrap().next().unwrap().unwrap().path();
+    assert!(std::fs::read(extracted).unwrap() == std::fs::read(folder.path("disk.raw")).unwrap());
+    let mounted = interop::Mounted::new("vhdimount", &folder.path("disk.vhdx"), folder.path("mounted"));
+    run_well("cmp", &[text(&mounted.path().join("vhdi1")), text(&folder.path("disk.raw"))]);
+}
+
+#[test]
+fn we_read_and_go_on_writing_what_qemu_writes() {
+    for options in [
+        "subformat=dynamic",
+        "subformat=fixed",
+        "subformat=dynamic,block_size=1M",
+        "subformat=dynamic,log_size=4M,block_state_zero=off",
+    ] {
+        // QEMU rounds to megabytes where it makes a VHDX.
+        let len = 96 * MIB;
+        let folder = Folder::new();
+        let (theirs, raw) = (folder.path("theirs.vhdx"), folder.path("model.raw"));
+        run_well("qemu-img", &["create", "-q", "-f", QEMU, "-o", options, text(&theirs), &len.to_string()]);
+        let model = folder.create("model.raw", ImageFormat::Raw, len);
+        let writes = [
+            (1, 0, 4096),
+            (2, 2 * MIB - 4096, 8192),
+            (3, 70 * MIB, 3 * MIB),
+            (4, len - 512, 512),
+            (5, 512, 512),
+        ];
+        qemu_writes(&theirs, QEMU, &writes);
+        qemu_writes(&raw, "raw", &writes);
+        for round in 0..2_u64 {
+            let ours = folder.open("theirs.vhdx");
+            assert_eq!(ours.len(), ByteLen::new(len), "{options}");
+            assert_volumes_equal(&*ours, &*model);
+            for volume in [&ours, &model] {
+                volume.write_at(ByteOffset::new(4 * MIB), &[7; 4096], true, CLASS).unwrap();
+                volume.write_at(ByteOffset::new(2 * MIB), &[8; 512], true, CLASS).unwrap();
+                volume.write_at(ByteOffset::new((80 + round) * MIB), &vec![9; 3 << 20], true, CLASS).unwrap();
+                volume.discard(extent(70 * MIB + 512, MIB), true, CLASS).unwrap();
+            }
+            drop(ours);
+            folder.assert_equal_to_qemu("theirs.vhdx", QEMU, "model.raw");
+            check_well(&folder, "theirs.vhdx");
+            let more = [(10, 6 * MIB + 512, 1024), (11, 81 * MIB + 512, 512), (12, 50 * MIB, 4 * MIB)];
+            qemu_writes(&theirs, QEMU, &more);
+            qemu_writes(&raw, "raw", &more);
+        }
+        assert_volumes_equal(&*folder.open("theirs.vhdx"), &*model);
+        check_well(&folder, "theirs.vhdx");
+    }
+}
+
+/// A QEMU that is killed leaves a log; we replay it, and QEMU replays ours.
+#[test]
+fn logs_are_replayed_across_programs() {
+    let folder = Folder::new();
+    let path = folder.path("theirs.vhdx");
+    run_well("qemu-img", &["create", "-q", "-f", QEMU, text(&path), "64M"]);
+    let script = format!(
+        "qemu-io -f vhdx -c 'write -P 5 3M 1M' -c 'write -P 6 30M 1M' -c flush -c abort {} >/dev/null 2>&1; true",
+        text(&path)
+    );
+    run_well("sh", &["-c", &script]);
+    let check = |image: &dyn Volume| {
+        let mut bytes = vec![0; 1 << 20];
+        for (at, fill) in [(3, 5), (30, 6)] {
+            image.read_at(ByteOffset::new(at * MIB), &mut bytes, RequestClass::Guest).unwrap();
+            assert!(bytes.iter().all(|byte| *byte == fill), "{at}");
+        }
+    };
+    let read = folder.file("theirs.vhdx", OpenMode::Read);
+    check(&*store::open_image(read, None, false).unwrap());
+    check(&*folder.open("theirs.vhdx"));
+    check_well(&folder, "theirs.vhdx");
+    // Ours, left open as by a process that dies: the file is copied while its log is in use.
+    let image = folder.create("ours.vhdx", FORMAT, 64 * MIB);
+    image.write_at(ByteOffset::new(3 * MIB), &vec![5; 1 << 20], false, CLASS).unwrap();
+    image.write_at(ByteOffset::new(30 * MIB), &vec![6; 1 << 20], false, CLASS).unwrap();
+    std::fs::copy(folder.path("ours.vhdx"), folder.path("left.vhdx")).unwrap();
+    drop(image);
+    let left = folder.path("left.vhdx");
+    let refused = interop::run("qemu-io", &["-r", "-f", QEMU, "-c", "read 0 512", text(&left)]);
+    assert!(!refused.status.success(), "QEMU sees that the log is in use");
+    let reads = ["-c", "read -P 5 3M 1M", "-c", "read -P 6 30M 1M"];
+    run_well("qemu-io", &[&["-f", QEMU][..], &reads, &[text(&left)]].concat());
+    check_well(&folder, "left.vhdx");
+}
+
+#[test]
+fn a_copy_is_sparse_and_equal() {
+    let folder = Folder::new();
+    let len = 1 << 30;
+    folder.written_twice("disk.vhdx", FORMAT, 41, len);
+    let copy = folder.create("copy.vhdx", FORMAT, len);
+    copy_volume(&*folder.open_raw("disk.raw"), &*copy, &|_, _| true).unwrap();
+    drop(copy);
+    folder.assert_equal_to_qemu("copy.vhdx", QEMU, "disk.raw");
+    assert!(folder.stored("copy.vhdx") < 40 * MIB, "{} bytes", folder.stored("copy.vhdx"));
+    check_well(&folder, "copy.vhdx");
+}

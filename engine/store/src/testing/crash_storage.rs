@@ -1,12 +1,13 @@
 //! A storage in memory that keeps what was written apart from what was synced, and can fail like hardware.
 
 use super::crash_file::{CrashFile, Loss, PAGE_BYTES};
-use super::crash_world::{CrashDir, Node, NodeId, ROOT, TreeChange, World, io_error, not_found};
+use super::crash_world::{CrashDir, FaultCounts, Node, NodeId, ROOT, TreeChange, World, io_error, not_found};
 use super::random::Random;
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, Result, Storage, StorageFile, Synced};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A folder tree in memory. Clones are the same storage.
 ///
@@ -94,6 +95,62 @@ impl CrashStorage {
         let node = world.find(name)?;
         world.file(node, name)?.flip_bit(offset.get(), bit);
         Ok(())
+    }
+
+    /// Whether something was refused because the power is off.
+    pub fn has_lost_power(&self) -> bool {
+        self.world().refused
+    }
+
+    /// The death of the programs that use this storage, not of its host: what they wrote is there, synced or not. No
+    /// faults are carried over, the room is.
+    pub fn survive(&self) -> CrashStorage {
+        let world = self.world();
+        let after = World {
+            nodes: world.nodes.clone(),
+            next_node: world.next_node,
+            tree_changes: world.tree_changes.clone(),
+            capacity_pages: world.capacity_pages,
+            used_pages: world.used_pages,
+            ..World::default()
+        };
+        CrashStorage { world: Arc::new(Mutex::new(after)) }
+    }
+
+    /// From now on each operation takes that long. Nothing waits: [`CrashStorage::take_busy`] says how much time has
+    /// passed, for a clock that is moved by hand.
+    pub fn set_latency(&self, each: Duration) {
+        self.world().latency = each;
+    }
+
+    /// The time that operations have taken since this was last asked.
+    pub fn take_busy(&self) -> Duration {
+        std::mem::take(&mut self.world().busy)
+    }
+
+    /// How often something failed on purpose.
+    pub fn faults(&self) -> FaultCounts {
+        self.world().faults
+    }
+
+    /// Every file, by name, with its length.
+    pub fn files(&self) -> Vec<(String, ByteLen)> {
+        let world = self.world();
+        let mut files = Vec::new();
+        let mut folders = vec![(ROOT, String::new())];
+        while let Some((id, prefix)) = folders.pop() {
+            let Some(Node::Dir(dir)) = world.nodes.get(&id) else { continue };
+            for (name, child) in &dir.current {
+                let name = format!("{prefix}{name}");
+                match world.nodes.get(child) {
+                    Some(Node::File(file)) => files.push((name, ByteLen::new(file.current.len))),
+                    Some(Node::Dir(_)) => folders.push((*child, format!("{name}/"))),
+                    None => {}
+                }
+            }
+        }
+        files.sort();
+        files
     }
 
     fn world(&self) -> MutexGuard<'_, World> {
@@ -194,6 +251,7 @@ impl Storage for CrashStorage {
         world.change("syncing", dir)?;
         world.counts.dir_syncs += 1;
         if world.fail_sync_dir == Some(world.counts.dir_syncs) {
+            world.faults.dir_syncs += 1;
             return Err(io_error(format!("{dir}: syncing: a fault was asked for")));
         }
         for change in world.take_changes_of(node) {
@@ -239,7 +297,9 @@ impl StorageFile for CrashHandle {
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()> {
         let mut world = self.storage.world();
         world.counts.reads += 1;
+        world.spend();
         if world.fail_read == Some(world.counts.reads) {
+            world.faults.reads += 1;
             return Err(io_error(format!("{}: reading at {offset}: a fault was asked for", self.name)));
         }
         let file = world.file(self.node, &self.name)?;
@@ -286,6 +346,7 @@ impl StorageFile for CrashHandle {
         world.change("syncing", &self.name)?;
         world.counts.syncs += 1;
         let fails = world.fail_sync == Some(world.counts.syncs);
+        world.faults.syncs += u64::from(fails);
         let file = world.file(self.node, &self.name)?;
         if fails {
             file.fail_sync();

@@ -222,3 +222,53 @@ fn a_full_storage_says_so_and_has_room_again() {
     storage.remove("file").unwrap();
     assert_eq!(storage.free_space().unwrap(), Some(ByteLen::new(8 << 10)));
 }
+
+#[test]
+fn a_killed_program_leaves_what_it_wrote_and_no_fault() {
+    let storage = CrashStorage::new();
+    storage.set_capacity(Some(ByteLen::new(64 << 10)));
+    let file = create(&storage, "file");
+    file.write_at(ByteOffset::ZERO, &[1; 1000]).unwrap();
+    storage.power_off_after(0);
+    assert!(!storage.has_lost_power(), "nothing was refused yet");
+    assert_eq!(file.sync().unwrap_err().kind(), ErrorKind::Io);
+    assert!(storage.has_lost_power());
+    let after = storage.survive();
+    assert_eq!(content(&after, "file"), Some(vec![1; 1000]), "the kernel has it");
+    assert!((0..50).any(|seed| content(&after.crash(seed), "file") != Some(vec![1; 1000])), "the medium has not");
+    assert_eq!(after.free_space().unwrap(), Some(ByteLen::new(60 << 10)), "the room is what it was");
+    after.open("file", OpenMode::ReadWrite).unwrap().sync().unwrap();
+    after.sync_dir("").unwrap();
+    assert!((0..50).all(|seed| content(&after.crash(seed), "file") == Some(vec![1; 1000])));
+}
+
+#[test]
+fn a_slow_storage_says_how_long_it_took_and_nobody_waits() {
+    let storage = CrashStorage::new();
+    let each = Duration::from_secs(3600);
+    storage.set_latency(each);
+    let file = create(&storage, "file");
+    file.write_at(ByteOffset::ZERO, &[1]).unwrap();
+    file.read_at(ByteOffset::ZERO, &mut [0]).unwrap();
+    file.sync().unwrap();
+    assert_eq!(storage.take_busy(), each * 4);
+    assert_eq!(storage.take_busy(), Duration::ZERO);
+}
+
+#[test]
+fn faults_are_counted_when_they_strike() {
+    let storage = CrashStorage::new();
+    storage.make_dir("a/b").unwrap();
+    let file = create(&storage, "a/b/file");
+    (storage.fail_write(1), storage.fail_sync(1), storage.fail_read(1), storage.fail_sync_dir(1));
+    assert_eq!(storage.faults(), FaultCounts::default());
+    file.write_at(ByteOffset::ZERO, &[1; 1024]).unwrap_err();
+    file.sync().unwrap_err();
+    file.read_at(ByteOffset::ZERO, &mut [0]).unwrap_err();
+    storage.sync_dir("a").unwrap_err();
+    storage.set_capacity(Some(ByteLen::ZERO));
+    file.write_at(ByteOffset::new(1 << 20), &[1]).unwrap_err();
+    let each = FaultCounts { reads: 1, writes: 1, syncs: 1, dir_syncs: 1, no_space: 1 };
+    assert_eq!(storage.faults(), each);
+    assert_eq!(storage.files(), [("a/b/file".to_owned(), file.len().unwrap())]);
+}

@@ -4,16 +4,18 @@ use super::crash_file::{CrashFile, Loss, PAGE_BYTES};
 use super::random::Random;
 use blocks::{ByteOffset, Error, ErrorKind, Result};
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 pub(super) type NodeId = u64;
 pub(super) const ROOT: NodeId = 0;
 
+#[derive(Clone)]
 pub(super) enum Node {
     File(CrashFile),
     Dir(CrashDir),
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct CrashDir {
     pub(super) current: BTreeMap<String, NodeId>,
     pub(super) durable: BTreeMap<String, NodeId>,
@@ -36,8 +38,29 @@ pub(super) struct World {
     pub(super) fail_read: Option<u64>,
     /// Everything that would change something fails once `changes` has reached this.
     pub(super) power_off: Option<u64>,
+    /// Something was refused for that.
+    pub(super) refused: bool,
+    pub(super) faults: FaultCounts,
+    /// How long an operation takes, and how long they have taken in all.
+    pub(super) latency: Duration,
+    pub(super) busy: Duration,
     pub(super) capacity_pages: Option<u64>,
     pub(super) used_pages: u64,
+}
+
+/// How often a [`super::CrashStorage`] has made something fail.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FaultCounts {
+    /// Reads that were asked to fail.
+    pub reads: u64,
+    /// Writes that were asked to fail.
+    pub writes: u64,
+    /// Syncs of files that were asked to fail.
+    pub syncs: u64,
+    /// Syncs of folders that were asked to fail.
+    pub dir_syncs: u64,
+    /// Writes that found no room.
+    pub no_space: u64,
 }
 
 #[derive(Default)]
@@ -95,10 +118,17 @@ impl World {
     /// Counts an operation that changes something; an error once the power is off.
     pub(super) fn change(&mut self, what: &str, name: &str) -> Result<()> {
         if self.power_off.is_some_and(|limit| self.counts.changes >= limit) {
+            self.refused = true;
             return Err(io_error(format!("{what} {name}: the power is off")));
         }
         self.counts.changes += 1;
+        self.spend();
         Ok(())
+    }
+
+    /// An operation takes its time.
+    pub(super) fn spend(&mut self) {
+        self.busy += self.latency;
     }
 
     pub(super) fn apply(&mut self, change: TreeChange) {
@@ -122,6 +152,7 @@ impl World {
         self.change("writing", name)?;
         self.counts.writes += 1;
         let fails = self.fail_write == Some(self.counts.writes);
+        self.faults.writes += u64::from(fails);
         let free = self.capacity_pages.map(|capacity| capacity.saturating_sub(self.used_pages));
         let file = self.file(node, name)?;
         let before = file.current.pages();
@@ -137,6 +168,7 @@ impl World {
         }
         let added = file.current.pages() - before;
         self.used_pages += added;
+        self.faults.no_space += u64::from(!fails && fits < data.len());
         match (fails, fits == data.len()) {
             (true, _) => Err(io_error(format!("{name}: writing at {offset}: a fault was asked for"))),
             (false, true) => Ok(()),

@@ -10,5 +10,6 @@ mod random;
 
 pub use counting_storage::{CountingStorage, StorageCounts};
 pub use crash_storage::CrashStorage;
+pub use crash_world::FaultCounts;
 pub use history::History;
 pub use random::Random;

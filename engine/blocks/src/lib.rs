@@ -12,7 +12,11 @@ mod extent;
 mod extent_map;
 mod identity;
 mod memory_volume;
+mod planted_bug;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod storage;
+mod surroundings;
 mod units;
 mod volume;
 
@@ -24,7 +28,9 @@ pub use extent::{Extent, ExtentError};
 pub use extent_map::{ExtentMap, ExtentSet, Piece, Sliceable};
 pub use identity::{CheckpointId, DiskIndex, Id, MachineId, SessionId, StoreId};
 pub use memory_volume::MemoryVolume;
+pub use planted_bug::PlantedBug;
 pub use storage::{OpenMode, Storage, StorageFile};
+pub use surroundings::{monotonic_now, random_bytes};
 pub use units::{
     BlockShift, ByteLen, ByteOffset, Generation, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq, WallClock,
 };

@@ -204,14 +204,6 @@ impl Generation {
     }
 }
 
-impl WallClock {
-    /// What the wall clock shows now; 0 where it is set before 1970.
-    pub fn now() -> WallClock {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        WallClock(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-    }
-}
-
 impl Add<ByteLen> for ByteOffset {
     type Output = ByteOffset;
     fn add(self, length: ByteLen) -> ByteOffset {

@@ -55,7 +55,7 @@ fn consolidate_all(services: &Services, keep: Duration, stopping: &AtomicBool) {
     }
 }
 
-fn due(unit: &Unit, now: WallClock, keep: Duration) -> Option<CheckpointId> {
+pub(crate) fn due(unit: &Unit, now: WallClock, keep: Duration) -> Option<CheckpointId> {
     let main = unit.main_branch();
     let line: Vec<_> =
         unit.checkpoints().into_iter().filter(|checkpoint| checkpoint.branch == main).collect();

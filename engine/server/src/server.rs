@@ -1,6 +1,6 @@
 //! A server's life: what it opens, in which order, and how it ends.
 
-use crate::agent::{self, AgentContext, Agents, Deadlines};
+use crate::agent::{self, AgentContext, Agents, Deadlines, Registry};
 use crate::authority::Authority;
 use crate::config::ServerConfig;
 use crate::control::listener as control;
@@ -148,11 +148,11 @@ fn open(
     for unit in store.units() {
         agents.machine(unit.machine());
     }
+    let registry =
+        Registry { store: store.clone(), agents: agents.clone(), image_format: config.image_format };
     let agent_context = Arc::new(AgentContext {
-        store: store.clone(),
-        agents: agents.clone(),
+        registry,
         authority: authority.clone(),
-        image_format: config.image_format,
         deadlines,
         registering: tokio::sync::Mutex::new(()),
     });

@@ -25,7 +25,8 @@ use crate::unit::files;
 use crate::unit::lineage::Span;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Durable, Error, ErrorKind, Extent, ExtentMap, ExtentSet,
-    ExtentStatus, OpenMode, Piece, RequestClass, Result, Seq, Synced, Volume, check_request, is_zero,
+    ExtentStatus, OpenMode, Piece, PlantedBug, RequestClass, Result, Seq, Synced, Volume, check_request,
+    is_zero,
 };
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 
@@ -265,7 +266,10 @@ impl BranchDisk {
         self.check_poison()?;
         let sealed = match &appender.writer {
             Some(writer) if writer.len() > ByteOffset::ZERO => {
-                let proof = writer.file().sync().map_err(|error| self.poisoned_by(error))?;
+                let proof = match PlantedBug::IndexBeforeData.is_planted() {
+                    true => Synced::after_completed_sync(),
+                    false => writer.file().sync().map_err(|error| self.poisoned_by(error))?,
+                };
                 let log_len = writer.len() - ByteOffset::ZERO;
                 let index = self.write_index(appender.delta)?;
                 let dir = files::disk_dir(&self.identity.unit_dir, self.identity.disk);

@@ -212,7 +212,7 @@ fn unit_dir(machine: MachineId) -> String {
 }
 
 fn random_bytes() -> [u8; 16] {
-    uuid::Uuid::new_v4().into_bytes()
+    blocks::random_bytes(|| uuid::Uuid::new_v4().into_bytes())
 }
 
 fn random_u64() -> u64 {

@@ -4,10 +4,9 @@ use super::handle::AgentHandle;
 use super::liveness::Deadlines;
 use super::machine::Machine;
 use super::registration::refusal;
-use blocks::{MachineId, SessionId};
+use blocks::{MachineId, SessionId, monotonic_now};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
 use wire::{Refusal, RefusalKind};
 
 /// Knows which machines have been promoted.
@@ -54,7 +53,7 @@ impl Agents {
 
     /// The machine of that identity, known from now on.
     pub(crate) fn machine(&self, id: MachineId) -> Arc<Machine> {
-        let new = || Arc::new(Machine::new(id, Instant::now(), self.deadlines));
+        let new = || Arc::new(Machine::new(id, monotonic_now(), self.deadlines));
         self.machines.lock().unwrap_or_else(PoisonError::into_inner).entry(id).or_insert_with(new).clone()
     }
 

@@ -17,17 +17,32 @@ const PARALLEL: u32 = 2;
 /// The comparisons of one connection.
 pub(crate) struct Comparers {
     source: Arc<Source>,
-    runtime: Handle,
-    permits: Arc<Semaphore>,
+    hands: Hands,
     /// The checkpoint that is being verified, and its views; they pin it.
     views: HashMap<(CheckpointId, DiskIndex), Arc<View>>,
+}
+
+/// Who compares.
+enum Hands {
+    /// The blocking threads of a runtime, as many as there are permits.
+    Threads { runtime: Handle, permits: Arc<Semaphore> },
+    /// The caller, at once.
+    #[cfg(feature = "simulation")]
+    Inline,
 }
 
 impl Comparers {
     /// Call within the runtime whose blocking threads do the work.
     pub fn new(source: Arc<Source>) -> Comparers {
         let permits = Arc::new(Semaphore::new(PARALLEL as usize));
-        Comparers { source, runtime: Handle::current(), permits, views: HashMap::new() }
+        let hands = Hands::Threads { runtime: Handle::current(), permits };
+        Comparers { source, hands, views: HashMap::new() }
+    }
+
+    /// Compares on the thread that asks for it.
+    #[cfg(feature = "simulation")]
+    pub fn inline(source: Arc<Source>) -> Comparers {
+        Comparers { source, hands: Hands::Inline, views: HashMap::new() }
     }
 
     /// Compares with the newest state and answers the agent. What was appended before this call is part of that state.
@@ -74,7 +89,11 @@ impl Comparers {
 
     /// Returns when nothing is being compared.
     pub fn wait(&self) {
-        drop(self.runtime.block_on(self.permits.acquire_many(PARALLEL)));
+        match &self.hands {
+            Hands::Threads { runtime, permits } => drop(runtime.block_on(permits.acquire_many(PARALLEL))),
+            #[cfg(feature = "simulation")]
+            Hands::Inline => {}
+        }
     }
 
     fn view(&mut self, checkpoint: CheckpointId, disk: DiskIndex) -> Result<Arc<View>> {
@@ -96,13 +115,22 @@ impl Comparers {
 
     /// Does `work` on another thread, after waiting until few enough are busy.
     fn spawn(&self, work: impl FnOnce(&Source) -> Result<()> + Send + 'static) {
-        let permit = self.runtime.block_on(self.permits.clone().acquire_owned());
         let source = self.source.clone();
-        self.runtime.spawn_blocking(move || {
+        let compare = move || {
             if let Err(error) = work(&source) {
                 source.fail(error.context("comparing hashes"));
             }
-            drop(permit);
-        });
+        };
+        match &self.hands {
+            Hands::Threads { runtime, permits } => {
+                let permit = runtime.block_on(permits.clone().acquire_owned());
+                runtime.spawn_blocking(move || {
+                    compare();
+                    drop(permit);
+                });
+            }
+            #[cfg(feature = "simulation")]
+            Hands::Inline => compare(),
+        }
     }
 }

@@ -12,16 +12,22 @@ use wire::Hello;
 /// The server as the agents' connections see it.
 #[derive(Debug)]
 pub(crate) struct AgentContext {
-    pub store: Arc<Store>,
-    pub agents: Arc<Agents>,
+    pub registry: Registry,
     pub authority: Arc<Authority>,
-    pub image_format: ImageFormat,
     pub deadlines: Deadlines,
     /// Held while a hello is decided about, so that two of one name cannot both be the first.
     pub registering: tokio::sync::Mutex<()>,
 }
 
-impl AgentContext {
+/// Which machines there are, as far as the store and its agents know.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub store: Arc<Store>,
+    pub agents: Arc<Agents>,
+    pub image_format: ImageFormat,
+}
+
+impl Registry {
     /// What the store knows that this hello could mean. With `committed`, what was appended is synced first, so that
     /// the numbers in it are durable; only while nobody appends.
     pub fn knowledge(&self, hello: &Hello, committed: bool) -> Result<Knowledge> {
@@ -77,7 +83,7 @@ impl AgentContext {
 
 fn new_machine() -> MachineId {
     loop {
-        if let Some(id) = Id::from_bytes(rand::random()) {
+        if let Some(id) = Id::from_bytes(blocks::random_bytes(rand::random)) {
             return MachineId(id);
         }
     }

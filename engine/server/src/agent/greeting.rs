@@ -1,6 +1,6 @@
 //! From an accepted socket to a welcomed agent, or to a refusal.
 
-use super::context::AgentContext;
+use super::context::{AgentContext, Registry};
 use super::conversation::{self, Conversation};
 use super::handle::{AgentHandle, HandleEnds};
 use super::machine::Machine;
@@ -22,7 +22,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 const PREDECESSOR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What became of a hello.
-type Answer<T> = std::result::Result<T, Refusal>;
+pub(super) type Answer<T> = std::result::Result<T, Refusal>;
 
 /// An agent that has its machine's place.
 pub(super) struct Admitted {
@@ -105,7 +105,7 @@ async fn take_place(context: &Arc<AgentContext>, peer: &Peer, mut hello: Hello) 
             .map_err(busy)??
     };
     let (handle, ends) = AgentHandle::new(id, &hello.name, hello.boot);
-    let machine = context.agents.machine(id);
+    let machine = context.registry.agents.machine(id);
     match machine.take_place(handle.clone(), Instant::now()) {
         Ok(before) => Ok((machine, handle, ends, before, hello)),
         Err(_) => {
@@ -119,23 +119,26 @@ async fn take_place(context: &Arc<AgentContext>, peer: &Peer, mut hello: Hello) 
 fn identify(context: &AgentContext, peer: &Peer, hello: &Hello) -> Answer<MachineId> {
     let authorized = context.authority.authorize(peer, &hello.name, hello.machine);
     authorized.map_err(|error| refusal(RefusalKind::Identity, error.to_string()))?;
-    match decide(hello, &context.knowledge(hello, false).map_err(busy)?) {
+    let machine = find_or_register(&context.registry, hello)?;
+    context.authority.bind(peer, machine).map_err(busy)?;
+    Ok(machine)
+}
+
+/// The machine that the hello is about, registered where it is new. Whoever calls has asked who may speak for it.
+pub(super) fn find_or_register(registry: &Registry, hello: &Hello) -> Answer<MachineId> {
+    match decide(hello, &registry.knowledge(hello, false).map_err(busy)?) {
         Decision::Refuse(refusal) => Err(refusal),
-        Decision::Welcome { machine, .. } => {
-            context.authority.bind(peer, machine).map_err(busy)?;
-            Ok(machine)
-        }
+        Decision::Welcome { machine, .. } => Ok(machine),
         Decision::Register(machine) => {
-            let unit = context.register(hello, machine).map_err(busy)?;
+            let unit = registry.register(hello, machine).map_err(busy)?;
             crash_point("register.published");
             tracing::info!(machine = %unit.machine(), name = hello.name, "registered");
-            context.authority.bind(peer, unit.machine()).map_err(busy)?;
             Ok(unit.machine())
         }
     }
 }
 
-type Welcomed = (Arc<Unit>, Welcome, Vec<StartFrom>);
+pub(super) type Welcomed = (Arc<Unit>, Welcome, Vec<StartFrom>);
 
 /// The welcome, once nothing more is appended for the connection that had the place before.
 async fn welcome(
@@ -152,16 +155,17 @@ async fn welcome(
             return Err(refusal(RefusalKind::Busy, reason));
         }
     }
-    let (context, mut hello, id) = (context.clone(), hello.clone(), machine.id());
-    let answer = blocking(move || {
-        hello.machine = Some(id);
-        let knowledge = context.knowledge(&hello, true)?;
-        let unit = context.store.unit(id);
-        let unit =
-            unit.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("machine {id} was removed")))?;
-        Ok((decide(&hello, &knowledge), unit, context.store.id()))
-    });
-    match answer.await.map_err(busy)? {
+    let (context, hello, id) = (context.clone(), hello.clone(), machine.id());
+    blocking(move || Ok(welcome_to(&context.registry, hello, id))).await.map_err(busy)?
+}
+
+/// The welcome of a machine that nothing is appended for any more.
+pub(super) fn welcome_to(registry: &Registry, mut hello: Hello, id: MachineId) -> Answer<Welcomed> {
+    hello.machine = Some(id);
+    let knowledge = registry.knowledge(&hello, true).map_err(busy)?;
+    let removed = || busy(Error::new(ErrorKind::NotFound, format!("machine {id} was removed")));
+    let (unit, store) = (registry.store.unit(id).ok_or_else(removed)?, registry.store.id());
+    match (decide(&hello, &knowledge), unit, store) {
         (Decision::Welcome { machine, generation, role, disks }, unit, store) => {
             let starts = disks.iter().map(|disk| disk.start).collect();
             Ok((unit, Welcome { store, machine, generation, role, disks }, starts))

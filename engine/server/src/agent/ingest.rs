@@ -67,21 +67,15 @@ impl Ingest {
         let commit = Arc::new(Commit::new(source.clone()));
         let (queue, entries) = mpsc::channel();
         let stopping = Arc::new(AtomicBool::new(false));
-        let appender = Appender {
-            commit: commit.clone(),
-            comparers: Comparers::new(source.clone()),
-            stopping: stopping.clone(),
-            last: vec![None; source.disks.len()],
-            source,
-            held: false,
-            sealed: VecDeque::new(),
-        };
+        let comparers = Comparers::new(source.clone());
+        let appender = Appender::new(source, commit.clone(), comparers);
+        let ending = stopping.clone();
         let spawn = |name: &str, body: Box<dyn FnOnce() + Send>| {
             let failed = |error| Error::io("starting an ingest thread", error);
             std::thread::Builder::new().name(name.into()).spawn(body).map_err(failed)
         };
         let committer = spawn("commit", Box::new(move || commit.run()))?;
-        let threads = vec![spawn("append", Box::new(move || appender.run(&entries)))?, committer];
+        let threads = vec![spawn("append", Box::new(move || appender.run(&entries, &ending)))?, committer];
         let room = Arc::new(Semaphore::new(QUEUE_BYTES as usize));
         Ok(Ingest { queue, room, stopping, threads })
     }
@@ -115,12 +109,11 @@ impl Ingest {
     }
 }
 
-/// The appending thread's state.
-struct Appender {
+/// What takes the work, one piece after the other; the appending thread's state.
+pub(super) struct Appender {
     source: Arc<Source>,
     commit: Arc<Commit>,
     comparers: Comparers,
-    stopping: Arc<AtomicBool>,
     /// For each disk, the last number of this connection.
     last: Vec<Option<Seq>>,
     held: bool,
@@ -129,14 +122,14 @@ struct Appender {
 }
 
 impl Appender {
-    fn run(mut self, entries: &mpsc::Receiver<Entry>) {
+    pub fn new(source: Arc<Source>, commit: Arc<Commit>, comparers: Comparers) -> Appender {
+        let last = vec![None; source.disks.len()];
+        Appender { source, commit, comparers, last, held: false, sealed: VecDeque::new() }
+    }
+
+    fn run(mut self, entries: &mpsc::Receiver<Entry>, stopping: &AtomicBool) {
         while let Ok(entry) = entries.recv() {
-            let done = match entry.work {
-                Work::Write(write) => self.append(&write),
-                Work::Checkpoint(report) => self.seal(report),
-                Work::Hashes(report) => self.compare(report),
-            };
-            if let Err(error) = done {
+            if let Err(error) = self.take(entry.work, stopping) {
                 self.source.fail(error);
                 break;
             }
@@ -148,6 +141,49 @@ impl Appender {
         self.commit.close();
     }
 
+    /// Does `work`, again and again while the store is full. `Cancelled` where the connection ends meanwhile.
+    fn take(&mut self, work: Work, stopping: &AtomicBool) -> Result<()> {
+        let mut next = self.step(work)?;
+        while let Some(work) = next {
+            if stopping.load(Ordering::Acquire) {
+                return Err(Error::new(ErrorKind::Cancelled, "the connection ended while the store is full"));
+            }
+            std::thread::sleep(RETRY);
+            next = self.step(work)?;
+        }
+        Ok(())
+    }
+
+    /// Tries `work` once. Gives it back where the store has no room: then nothing has changed, it comes before all
+    /// other work, and is to be tried again. After an error nothing more may be taken.
+    pub fn step(&mut self, work: Work) -> Result<Option<Work>> {
+        let (work, done) = match work {
+            Work::Write(write) => {
+                let done = self.append(&write);
+                (Work::Write(write), done)
+            }
+            Work::Checkpoint(report) => {
+                let done = self.seal(&report);
+                (Work::Checkpoint(report), done)
+            }
+            Work::Hashes(report) => return self.compare(report).map(|()| None),
+        };
+        match done {
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                self.hold(&error);
+                Ok(Some(work))
+            }
+            Err(error) => Err(error),
+            Ok(()) => {
+                if std::mem::take(&mut self.held) {
+                    self.source.machine.set_held(None);
+                    self.source.tell(ServerMessage::Resume);
+                }
+                Ok(None)
+            }
+        }
+    }
+
     fn append(&mut self, write: &Write) -> Result<()> {
         let disk = self.source.disk(write.disk)?.clone();
         self.check_number(write.disk, write.seq, disk.last_seq())?;
@@ -155,8 +191,9 @@ impl Appender {
             Payload::Data(data) => (store::Payload::Data(data), write.extent.len()),
             Payload::Zero => (store::Payload::Zero, blocks::ByteLen::ZERO),
         };
-        self.when_there_is_room(|| disk.append(write.seq, write.extent, payload))
+        disk.append(write.seq, write.extent, payload)
             .map_err(|error| error.context(format_args!("disk {} {}", write.disk, write.extent)))?;
+        self.last[usize::from(write.disk.0)] = Some(write.seq);
         crash_point("ingest.appended");
         self.source.machine.received(write.disk, bytes.get());
         self.commit.written(write.disk, bytes);
@@ -164,35 +201,39 @@ impl Appender {
     }
 
     /// Numbers rise by one a write; the first of a connection is higher than all before it.
-    fn check_number(&mut self, disk: DiskIndex, seq: Seq, stored: Seq) -> Result<()> {
-        let last = &mut self.last[usize::from(disk.0)];
+    fn check_number(&self, disk: DiskIndex, seq: Seq, stored: Seq) -> Result<()> {
+        let last = self.last[usize::from(disk.0)];
         let follows = last.map_or(seq > stored, |last| seq == last.next());
         if !follows {
             let expected = last.map_or(format!("more than {}", stored.0), |last| last.next().0.to_string());
             let context = format!("disk {disk}: write {} came where {expected} was due", seq.0);
             return Err(Error::new(ErrorKind::InvalidInput, context));
         }
-        *last = Some(seq);
         Ok(())
     }
 
-    fn seal(&mut self, report: CheckpointReport) -> Result<()> {
-        let seqs = self.check_instants(&report)?;
+    fn seal(&mut self, report: &CheckpointReport) -> Result<()> {
+        let seqs = self.check_instants(report)?;
         let spec = CheckpointSpec {
-            name: report.name,
+            name: report.name.clone(),
             consistency: consistency(report.consistency),
             source_time: report.taken_at,
             frozen_ms: report.frozen_ms,
             seqs: seqs.clone(),
-            excluded: report.disks.into_iter().map(|disk| disk.excluded).collect(),
+            excluded: report.disks.iter().map(|disk| disk.excluded.clone()).collect(),
         };
-        let (unit, branch) = (self.source.unit.clone(), self.source.branch);
-        let sealed = self.when_there_is_room(|| unit.seal(branch, spec.clone()))?;
+        let sealed = self.source.unit.seal(self.source.branch, spec)?;
         for (index, seq) in (0..).zip(seqs) {
             self.source.acknowledge(DiskIndex(index), sealed.map(|_| seq))?;
         }
         let checkpoint = sealed.into_inner();
-        gaps::end_all(&self.source.unit)?;
+        match gaps::end_all(&self.source.unit) {
+            // The checkpoint is there; taking it again for that would make a second one. The next one ends the gap.
+            Err(error) if error.kind() == ErrorKind::NoSpace => {
+                tracing::warn!(%error, "the end of a gap could not be recorded");
+            }
+            ended => ended?,
+        }
         self.source.machine.set_phase(Phase::Protected);
         self.sealed.push_back((report.request, checkpoint));
         if self.sealed.len() > SEALED_MAX {
@@ -246,32 +287,7 @@ impl Appender {
         }
     }
 
-    /// Does `work`, again and again while the store is full. `Cancelled` where the connection ends meanwhile.
-    fn when_there_is_room<T>(&mut self, work: impl Fn() -> Result<T>) -> Result<T> {
-        loop {
-            match work() {
-                Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    if self.stopping.load(Ordering::Acquire) {
-                        return Err(Error::new(
-                            ErrorKind::Cancelled,
-                            "the connection ended while the store is full",
-                        ));
-                    }
-                    self.hold(&error)?;
-                    std::thread::sleep(RETRY);
-                }
-                result => {
-                    if result.is_ok() && std::mem::take(&mut self.held) {
-                        self.source.machine.set_held(None);
-                        self.source.tell(ServerMessage::Resume);
-                    }
-                    return result;
-                }
-            }
-        }
-    }
-
-    fn hold(&mut self, error: &Error) -> Result<()> {
+    fn hold(&mut self, error: &Error) {
         if !self.held {
             self.held = true;
             let reason = format!("the store is full: {error}");
@@ -283,7 +299,6 @@ impl Appender {
                 tracing::warn!(%error, "the gap could not be recorded");
             }
         }
-        Ok(())
     }
 }
 

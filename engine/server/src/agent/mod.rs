@@ -19,9 +19,11 @@ mod registration;
 mod requests;
 mod restore_link;
 mod source;
+#[cfg(feature = "simulation")]
+mod stepped;
 
 pub use agents::{Agents, Charge};
-pub(crate) use context::AgentContext;
+pub(crate) use context::{AgentContext, Registry};
 pub(crate) use conversation::blocking;
 pub(crate) use gaps::{SILENT, begin as begin_gap};
 pub(crate) use greeting::serve;
@@ -29,3 +31,8 @@ pub use handle::AgentHandle;
 pub(crate) use liveness::Deadlines;
 pub(crate) use requests::{Comparison, RequestEvent};
 pub use restore_link::{RESTORE_QUEUE, RestoreLink};
+#[cfg(feature = "simulation")]
+pub(crate) use {
+    ingest::Work,
+    stepped::{SteppedAgent, SteppedIngest},
+};

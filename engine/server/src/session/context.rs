@@ -30,11 +30,14 @@ pub(crate) struct Context {
     pub short_round: ByteLen,
     /// How much a migration copies between two marks.
     pub mark_bytes: ByteLen,
-    #[cfg(test)]
+    /// Migrations have no threads: whoever plays the simulation calls their steps.
+    #[cfg(feature = "simulation")]
+    pub stepped: bool,
+    #[cfg(any(test, feature = "simulation"))]
     pub on_step: Option<StepHook>,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "simulation"))]
 pub(crate) type StepHook = Arc<dyn Fn(&'static str) + Send + Sync>;
 
 impl Context {
@@ -48,7 +51,9 @@ impl Context {
             answer_timeout: Duration::from_secs(300),
             short_round: ByteLen::new(64 << 20),
             mark_bytes: ByteLen::new(1 << 30),
-            #[cfg(test)]
+            #[cfg(feature = "simulation")]
+            stepped: false,
+            #[cfg(any(test, feature = "simulation"))]
             on_step: None,
         }
     }
@@ -65,7 +70,7 @@ impl Context {
     /// A named step was made durable: here a test may have the server die.
     pub fn step(&self, name: &'static str) {
         blocks::crash_point(name);
-        #[cfg(test)]
+        #[cfg(any(test, feature = "simulation"))]
         if let Some(hook) = &self.on_step {
             hook(name);
         }

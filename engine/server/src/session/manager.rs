@@ -14,12 +14,12 @@ use crate::session::record::{
 use crate::session::volume::lock;
 use blocks::{
     CheckpointId, DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, SessionId, Volume,
-    WallClock,
+    WallClock, monotonic_now,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use store::{BranchKind, Store, Unit};
 
 /// How long a disk must be flushed and idle before it is durably noted that nothing waits for a flush.
@@ -57,9 +57,12 @@ impl Sessions {
     /// Resumes every session of the store: exports under the same names, migrations from their last marks. A session
     /// whose disks cannot be opened is held, and the others are not affected.
     pub fn open(store: Arc<Store>, options: SessionsOptions) -> Result<Arc<Sessions>> {
-        Sessions::open_in(store, Context::new(options))
+        let sessions = Sessions::open_in(store, Context::new(options))?;
+        sessions.watch_marks()?;
+        Ok(sessions)
     }
 
+    /// The same without the thread that calls [`Sessions::settle_marks`] now and then.
     pub(crate) fn open_in(store: Arc<Store>, context: Context) -> Result<Arc<Sessions>> {
         let sessions = Arc::new(Sessions {
             store,
@@ -74,7 +77,6 @@ impl Sessions {
                 tracing::error!("not every session of {} can be resumed: {error}", unit.name());
             }
         }
-        sessions.watch_marks()?;
         Ok(sessions)
     }
 
@@ -134,7 +136,7 @@ impl Sessions {
     /// unit's generation rises, and the old primary is fenced. A session that is in charge already and began at the
     /// same checkpoint is returned as it is. Reads indexes, never data.
     pub fn recover(&self, unit: &Arc<Unit>, checkpoint: CheckpointId, drill: bool) -> Result<SessionInfo> {
-        let begun = Instant::now();
+        let begun = monotonic_now();
         let _turn = lock(&self.turn);
         let base = unit.checkpoint(checkpoint).ok_or_else(|| {
             let context = format!("{} has no checkpoint {checkpoint}", unit.name());
@@ -178,7 +180,7 @@ impl Sessions {
                 format!("session {id} is in charge and cannot be served: {why}"),
             ));
         }
-        let rto_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let rto_ms = pull::millis_since(begun);
         session.record.update(|record| {
             record.rto_ms = rto_ms;
             Ok(())
@@ -209,7 +211,7 @@ impl Sessions {
         Ok(Arc::clone(&session.disk(disk)?.volume) as Arc<dyn Volume>)
     }
 
-    fn find(&self, wanted: &str) -> Result<Arc<LiveSession>> {
+    pub(crate) fn find(&self, wanted: &str) -> Result<Arc<LiveSession>> {
         let wanted = wanted.to_ascii_lowercase();
         let live = lock(&self.live);
         let mut found =
@@ -515,7 +517,7 @@ fn plan(
 }
 
 fn new_session() -> Result<SessionId> {
-    let bytes: [u8; 16] = rand::random();
+    let bytes = blocks::random_bytes(rand::random);
     let zero = || Error::new(ErrorKind::Io, "the random numbers are all zero");
     Id::from_bytes(bytes).map(SessionId).ok_or_else(zero)
 }

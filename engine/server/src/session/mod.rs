@@ -20,7 +20,14 @@ mod record;
 mod testing;
 mod volume;
 
+#[cfg(feature = "simulation")]
+pub(crate) use context::Context;
 pub use context::{SessionsOptions, host_boot};
 pub use failback::FailbackOptions;
 pub(crate) use info::checkpoint_info;
 pub use manager::{MigrateOptions, Sessions};
+#[cfg(feature = "simulation")]
+pub(crate) use {
+    live::LiveSession,
+    record::{MigrationState, SessionState},
+};

@@ -3,7 +3,7 @@
 use crate::session::live::{LiveDisk, LiveSession};
 use crate::session::migrate::{Copier, Pace};
 use crate::session::volume::WriteWatch;
-use blocks::{CheckpointId, ExtentSet, Result, Seq, Volume, WallClock};
+use blocks::{CheckpointId, ExtentSet, Result, Seq, Volume, WallClock, monotonic_now};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -27,7 +27,7 @@ pub(crate) fn seal_session(session: &LiveSession, name: &str) -> Result<Checkpoi
         disk.branch.sync()?;
         watches.push(Some(watch));
     }
-    let begun = Instant::now();
+    let begun = monotonic_now();
     let quiesced: Vec<_> = session.disks.iter().map(|disk| disk.volume.quiesce()).collect();
     for (disk, watch) in session.disks.iter().zip(&watches) {
         if let Some(watch) = watch {
@@ -46,7 +46,7 @@ pub(crate) fn seal_branch(session: &LiveSession, name: &str, quiet_since: Instan
         name: name.to_owned(),
         consistency: Consistency::Crash,
         source_time: WallClock::now(),
-        frozen_ms: u64::try_from(quiet_since.elapsed().as_millis()).unwrap_or(u64::MAX),
+        frozen_ms: millis_since(quiet_since),
         seqs,
         excluded: Vec::new(),
     };
@@ -54,10 +54,16 @@ pub(crate) fn seal_branch(session: &LiveSession, name: &str, quiet_since: Instan
     Ok(sealed.into_inner())
 }
 
+/// How many milliseconds have passed since.
+pub(crate) fn millis_since(begun: Instant) -> u64 {
+    let passed = monotonic_now().saturating_duration_since(begun);
+    u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
+}
+
 fn pull(disk: &LiveDisk, extents: &ExtentSet, stop: &AtomicBool) -> Result<()> {
     let source = disk.volume.inner();
     let target = Arc::clone(&disk.branch) as Arc<dyn Volume>;
-    let mut copier = Copier { source: &*source, target, pace: Pace::new(None), stop };
+    let mut copier = Copier { source: &*source, target, pace: &mut Pace::new(None), stop };
     for (extent, ()) in extents.iter() {
         copier.copy(extent, false, &mut |_| {})?;
     }

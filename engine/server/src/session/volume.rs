@@ -14,7 +14,7 @@
 use crate::session::block_set::BlockSet;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
-    check_request,
+    check_request, monotonic_now,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, Weak};
@@ -106,7 +106,7 @@ impl SessionVolume {
                 // Writes of an earlier process may lie in the page cache: only a flush says otherwise.
                 completed: AtomicU64::new(u64::from(marked)),
                 flushed: AtomicU64::new(0),
-                last_write: Mutex::new(Instant::now()),
+                last_write: Mutex::new(monotonic_now()),
             },
         }
     }
@@ -144,7 +144,8 @@ impl SessionVolume {
     /// Takes the mark of unflushed writes away where nothing was written for `idle` and all is flushed.
     pub fn settle_mark(&self, idle: Duration) -> Result<()> {
         let unflushed = &self.unflushed;
-        if !unflushed.marked.load(Ordering::SeqCst) || lock(&unflushed.last_write).elapsed() < idle {
+        let rested = monotonic_now().saturating_duration_since(*lock(&unflushed.last_write));
+        if !unflushed.marked.load(Ordering::SeqCst) || rested < idle {
             return Ok(());
         }
         let _quiesced = self.quiesce();
@@ -203,7 +204,7 @@ impl SessionVolume {
         if !fua {
             self.unflushed.completed.fetch_add(1, Ordering::SeqCst);
         }
-        *lock(&self.unflushed.last_write) = Instant::now();
+        *lock(&self.unflushed.last_write) = monotonic_now();
         result
     }
 

@@ -3,7 +3,7 @@
 use super::entry::Entry;
 use super::reader::{IndexCursor, IndexReader};
 use crate::unit::branch::DeltaId;
-use blocks::{ByteOffset, Extent, Result};
+use blocks::{ByteOffset, Extent, PlantedBug, Result};
 use std::sync::Arc;
 
 /// How many neighbours of one size become one of the next.
@@ -32,6 +32,9 @@ impl Merge {
             let mut source = Source { cursor: reader.cursor(), current: None };
             source.advance(floor)?;
             sources.push(source);
+        }
+        if PlantedBug::MergePrefersOlder.is_planted() {
+            sources.reverse();
         }
         Ok(Merge { sources, at: ByteOffset::ZERO, floor })
     }

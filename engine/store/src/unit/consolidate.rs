@@ -13,7 +13,7 @@ use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
 use crate::unit::manifest::Manifest;
 use blocks::{
-    ByteLen, CheckpointId, Error, ErrorKind, Extent, RequestClass, Result, Storage, Volume, WallClock,
+    ByteLen, CheckpointId, Error, ErrorKind, Extent, PlantedBug, RequestClass, Result, Storage, Volume, WallClock,
     crash_point,
 };
 use std::sync::{Arc, MutexGuard, TryLockError};
@@ -103,6 +103,9 @@ impl Unit {
     }
 
     fn check_pins(&self, manifest: &Manifest, up_to: CheckpointId) -> Result<()> {
+        if PlantedBug::HorizonPassesPin.is_planted() {
+            return Ok(());
+        }
         let on_main = |id| manifest.sealed(id).is_ok_and(|sealed| sealed.checkpoint.branch == manifest.main);
         match self
             .pins_at(manifest, WallClock::now())

@@ -11,8 +11,9 @@ use crate::session::failback::plan::{Knowledge, compare, weigh};
 use crate::session::failback::unsent::keep;
 use crate::session::failback::verify::verify;
 use crate::session::live::LiveSession;
+use crate::session::pull::millis_since;
 use crate::session::record::{SessionEvent, SessionState};
-use blocks::{DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result};
+use blocks::{DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result, monotonic_now};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -43,10 +44,10 @@ pub(crate) fn run(
     let (mut line, works) = match parked.map(Parked::into_parts) {
         Some((line, works)) => (line.wake(timeout)?, works),
         None => {
-            (Line::new(link()?, rand::random(), timeout)?, session.disks.iter().map(DiskWork::new).collect())
+            (Line::new(link()?, new_restore(), timeout)?, session.disks.iter().map(DiskWork::new).collect())
         }
     };
-    let withdrawn_at = finishing.then(Instant::now);
+    let withdrawn_at = finishing.then(monotonic_now);
     let mut failback = Failback { store, session, options, report, works, withdrawn_at };
     match failback.run(&mut line, goes_on) {
         Ok(info) => {
@@ -63,6 +64,12 @@ pub(crate) fn run(
             Err(error)
         }
     }
+}
+
+/// A number that no other failback has.
+fn new_restore() -> u64 {
+    let bytes = blocks::random_bytes(rand::random);
+    u64::from_le_bytes(std::array::from_fn(|at| bytes[at]))
 }
 
 fn check(session: &LiveSession, options: &FailbackOptions) -> Result<()> {
@@ -136,12 +143,12 @@ impl Failback<'_> {
         self.session.context.step("failback.sent");
         self.verify(line)?;
         self.session.context.step("failback.verified");
-        let quiet_since = self.withdrawn_at.unwrap_or_else(Instant::now);
+        let quiet_since = self.withdrawn_at.unwrap_or_else(monotonic_now);
         if self.session.record.get().state() == SessionState::Running {
             adopt(self.session, quiet_since)?;
         }
         let checkpoint = finish(line, self.session)?;
-        let downtime_ms = u64::try_from(quiet_since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let downtime_ms = millis_since(quiet_since);
         Ok(self.info("home", Some(checkpoint.0), downtime_ms))
     }
 
@@ -291,7 +298,7 @@ impl Failback<'_> {
 
     /// From here on nothing is written to the session.
     fn withdraw(&mut self) {
-        self.withdrawn_at.get_or_insert_with(Instant::now);
+        self.withdrawn_at.get_or_insert_with(monotonic_now);
         self.session.withdraw();
         self.session.stop_migrations();
         self.session.disks.iter().for_each(|disk| disk.volume.close(true));

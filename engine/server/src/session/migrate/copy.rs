@@ -1,6 +1,6 @@
 //! Copying ranges of one disk to another, at a bounded rate.
 
-use blocks::{ByteLen, Error, ErrorKind, Extent, RequestClass, Result, Volume, is_zero};
+use blocks::{ByteLen, Error, ErrorKind, Extent, RequestClass, Result, Volume, is_zero, monotonic_now};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ pub(crate) struct Pace {
 impl Pace {
     /// At most `rate` bytes a second; without bound where it is missing.
     pub fn new(rate: Option<u64>) -> Pace {
-        Pace { rate: rate.filter(|rate| *rate > 0), due: Instant::now() }
+        Pace { rate: rate.filter(|rate| *rate > 0), due: monotonic_now() }
     }
 
     /// Changes the rate from now on.
@@ -33,10 +33,10 @@ impl Pace {
     fn spend(&mut self, bytes: ByteLen, stop: &AtomicBool) {
         let Some(rate) = self.rate else { return };
         // What was not used earlier is not saved up: a burst would be the opposite of what was asked for.
-        self.due = self.due.max(Instant::now());
+        self.due = self.due.max(monotonic_now());
         self.due += Duration::from_secs_f64(bytes.get() as f64 / rate as f64);
         while !stop.load(Ordering::Relaxed) {
-            let left = self.due.saturating_duration_since(Instant::now());
+            let left = self.due.saturating_duration_since(monotonic_now());
             if left.is_zero() {
                 return;
             }
@@ -49,7 +49,7 @@ impl Pace {
 pub(crate) struct Copier<'a> {
     pub source: &'a dyn Volume,
     pub target: Arc<dyn Volume>,
-    pub pace: Pace,
+    pub pace: &'a mut Pace,
     pub stop: &'a AtomicBool,
 }
 
@@ -133,7 +133,7 @@ mod tests {
         let mut copier = Copier {
             source: &source,
             target: Arc::clone(&target) as Arc<dyn Volume>,
-            pace: Pace::new(None),
+            pace: &mut Pace::new(None),
             stop: &stop,
         };
         let mut told = ByteLen::ZERO;

@@ -1,6 +1,6 @@
 //! Where a session's disk may be copied to: a file, a block device, an NBD export.
 
-use blocks::{BlockShift, ByteLen, Error, ErrorKind, OpenMode, Result, Volume};
+use blocks::{BlockShift, ByteLen, Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Volume};
 use nbd_server::{NbdUri, NbdVolume};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -88,18 +88,12 @@ impl Target {
     /// The target at the beginning of a migration: a file is made anew.
     pub fn begin(&self, len: ByteLen) -> Result<Arc<dyn Volume>> {
         let Target::File(path, format) = self else { return self.open(len) };
-        match std::fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(path.display().to_string(), error));
-            }
+        let (folder, name) = file_of(path)?;
+        match folder.remove(name) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let name = path.file_name().and_then(|name| name.to_str());
-        let (Some(folder), Some(name)) = (path.parent(), name) else {
-            let context = format!("{} does not name a file", path.display());
-            return Err(Error::new(ErrorKind::InvalidInput, context));
-        };
-        store::create_image(&HostStorage::new(folder)?, name, *format, len)
+        store::create_image(&*folder, name, *format, len)
     }
 
     /// The target as this migration left it. Errors: too small, read-only, in use by others.
@@ -110,10 +104,7 @@ impl Target {
                 let file = HostFile::open_exclusive(path, OpenMode::ReadWrite)?;
                 store::open_image(file, Some(ImageFormat::Raw), true)?
             }
-            Target::File(path, format) => {
-                let file = HostFile::open(path, OpenMode::ReadWrite)?;
-                store::open_image(file, Some(*format), true)?
-            }
+            Target::File(path, format) => store::open_image(open_file(path)?, Some(*format), true)?,
         };
         if volume.len() < len {
             let context = format!("{self} has {} bytes; the disk has {len}", volume.len());
@@ -129,6 +120,30 @@ impl Target {
         }
         Ok(volume)
     }
+}
+
+/// The folder of a file that is a target, and the file's name in it.
+fn file_of(path: &Path) -> Result<(Arc<dyn Storage>, &str)> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    let (Some(folder), Some(name)) = (path.parent(), name) else {
+        let context = format!("{} does not name a file", path.display());
+        return Err(Error::new(ErrorKind::InvalidInput, context));
+    };
+    #[cfg(feature = "simulation")]
+    if let Some(simulated) = crate::simulation::targets() {
+        return Ok((simulated, name));
+    }
+    Ok((Arc::new(HostStorage::new(folder)?), name))
+}
+
+/// The file of a target that is there; its folder is not made where it is missing.
+fn open_file(path: &Path) -> Result<Arc<dyn StorageFile>> {
+    #[cfg(feature = "simulation")]
+    if crate::simulation::targets().is_some() {
+        let (folder, name) = file_of(path)?;
+        return folder.open(name, OpenMode::ReadWrite);
+    }
+    HostFile::open(path, OpenMode::ReadWrite)
 }
 
 impl std::fmt::Display for Target {

@@ -18,7 +18,9 @@ use crate::session::migrate::{Copier, Pace, Target};
 use crate::session::pivoted_volume::PivotedVolume;
 use crate::session::record::{MigrationEvent, MigrationRecord};
 use crate::session::volume::{WriteWatch, lock};
-use blocks::{ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result, Volume};
+use blocks::{
+    ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result, Volume, monotonic_now,
+};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -36,10 +38,19 @@ const PATIENT_ROUNDS: u32 = 4;
 const BRAKE_STEP: Duration = Duration::from_micros(500);
 const BRAKE_MAX: Duration = Duration::from_millis(50);
 
-/// A migration that runs in a thread of its own.
+/// A migration that runs.
 pub(crate) struct Migration {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    hands: Hands,
+}
+
+/// Who takes its steps.
+enum Hands {
+    /// A thread of its own.
+    Thread(Option<JoinHandle<()>>),
+    /// Whoever plays the simulation.
+    #[cfg(feature = "simulation")]
+    Stepped(Mutex<Stepped>),
 }
 
 #[derive(Default)]
@@ -76,18 +87,23 @@ impl Migration {
         shared.pivot.store(record.pivot, Ordering::SeqCst);
         shared.rate.store(record.rate.unwrap_or(0), Ordering::SeqCst);
         let target = Target::parse(&record.to, Some(&record.format))?;
-        let (weak, theirs, record) = (Arc::downgrade(session), Arc::clone(&shared), record.clone());
+        let plan = Plan { index, target, record: record.clone(), new };
+        #[cfg(feature = "simulation")]
+        if session.context.stepped {
+            let stepped = Stepped { session: Arc::downgrade(session), plan, work: None, ended: false };
+            return Ok(Migration { shared, hands: Hands::Stepped(Mutex::new(stepped)) });
+        }
+        let (weak, theirs) = (Arc::downgrade(session), Arc::clone(&shared));
         let name = format!("migrate-{index}");
         let run = move || {
-            run(&weak, index, &target, &record, new, &theirs);
-            theirs.ended.store(true, Ordering::SeqCst);
-            theirs.wake();
+            run(&weak, &plan, &theirs);
+            theirs.end();
         };
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(run)
             .map_err(|error| Error::io("starting the thread of a migration", error))?;
-        Ok(Migration { shared, thread: Some(thread) })
+        Ok(Migration { shared, hands: Hands::Thread(Some(thread)) })
     }
 
     /// Wishes that came later: a pivot, another rate.
@@ -115,11 +131,17 @@ impl Migration {
     fn halt(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         self.shared.wake();
-        if let Some(thread) = self.thread.take()
-            && thread.thread().id() != std::thread::current().id()
-            && thread.join().is_err()
-        {
-            tracing::error!("the thread of a migration has panicked");
+        match &mut self.hands {
+            Hands::Thread(thread) => {
+                if let Some(thread) = thread.take()
+                    && thread.thread().id() != std::thread::current().id()
+                    && thread.join().is_err()
+                {
+                    tracing::error!("the thread of a migration has panicked");
+                }
+            }
+            #[cfg(feature = "simulation")]
+            Hands::Stepped(stepped) => drop(lock(stepped).work.take()),
         }
     }
 }
@@ -131,6 +153,11 @@ impl Drop for Migration {
 }
 
 impl Shared {
+    fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.wake();
+    }
+
     fn wake(&self) {
         let _turn = lock(&self.turn);
         self.news.notify_all();
@@ -148,146 +175,214 @@ impl Shared {
     }
 }
 
-fn run(
-    session: &Weak<LiveSession>,
+/// What is to be copied where.
+struct Plan {
     index: DiskIndex,
-    target: &Target,
-    record: &MigrationRecord,
+    target: Target,
+    record: MigrationRecord,
     new: bool,
-    shared: &Shared,
-) {
+}
+
+/// The body of the thread.
+fn run(session: &Weak<LiveSession>, plan: &Plan, shared: &Arc<Shared>) {
     let Some(session) = session.upgrade() else { return };
-    let result = session.disk(Some(index)).and_then(|disk| {
-        let mut work = Work::open(&session, disk, target, record, new, shared)?;
+    let result = Work::open(&session, plan, shared).and_then(|mut work| {
         let result = work.run();
-        disk.volume.brake(Duration::ZERO);
+        work.disk.volume.brake(Duration::ZERO);
         result
     });
-    match result {
-        Err(error) if shared.stop.load(Ordering::SeqCst) => {
-            tracing::debug!("the migration of disk {index} of session {} has stopped: {error}", session.id);
-        }
-        Err(error) => {
-            tracing::warn!(
-                "the migration of disk {index} of session {} to {target} failed: {error}",
-                session.id
-            );
-            let failed = MigrationEvent::Fail { detail: error.to_string() };
-            if let Err(error) = session.record.migration(index, failed) {
-                tracing::error!("that cannot be recorded: {error}");
-            }
-        }
-        Ok(()) => {}
+    if let Err(error) = result {
+        give_up(&session, plan, shared, &error);
     }
 }
 
-/// What the thread works with.
-struct Work<'a> {
-    session: &'a LiveSession,
-    disk: &'a LiveDisk,
+/// Records that a migration came to nothing, unless it was called off.
+fn give_up(session: &LiveSession, plan: &Plan, shared: &Shared, error: &Error) {
+    let (index, target) = (plan.index, &plan.target);
+    if shared.stop.load(Ordering::SeqCst) {
+        tracing::debug!("the migration of disk {index} of session {} has stopped: {error}", session.id);
+        return;
+    }
+    tracing::warn!("the migration of disk {index} of session {} to {target} failed: {error}", session.id);
+    let failed = MigrationEvent::Fail { detail: error.to_string() };
+    if let Err(error) = session.record.migration(index, failed) {
+        tracing::error!("that cannot be recorded: {error}");
+    }
+}
+
+/// A migration whose steps somebody else calls for.
+#[cfg(feature = "simulation")]
+struct Stepped {
+    session: Weak<LiveSession>,
+    plan: Plan,
+    work: Option<Work>,
+    ended: bool,
+}
+
+#[cfg(feature = "simulation")]
+impl Migration {
+    /// Does what the thread would do next, unless this migration has one.
+    pub fn step(&self) {
+        let Hands::Stepped(stepped) = &self.hands else { return };
+        let mut stepped = lock(stepped);
+        let Some(session) = stepped.session.upgrade().filter(|_| !stepped.ended) else { return };
+        let outcome = match stepped.work.as_mut() {
+            Some(work) => work.step(),
+            None => Work::open(&session, &stepped.plan, &self.shared).map(|work| {
+                stepped.work = Some(work);
+                Next::GoOn
+            }),
+        };
+        match outcome {
+            Ok(Next::GoOn | Next::Rest(_)) => return,
+            Ok(Next::Done) => {}
+            Err(error) => give_up(&session, &stepped.plan, &self.shared, &error),
+        }
+        (stepped.ended, stepped.work) = (true, None);
+        self.shared.end();
+    }
+}
+
+/// What the work goes on with.
+struct Work {
+    session: Arc<LiveSession>,
+    disk: Arc<LiveDisk>,
     target: Arc<dyn Volume>,
     skip_holes: bool,
     watch: Arc<WriteWatch>,
-    copier: Copier<'a>,
-    shared: &'a Shared,
+    pace: Pace,
+    shared: Arc<Shared>,
     position: ByteOffset,
     delta: DeltaId,
     marked: Instant,
     unmarked: u64,
+    rounds: u32,
+    brake: Duration,
     map: Option<Arc<DirtyMap>>,
 }
 
-impl<'a> Work<'a> {
-    fn open(
-        session: &'a LiveSession,
-        disk: &'a LiveDisk,
-        target: &'a Target,
-        record: &MigrationRecord,
-        new: bool,
-        shared: &'a Shared,
-    ) -> Result<Work<'a>> {
-        let (position, delta) = record
+/// What comes after a step.
+enum Next {
+    /// Another one.
+    GoOn,
+    /// Another one, after a while or when there is news.
+    Rest(Duration),
+    /// Nothing: the target is the disk.
+    Done,
+}
+
+impl Work {
+    fn open(session: &Arc<LiveSession>, plan: &Plan, shared: &Arc<Shared>) -> Result<Work> {
+        let (position, delta) = plan
+            .record
             .state()
             .mark()
             .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the disk was pivoted already"))?;
+        let disk = Arc::clone(session.disk(Some(plan.index))?);
         // Before anything is read: what is written from now on is in the watch, the rest in deltas.
         let watch = disk.volume.watch();
-        let volume =
-            if new || position == 0 { target.begin(disk.len())? } else { target.open(disk.len())? };
-        let position = ByteOffset::new(position);
-        if let Some(done) = Extent::between(ByteOffset::ZERO, position) {
+        let target = match plan.new || position == 0 {
+            true => plan.target.begin(disk.len())?,
+            false => plan.target.open(disk.len())?,
+        };
+        if let Some(done) = Extent::between(ByteOffset::ZERO, ByteOffset::new(position)) {
             let changed = disk.branch.changed_since(delta)?;
             let again: ExtentSet = changed.iter().filter_map(|(extent, ())| extent.intersect(done)).collect();
             watch.put_back(&BlockSet::touched(&again));
         }
-        let source: &'a dyn Volume = &*disk.branch;
+        shared.copied.store(position, Ordering::Relaxed);
         Ok(Work {
-            session,
+            session: Arc::clone(session),
             disk,
-            target: Arc::clone(&volume),
-            skip_holes: target.begins_empty(),
+            target,
+            skip_holes: plan.target.begins_empty(),
             watch,
-            copier: Copier { source, target: volume, pace: Pace::new(shared.rate()), stop: &shared.stop },
-            shared,
-            position,
+            pace: Pace::new(shared.rate()),
+            shared: Arc::clone(shared),
+            position: ByteOffset::new(position),
             delta,
-            marked: Instant::now(),
+            marked: monotonic_now(),
             unmarked: 0,
+            rounds: 0,
+            brake: Duration::ZERO,
             map: None,
         })
     }
 
     fn run(&mut self) -> Result<()> {
-        self.first_pass()?;
-        let mut rounds = 0;
-        let mut brake = Duration::ZERO;
         loop {
-            let before = self.watch.bytes();
-            self.round()?;
-            rounds += 1;
-            let left = self.watch.bytes();
-            self.shared.left.store(left.get(), Ordering::Relaxed);
-            let pivot = self.shared.pivot.load(Ordering::SeqCst);
-            if left <= SHORT {
-                if !self.shared.in_step.swap(true, Ordering::SeqCst) {
-                    self.mark_all_copied()?;
-                    self.session.record.migration(self.disk.index, MigrationEvent::InStep)?;
-                    self.session.context.step("migrate.in-step");
-                    self.shared.wake();
-                }
-                if pivot {
-                    return self.pivot();
-                }
-                self.shared.wait(STEP_EVERY);
-            } else if pivot && rounds > PATIENT_ROUNDS && left.get() > before.get() / 2 {
-                brake = (brake + BRAKE_STEP).min(BRAKE_MAX);
-                self.disk.volume.brake(brake);
-            }
-            if self.shared.stop.load(Ordering::SeqCst) {
-                return Err(Error::new(ErrorKind::Cancelled, "the migration was called off"));
+            match self.step()? {
+                Next::GoOn => {}
+                Next::Rest(time) => self.shared.wait(time),
+                Next::Done => return Ok(()),
             }
         }
     }
 
-    fn first_pass(&mut self) -> Result<()> {
-        let end = self.disk.len().end();
-        self.shared.copied.store(self.position.get(), Ordering::Relaxed);
-        while let Some(rest) = Extent::between(self.position, end) {
-            let step = self.session.context.mark_bytes.min(ByteLen::new(64 << 20));
-            let Some(piece) = rest.split(step).next() else { break };
-            self.shared.left.store((rest.len() + self.watch.bytes()).get(), Ordering::Relaxed);
-            self.copier.pace.set_rate(self.shared.rate());
-            let (skip, unmarked, copied) = (self.skip_holes, &mut self.unmarked, &self.shared.copied);
-            self.copier.copy(piece, skip, &mut |done| {
-                *unmarked += done.len().get();
-                copied.fetch_add(done.len().get(), Ordering::Relaxed);
-            })?;
-            self.position = piece.end();
-            if self.mark_is_due() {
-                self.mark(self.position, self.delta)?;
-            }
+    /// A piece of the first pass, or a round. Guests write between any two steps.
+    fn step(&mut self) -> Result<Next> {
+        if self.shared.stop.load(Ordering::SeqCst) {
+            return Err(Error::new(ErrorKind::Cancelled, "the migration was called off"));
+        }
+        match Extent::between(self.position, self.disk.len().end()) {
+            Some(rest) => self.pass_on(rest).map(|()| Next::GoOn),
+            None => self.catch_up(),
+        }
+    }
+
+    /// The next piece of the first pass.
+    fn pass_on(&mut self, rest: Extent) -> Result<()> {
+        let step = self.session.context.mark_bytes.min(ByteLen::new(64 << 20));
+        let Some(piece) = rest.split(step).next() else { return Ok(()) };
+        self.shared.left.store((rest.len() + self.watch.bytes()).get(), Ordering::Relaxed);
+        self.pace.set_rate(self.shared.rate());
+        self.copy(piece, self.skip_holes)?;
+        self.position = piece.end();
+        if self.mark_is_due() {
+            self.mark(self.position, self.delta)?;
         }
         Ok(())
+    }
+
+    /// A round over what the guest wrote, and the pivot where it is wanted and little is left.
+    fn catch_up(&mut self) -> Result<Next> {
+        let before = self.watch.bytes();
+        self.round()?;
+        self.rounds += 1;
+        let left = self.watch.bytes();
+        self.shared.left.store(left.get(), Ordering::Relaxed);
+        let pivot = self.shared.pivot.load(Ordering::SeqCst);
+        if left > SHORT {
+            if pivot && self.rounds > PATIENT_ROUNDS && left.get() > before.get() / 2 {
+                self.brake = (self.brake + BRAKE_STEP).min(BRAKE_MAX);
+                self.disk.volume.brake(self.brake);
+            }
+            return Ok(Next::GoOn);
+        }
+        if !self.shared.in_step.swap(true, Ordering::SeqCst) {
+            self.mark_all_copied()?;
+            self.session.record.migration(self.disk.index, MigrationEvent::InStep)?;
+            self.session.context.step("migrate.in-step");
+            self.shared.wake();
+        }
+        if pivot {
+            return self.pivot().map(|()| Next::Done);
+        }
+        Ok(Next::Rest(STEP_EVERY))
+    }
+
+    fn copy(&mut self, extent: Extent, skip_holes: bool) -> Result<()> {
+        let (unmarked, copied) = (&mut self.unmarked, &self.shared.copied);
+        let mut copier = Copier {
+            source: &*self.disk.branch,
+            target: Arc::clone(&self.target),
+            pace: &mut self.pace,
+            stop: &self.shared.stop,
+        };
+        copier.copy(extent, skip_holes, &mut |done| {
+            *unmarked += done.len().get();
+            copied.fetch_add(done.len().get(), Ordering::Relaxed);
+        })
     }
 
     /// Copies what the watch has; after a while, or where it was much, the result is marked.
@@ -304,7 +399,8 @@ impl<'a> Work<'a> {
     }
 
     fn mark_is_due(&self) -> bool {
-        self.unmarked >= self.session.context.mark_bytes.get() || self.marked.elapsed() >= MARK_EVERY
+        let since = monotonic_now().saturating_duration_since(self.marked);
+        self.unmarked >= self.session.context.mark_bytes.get() || since >= MARK_EVERY
     }
 
     fn mark_all_copied(&mut self) -> Result<()> {
@@ -331,13 +427,9 @@ impl<'a> Work<'a> {
     }
 
     fn copy_blocks(&mut self, blocks: &BlockSet) -> Result<()> {
-        self.copier.pace.set_rate(self.shared.rate());
+        self.pace.set_rate(self.shared.rate());
         for (extent, ()) in blocks.extents(self.disk.len()).iter() {
-            let (unmarked, copied) = (&mut self.unmarked, &self.shared.copied);
-            self.copier.copy(extent, false, &mut |done| {
-                *unmarked += done.len().get();
-                copied.fetch_add(done.len().get(), Ordering::Relaxed);
-            })?;
+            self.copy(extent, false)?;
         }
         Ok(())
     }
@@ -347,7 +439,7 @@ impl<'a> Work<'a> {
         self.target.flush()?;
         let mark = MigrationEvent::Mark { position: position.get(), delta };
         self.session.record.migration(self.disk.index, mark)?;
-        (self.delta, self.marked, self.unmarked) = (delta, Instant::now(), 0);
+        (self.delta, self.marked, self.unmarked) = (delta, monotonic_now(), 0);
         self.session.context.step("migrate.marked");
         Ok(())
     }
@@ -355,7 +447,8 @@ impl<'a> Work<'a> {
     /// Puts the target in the disk's place. Guests' writes wait from the last round to the switch.
     fn pivot(&mut self) -> Result<()> {
         let (id, index) = (self.session.id, self.disk.index);
-        let storage = &*self.session.context.storage;
+        let (context, disk) = (Arc::clone(&self.session.context), Arc::clone(&self.disk));
+        let storage = &*context.storage;
         storage.make_dir(&session_dir(id))?;
         storage.sync_dir("sessions")?;
         storage.sync_dir("")?;
@@ -368,8 +461,8 @@ impl<'a> Work<'a> {
         self.copy_watched()?;
         self.target.flush()?;
 
-        self.copier.pace.set_rate(None);
-        let quiesced = self.disk.volume.quiesce();
+        self.pace.set_rate(None);
+        let quiesced = disk.volume.quiesce();
         self.copy_watched()?;
         self.target.flush()?;
         self.session.context.step("pivot.copied");

@@ -183,6 +183,10 @@ impl Store {
     fn open_units(&self) -> Result<()> {
         let mut findings = Vec::new();
         let mut units = self.lock();
+        // The names of the marker and of units may be in the kernel's cache only: whoever made them may have died before
+        // the folder was synced. What is acknowledged from now on relies on them.
+        self.storage().sync_dir("")?;
+        self.storage().sync_dir(UNITS)?;
         for name in self.storage().list(UNITS)? {
             let Ok(machine) = name.parse::<MachineId>() else {
                 findings.push(format!("{UNITS}/{name} is no unit and is left alone"));

@@ -243,3 +243,32 @@ fn a_removal_that_failed_goes_on_when_it_is_repeated() {
     assert!(storage.list("units").unwrap().is_empty());
     assert_eq!(store.remove_unit(machine()).unwrap_err().kind(), ErrorKind::NotFound);
 }
+
+/// Whoever makes a store or a unit may die before the folder above is synced. The next one finds it in the kernel's cache,
+/// and what it acknowledges must not go with the name.
+#[test]
+fn a_unit_that_was_found_after_a_kill_stays_when_the_power_goes() {
+    for changes in 0.. {
+        let storage = CrashStorage::new();
+        storage.power_off_after(changes);
+        let made =
+            Store::open(Arc::new(storage.clone()), options()).and_then(|store| store.create_unit(spec(LEN)));
+        let is_made = made.is_ok();
+        drop(made);
+        let killed = storage.survive();
+        let store = open(&killed);
+        assert_eq!(store.damaged_units(), [], "cut at {changes}");
+        if let Some(unit) = store.unit(machine()) {
+            write(&*head(&unit), 0, 512, 7);
+            head(&unit).flush().unwrap();
+            for seed in 0..20 {
+                let unit = open(&killed.crash(seed)).unit(machine());
+                let unit = unit.unwrap_or_else(|| panic!("cut at {changes}, seed {seed}: the unit is gone"));
+                assert_eq!(byte_at(&*head(&unit), 0), 7, "cut at {changes}, seed {seed}");
+            }
+        }
+        if is_made {
+            return;
+        }
+    }
+}

@@ -272,3 +272,22 @@ fn a_unit_that_was_found_after_a_kill_stays_when_the_power_goes() {
         }
     }
 }
+
+/// A manifest must not reach the medium before the folders that it names: the unit would be damaged, though nobody was told
+/// of it, and its machine could not be registered again.
+#[test]
+fn a_power_cut_while_a_unit_is_made_leaves_no_damaged_unit() {
+    for changes in 0.. {
+        let storage = CrashStorage::new();
+        let store = open(&storage);
+        storage.power_off_after(changes);
+        let is_made = store.create_unit(spec(LEN)).is_ok();
+        for seed in 0..40 {
+            let after = open(&storage.crash(seed));
+            assert_eq!(after.damaged_units(), [], "cut at {changes}, seed {seed}");
+        }
+        if is_made {
+            return;
+        }
+    }
+}

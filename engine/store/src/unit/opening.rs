@@ -60,6 +60,8 @@ impl Unit {
         for (disk, spec) in manifest.disk_indexes().zip(&manifest.disks) {
             files::create_unit_image(&*storage, dir, disk, (manifest.image_format, spec.len))?;
         }
+        // The disks' folders come before the manifest that names them.
+        storage.sync_dir(dir)?;
         files::publish(&*storage, dir, &manifest).map_err(PublishError::into_error)?;
         Unit::open(dir, context, &mut Vec::new())
     }

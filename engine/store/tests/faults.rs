@@ -291,3 +291,17 @@ fn a_power_cut_while_a_unit_is_made_leaves_no_damaged_unit() {
         }
     }
 }
+
+/// The appender of a machine that was promoted meanwhile may still hold a report of a checkpoint. Sealed, it would be history
+/// of the new generation, and the machine would be fenced for good once the session is given up.
+#[test]
+fn a_source_of_an_older_generation_seals_nothing() {
+    let unit = open(&CrashStorage::new()).create_unit(spec(LEN)).unwrap();
+    let (main, before) = (unit.main_branch(), unit.generation());
+    let spec = CheckpointSpec::crash_consistent_now;
+    unit.seal_under(before, main, spec()).unwrap();
+    unit.promote().unwrap();
+    assert_eq!(unit.seal_under(before, main, spec()).unwrap_err().kind(), ErrorKind::Fenced);
+    assert_eq!(unit.checkpoints().len(), 1);
+    unit.seal_under(unit.generation(), main, spec()).unwrap();
+}

@@ -222,7 +222,8 @@ impl Appender {
             seqs: seqs.clone(),
             excluded: report.disks.iter().map(|disk| disk.excluded.clone()).collect(),
         };
-        let sealed = self.source.unit.seal(self.source.branch, spec)?;
+        let (unit, generation) = (&self.source.unit, self.source.generation);
+        let sealed = unit.seal_under(generation, self.source.branch, spec)?;
         for (index, seq) in (0..).zip(seqs) {
             self.source.acknowledge(DiskIndex(index), sealed.map(|_| seq))?;
         }

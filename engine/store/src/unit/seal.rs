@@ -10,7 +10,8 @@ use crate::unit::checkpoint::{Checkpoint, CheckpointSpec};
 use crate::unit::manifest::{BranchEnd, Delta, Manifest, SealedCheckpoint};
 use crate::unit::unit::UnitState;
 use blocks::{
-    ByteLen, CheckpointId, DiskIndex, Durable, PlantedBug, Result, Seq, Synced, WallClock, crash_point,
+    ByteLen, CheckpointId, DiskIndex, Durable, Error, ErrorKind, Generation, PlantedBug, Result, Seq, Synced,
+    WallClock, crash_point,
 };
 use std::sync::Arc;
 
@@ -18,6 +19,32 @@ impl Unit {
     /// Syncs and seals what is open on every disk of the branch, and records that instant as a checkpoint. Appends to
     /// the branch wait meanwhile; reads do not.
     pub fn seal(&self, branch: BranchId, spec: CheckpointSpec) -> Result<Durable<CheckpointId>> {
+        self.seal_if(branch, spec, |_| Ok(()))
+    }
+
+    /// The same for a source of that generation: `Fenced`, and no checkpoint, where the unit was promoted since.
+    pub fn seal_under(
+        &self,
+        generation: Generation,
+        branch: BranchId,
+        spec: CheckpointSpec,
+    ) -> Result<Durable<CheckpointId>> {
+        self.seal_if(branch, spec, |manifest| match manifest.generation == generation {
+            true => Ok(()),
+            false => {
+                let (name, newer) = (&manifest.name, manifest.generation);
+                let context = format!("{name}: generation {generation} seals nothing, {newer} is in charge");
+                Err(Error::new(ErrorKind::Fenced, context))
+            }
+        })
+    }
+
+    fn seal_if(
+        &self,
+        branch: BranchId,
+        spec: CheckpointSpec,
+        may: impl Fn(&Manifest) -> Result<()>,
+    ) -> Result<Durable<CheckpointId>> {
         let disks = self.branch_disks(branch)?;
         // The long part of the wait for the medium happens while appends still go on.
         if !PlantedBug::IndexBeforeData.is_planted() {
@@ -25,6 +52,7 @@ impl Unit {
         }
         crash_point("seal.synced");
         let mut state = self.lock_open()?;
+        may(&state.manifest)?;
         let mut next = (*state.manifest).clone();
         let sealings = disks.iter().map(|disk| disk.begin_seal()).collect::<Result<Vec<_>>>()?;
         next.seal_deltas(branch, &sealings)?;

@@ -262,17 +262,23 @@ impl Sessions {
         drop(occupied);
         drop(session);
         let unit = self.unit(&info)?;
-        if discard {
-            if record.state() == SessionState::Stopped {
-                unit.drop_branch(record.branch())?;
-            }
-            record.forget(&unit)?;
-            self.context.storage.remove_dir(&session_dir(id))?;
-        } else {
+        let discarded = if discard { Some(self.discard(&unit, id, &record)) } else { None };
+        if !matches!(discarded, Some(Ok(()))) {
+            // Also where it could not be discarded: it is remembered, and the call can be repeated.
             let ended = LiveSession::open(id, unit, Arc::clone(&self.context), record);
             lock(&self.live).insert(id, Arc::new(ended));
         }
-        Ok(info)
+        discarded.unwrap_or(Ok(())).map(|()| info)
+    }
+
+    /// Removes what a session that has ended has left. The record goes last, so that repeating it goes on.
+    fn discard(&self, unit: &Unit, id: SessionId, record: &SessionRecord) -> Result<()> {
+        let is_kept = unit.branches().iter().any(|branch| branch.id == record.branch());
+        if is_kept && record.state() == SessionState::Stopped {
+            unit.drop_branch(record.branch())?;
+        }
+        self.context.storage.remove_dir(&session_dir(id))?;
+        record.forget(unit)
     }
 
     fn unit(&self, info: &SessionInfo) -> Result<Arc<Unit>> {

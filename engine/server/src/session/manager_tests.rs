@@ -653,3 +653,18 @@ fn a_qemu_client_stays_connected_over_a_pivot_to_an_nbd_export() {
     drop(sessions);
     server.shutdown().unwrap();
 }
+
+/// What another session starts from cannot be discarded; the session is remembered all the same, and can be discarded later.
+#[test]
+fn a_session_that_cannot_be_discarded_yet_stays_listed() {
+    let world = World::new(&[1 << 20], 7);
+    let sessions = world.sessions();
+    let first = sessions.recover(&world.unit, world.base, true).unwrap().session;
+    let from = sessions.checkpoint(&first, "branching").unwrap().checkpoint;
+    let second = sessions.recover(&world.unit, CheckpointId(from), true).unwrap().session;
+    assert_eq!(sessions.stop(&first, true).unwrap_err().kind(), ErrorKind::Busy);
+    assert_eq!(sessions.get(&first).unwrap().state, "stopped");
+    sessions.stop(&second, true).unwrap();
+    sessions.stop(&first, true).unwrap();
+    assert!(sessions.list().unwrap().is_empty());
+}

@@ -93,7 +93,10 @@ impl Target {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        store::create_image(&*folder, name, *format, len)
+        let image = store::create_image(&*folder, name, *format, len)?;
+        // Marks and the pivot rely on the file, so its name has to be on the medium as well.
+        folder.sync_dir("")?;
+        Ok(image)
     }
 
     /// The target as this migration left it. Errors: too small, read-only, in use by others.

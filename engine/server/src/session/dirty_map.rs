@@ -21,6 +21,8 @@ const RECORD_BYTES: u64 = 32;
 const RECORD_MAGIC: u32 = 0x4b52_414d;
 /// How many records are read or written at once.
 const RECORDS_AT_ONCE: u64 = 4096;
+/// How much is written again at a time.
+const REWRITE_STEP: ByteLen = ByteLen::new(1 << 20);
 
 /// Whose map it is; checked when it is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +81,7 @@ impl DirtyMap {
         }
         let (durable, records) = load(&*file, owner).map_err(|error| error.context(name))?;
         file.set_len(ByteLen::new(HEADER_BYTES + records * RECORD_BYTES))?;
+        rewrite(&*file)?;
         file.sync()?;
         let state = MapState { durable, records, ..MapState::default() };
         Ok(DirtyMap { file, state: Mutex::new(state), changed: Condvar::new() })
@@ -187,6 +190,17 @@ fn append(file: &dyn StorageFile, at: u64, batch: &BlockSet) -> Result<u64> {
         }
     }
     Ok(next)
+}
+
+/// Writes the file once more. What is read may be in the kernel's cache alone, and marked as clean there since a sync of it
+/// has failed: then syncing would not write it, and later marks would stand on nothing.
+fn rewrite(file: &dyn StorageFile) -> Result<()> {
+    for piece in Extent::whole(file.len()?).into_iter().flat_map(|whole| whole.split(REWRITE_STEP)) {
+        let mut bytes = vec![0; piece.len().as_usize()];
+        file.read_at(piece.start(), &mut bytes)?;
+        file.write_at(piece.start(), &bytes)?;
+    }
+    Ok(())
 }
 
 /// All blocks that the records name, and how many records are to be kept.

@@ -11,6 +11,25 @@ fn block(block: u64) -> Extent {
     Extent::new(BLOCK.start_of(block), BLOCK.len()).unwrap()
 }
 
+/// After a failed sync the kernel's cache shows a mark that no medium has, as clean; a map that is opened again must not
+/// build on it.
+#[test]
+fn what_a_failed_sync_has_left_in_the_cache_is_put_on_the_medium_by_the_next_opening() {
+    for seed in 0..50 {
+        let storage = CrashStorage::new();
+        let map = DirtyMap::create(&storage, "map", owner(), &BlockSet::new()).unwrap();
+        storage.fail_sync(1);
+        assert!(map.mark(block(3)).is_err());
+        drop(map);
+        let restarted = storage.survive();
+        let map = DirtyMap::open(&restarted, "map", owner()).unwrap();
+        map.mark(block(7)).unwrap();
+        let after = DirtyMap::open(&restarted.crash(seed), "map", owner())
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert!(after.contains(7), "seed {seed}");
+    }
+}
+
 #[test]
 fn no_mark_that_was_promised_is_lost_to_a_power_cut() {
     for seed in 0..200 {

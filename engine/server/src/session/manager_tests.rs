@@ -668,3 +668,31 @@ fn a_session_that_cannot_be_discarded_yet_stays_listed() {
     sessions.stop(&first, true).unwrap();
     assert!(sessions.list().unwrap().is_empty());
 }
+
+/// Behind its mark a target may hold what an attempt that was cut off has copied. Where the disk has become a hole since,
+/// that must not shine through.
+#[test]
+fn a_copy_that_goes_on_from_its_mark_leaves_nothing_old_in_holes() {
+    const MARK: usize = 64 << 10;
+    let world = World::new(&[1 << 20], 11);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.raw");
+    let sessions = world.sessions();
+    let id = sessions.recover(&world.unit, world.base, true).unwrap().session;
+    let live = sessions.find(&id).unwrap();
+    let mut old = vec![0xee; 1 << 20];
+    live.disks[0].volume.read_at(ByteOffset::ZERO, &mut old[..MARK], RequestClass::Guest).unwrap();
+    std::fs::write(&path, &old).unwrap();
+    let delta = live.disks[0].branch.seal_part().unwrap();
+    let mut record = MigrationRecord::begin(path.display().to_string(), "raw".into(), delta);
+    record.apply(MigrationEvent::Mark { position: MARK as u64, delta }).unwrap();
+    let note = |known: &mut SessionRecord| {
+        known.disk_mut(DiskIndex(0))?.migration = Some(record.clone());
+        Ok(())
+    };
+    live.record.update(note).unwrap();
+    live.start_migrations().unwrap();
+    sessions.wait_migration(&id, None, false, &|_| true).unwrap();
+    let volume = sessions.volume(&id, None).unwrap();
+    assert_equal(&*open_file(&path, ImageFormat::Raw), &*volume, "the copy");
+}

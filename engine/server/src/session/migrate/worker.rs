@@ -50,7 +50,7 @@ enum Hands {
     Thread(Option<JoinHandle<()>>),
     /// Whoever plays the simulation.
     #[cfg(feature = "simulation")]
-    Stepped(Mutex<Stepped>),
+    Stepped(Box<Mutex<Stepped>>),
 }
 
 #[derive(Default)]
@@ -91,7 +91,7 @@ impl Migration {
         #[cfg(feature = "simulation")]
         if session.context.stepped {
             let stepped = Stepped { session: Arc::downgrade(session), plan, work: None, ended: false };
-            return Ok(Migration { shared, hands: Hands::Stepped(Mutex::new(stepped)) });
+            return Ok(Migration { shared, hands: Hands::Stepped(Box::new(Mutex::new(stepped))) });
         }
         let (weak, theirs) = (Arc::downgrade(session), Arc::clone(&shared));
         let name = format!("migrate-{index}");
@@ -281,7 +281,8 @@ impl Work {
         let disk = Arc::clone(session.disk(Some(plan.index))?);
         // Before anything is read: what is written from now on is in the watch, the rest in deltas.
         let watch = disk.volume.watch();
-        let target = match plan.new || position == 0 {
+        let anew = plan.new || position == 0;
+        let target = match anew {
             true => plan.target.begin(disk.len())?,
             false => plan.target.open(disk.len())?,
         };
@@ -295,7 +296,8 @@ impl Work {
             session: Arc::clone(session),
             disk,
             target,
-            skip_holes: plan.target.begins_empty(),
+            // Behind the mark of an earlier attempt lies what it has copied and nobody has noted.
+            skip_holes: anew && plan.target.begins_empty(),
             watch,
             pace: Pace::new(shared.rate()),
             shared: Arc::clone(shared),

@@ -11,6 +11,8 @@ mod retention;
 mod server;
 mod services;
 mod session;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 mod stop;
 
 pub use agent::{AgentHandle, Agents, Charge, RESTORE_QUEUE, RestoreLink};

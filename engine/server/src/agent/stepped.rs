@@ -85,13 +85,6 @@ impl SteppedAgent {
         Ok(())
     }
 
-    /// The failback that brought this machine its disks is done: it is the source again.
-    pub fn become_source(&self, unit: &Arc<Unit>) -> Result<SteppedIngest> {
-        let ingest = SteppedIngest::start(unit, self)?;
-        self.machine.set_source(Phase::Protected, monotonic_now());
-        Ok(ingest)
-    }
-
     /// The connection has ended.
     pub fn end(self, unit: &Unit, was_source: bool, goodbye: bool) {
         self.ends.requests.close();

@@ -235,7 +235,10 @@ fn a_killed_program_leaves_what_it_wrote_and_no_fault() {
     assert!(storage.has_lost_power());
     let after = storage.survive();
     assert_eq!(content(&after, "file"), Some(vec![1; 1000]), "the kernel has it");
-    assert!((0..50).any(|seed| content(&after.crash(seed), "file") != Some(vec![1; 1000])), "the medium has not");
+    assert!(
+        (0..50).any(|seed| content(&after.crash(seed), "file") != Some(vec![1; 1000])),
+        "the medium has not"
+    );
     assert_eq!(after.free_space().unwrap(), Some(ByteLen::new(60 << 10)), "the room is what it was");
     after.open("file", OpenMode::ReadWrite).unwrap().sync().unwrap();
     after.sync_dir("").unwrap();
@@ -260,7 +263,10 @@ fn faults_are_counted_when_they_strike() {
     let storage = CrashStorage::new();
     storage.make_dir("a/b").unwrap();
     let file = create(&storage, "a/b/file");
-    (storage.fail_write(1), storage.fail_sync(1), storage.fail_read(1), storage.fail_sync_dir(1));
+    storage.fail_write(1);
+    storage.fail_sync(1);
+    storage.fail_read(1);
+    storage.fail_sync_dir(1);
     assert_eq!(storage.faults(), FaultCounts::default());
     file.write_at(ByteOffset::ZERO, &[1; 1024]).unwrap_err();
     file.sync().unwrap_err();

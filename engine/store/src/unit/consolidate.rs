@@ -13,8 +13,8 @@ use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
 use crate::unit::manifest::Manifest;
 use blocks::{
-    ByteLen, CheckpointId, Error, ErrorKind, Extent, PlantedBug, RequestClass, Result, Storage, Volume, WallClock,
-    crash_point,
+    ByteLen, CheckpointId, Error, ErrorKind, Extent, PlantedBug, RequestClass, Result, Storage, Volume,
+    WallClock, crash_point,
 };
 use std::sync::{Arc, MutexGuard, TryLockError};
 

@@ -3,7 +3,7 @@
 use crate::index::merge::MERGE_FAN_IN;
 use crate::unit::branch::{BranchId, BranchKind, DeltaId, Edition};
 use crate::unit::manifest::{Branch, BranchEnd, Manifest, MergedIndex};
-use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, PlantedBug, Result};
+use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, Result};
 use std::collections::BTreeSet;
 
 /// An index that is part of a line: of one delta (tier 0, first = last) or merged.
@@ -44,11 +44,7 @@ impl Manifest {
         let mut cover = Vec::new();
         let mut at = end;
         while at > floor {
-            let ends_here = |merged: &&MergedIndex| match PlantedBug::MergeCrossesPin.is_planted() {
-                true => (merged.first..=merged.last).contains(&at),
-                false => merged.last == at,
-            };
-            let merged = self.merged.iter().filter(|merged| merged.disk == disk).filter(ends_here);
+            let merged = self.merged.iter().filter(|merged| merged.disk == disk && merged.last == at);
             let best = merged.min_by_key(|merged| merged.first);
             let span = match best {
                 Some(merged) => {

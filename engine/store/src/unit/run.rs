@@ -14,7 +14,7 @@
 use crate::unit::branch::{BranchId, DeltaId, Edition};
 use crate::unit::lineage::Removed;
 use crate::unit::manifest::{Delta, Manifest, MergedIndex};
-use blocks::{ByteLen, DiskIndex, Error, ErrorKind, Result, Seq};
+use blocks::{ByteLen, DiskIndex, Error, ErrorKind, PlantedBug, Result, Seq};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Neighbouring deltas of one branch on one disk, the oldest first; at least one.
@@ -129,6 +129,13 @@ impl Manifest {
         let mut boundaries: BTreeSet<DeltaId> =
             self.checkpoints.values().filter_map(|sealed| Some(sealed.ends.get(place)?.0)).collect();
         boundaries.extend(self.branches.values().filter_map(|b| Some(b.ends.get(place)?.sealed)));
+        if PlantedBug::MergeCrossesPin.is_planted() {
+            let pinned = self.branches.values().filter_map(|branch| self.checkpoints.get(&branch.base?));
+            for end in pinned.filter_map(|sealed| sealed.ends.get(place)) {
+                boundaries.remove(&end.0);
+            }
+            return boundaries;
+        }
         boundaries.extend(self.replay.iter().filter_map(|replay| replay.floors.get(place)));
         let mut parents = BTreeSet::new();
         for delta in self.deltas.values().filter(|delta| delta.disk == disk) {

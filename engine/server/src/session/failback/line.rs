@@ -108,8 +108,6 @@ impl Line {
             permit.send(order);
             Ok(())
         });
-        #[cfg(feature = "simulation")]
-        crate::simulation::agents_turn();
         sent.and_then(|()| self.check_inbox())
     }
 

@@ -82,12 +82,27 @@ machine need none.")]
         /// A name to find it by.
         #[arg(long, default_value = "")]
         name: String,
+        /// It cannot be deleted before this: YYYY-MM-DD [HH:MM[:SS]] in UTC, RFC 3339, or forever.
+        #[arg(long, value_name = "DATE|forever")]
+        protect_until: Option<String>,
     },
-    /// List a machine's checkpoints and gaps.
-    #[command(after_help = "Example:\n  understudy checkpoints web1")]
+    /// List a machine's checkpoints and gaps; delete or protect some.
+    #[command(
+        args_conflicts_with_subcommands = true,
+        subcommand_negates_reqs = true,
+        after_help = "\
+Examples:
+  understudy checkpoints web1
+  understudy checkpoints delete web1 17 18
+  understudy checkpoints protect web1 before-upgrade --until 2027-01-31"
+    )]
     Checkpoints {
         /// A name or identity.
-        machine: String,
+        #[arg(required = true)]
+        machine: Option<String>,
+        /// What to do with them.
+        #[command(subcommand)]
+        command: Option<CheckpointsCommand>,
     },
     /// List the lines of a machine's history: the main one, sessions, and what failbacks superseded.
     #[command(after_help = "Example:\n  understudy branches web1")]
@@ -195,10 +210,13 @@ copy. Repeating the command is always safe.")]
         #[arg(long)]
         discard_unsent: bool,
     },
-    /// Write a checkpoint or a session into a new image file.
+    /// Write a checkpoint or a session into a new image file, or what changed since one.
     #[command(after_help = "\
 Example:
-  understudy export web1 --at before-upgrade --format vhd -o /srv/web1.vhd")]
+  understudy export web1 --at before-upgrade --format vhd -o /srv/web1.vhd
+  understudy export web1 --since 17 --at 23 -o /srv/web1-17-23.delta
+
+With --since only what changed between both checkpoints is written; see `understudy delta`.")]
     Export {
         /// A machine's name or identity, or a session.
         of: String,
@@ -208,13 +226,24 @@ Example:
         /// A checkpoint's number or name, or a time; the newest by default.
         #[arg(long, value_name = "CHECKPOINT|TIME")]
         at: Option<String>,
+<<<<<<< HEAD
         /// What the file is to be.
         #[arg(long, value_parser = formats(), default_value = "raw")]
+=======
+        /// Only what changed since this checkpoint, as a delta file.
+        #[arg(long, value_name = "CHECKPOINT|TIME", conflicts_with = "format")]
+        since: Option<String>,
+        /// raw or vhd.
+        #[arg(long, value_parser = ["raw", "vhd"], default_value = "raw")]
+>>>>>>> 1724c23 (Store: images say by their name that they are being changed; quotas; clones; deltas as files)
         format: String,
         /// The new file.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Look at, merge and apply delta files, without a server.
+    #[command(subcommand, after_help = "Example:\n  understudy delta info web1-17-23.delta")]
+    Delta(DeltaCommand),
     /// Serve one image file over NBD, without a server.
     #[command(after_help = "\
 Examples:
@@ -277,6 +306,90 @@ Takes a checkpoint and compares hashes of every block that was not written since
     },
 }
 
+/// What can be done with delta files.
+#[derive(Debug, Subcommand)]
+pub enum DeltaCommand {
+    /// Show what a delta file is about, having looked through all of it.
+    #[command(after_help = "Example:\n  understudy delta info web1-17-23.delta")]
+    Info {
+        /// A delta file.
+        file: PathBuf,
+    },
+    /// Make one file of several that holds the newest of each byte.
+    #[command(after_help = "\
+Examples:
+  understudy delta merge 17-23.delta 23-31.delta -o 17-31.delta
+  understudy delta merge main.delta drill.delta --prefer last -o both.delta
+
+The oldest first. Files that do not follow on one another are of different branches: where they
+differ the places are named and nothing is written, unless --prefer says which one counts.")]
+    Merge {
+        /// Delta files, the oldest first.
+        #[arg(required = true, num_args = 2..)]
+        files: Vec<PathBuf>,
+        /// Which counts where branches differ.
+        #[arg(long, value_parser = ["first", "last"])]
+        prefer: Option<String>,
+        /// The new file.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
+    },
+    /// Bring an image that holds the one checkpoint to the other.
+    #[command(after_help = "\
+Example:
+  understudy delta apply web1-17-23.delta web1.vhd
+
+The image must hold the checkpoint that the file starts from. What was interrupted is repeated.")]
+    Apply {
+        /// A delta file.
+        file: PathBuf,
+        /// An image, of a format that is found out.
+        image: PathBuf,
+    },
+}
+
+/// What can be done with checkpoints.
+#[derive(Debug, Subcommand)]
+pub enum CheckpointsCommand {
+    /// Forget checkpoints; what only they held gives its space back.
+    #[command(after_help = "\
+Example:
+  understudy checkpoints delete web1 17 18
+
+All of them or none. Refused, with the holder named, for one that a session, a branch or a view needs, a
+protected one, the one that the images hold, and the newest.")]
+    Delete {
+        /// A name or identity.
+        machine: String,
+        /// Numbers or names.
+        #[arg(required = true)]
+        checkpoints: Vec<String>,
+    },
+    /// Keep a checkpoint from being deleted or consolidated away.
+    #[command(after_help = "\
+Example:
+  understudy checkpoints protect web1 before-upgrade --until 2027-01-31
+
+All history since then stays as well, and takes up its room.")]
+    Protect {
+        /// A name or identity.
+        machine: String,
+        /// Its number or name.
+        checkpoint: String,
+        /// Until when.
+        #[arg(long, value_name = "DATE|forever", default_value = "forever")]
+        until: String,
+    },
+    /// Protect a checkpoint no longer.
+    #[command(after_help = "Example:\n  understudy checkpoints unprotect web1 before-upgrade")]
+    Unprotect {
+        /// A name or identity.
+        machine: String,
+        /// Its number or name.
+        checkpoint: String,
+    },
+}
+
 /// What can be done with a session.
 #[derive(Debug, Subcommand)]
 pub enum SessionCommand {
@@ -311,7 +424,25 @@ gone. Its disks are held back until somebody says that the guest was restarted s
 /// What can be done with a branch.
 #[derive(Debug, Subcommand)]
 pub enum BranchCommand {
-    /// Give up a superseded branch and what only it holds.
+    /// Make a line that stays, of a checkpoint or of a session as it is now.
+    #[command(after_help = "\
+Examples:
+  understudy branch clone 1f2e3d4c --name after-repair
+  understudy branch clone web1 --at 17 --name test-bed
+  understudy recover web1 --at test-bed --drill
+
+It outlives its session, and keeps its base from being consolidated until it is dropped.")]
+    Clone {
+        /// A machine's name or identity, or a session.
+        of: String,
+        /// A checkpoint's number or name, or a time; the newest, or the session as it is, by default.
+        #[arg(long, value_name = "CHECKPOINT|TIME")]
+        at: Option<String>,
+        /// What it is called, and its first checkpoint.
+        #[arg(long)]
+        name: String,
+    },
+    /// Give up a clone or a superseded branch, and what only it holds.
     #[command(after_help = "\
 Example:
   understudy branch drop web1 3
@@ -330,6 +461,24 @@ consolidated, until it is dropped.")]
 /// What can be done with a machine.
 #[derive(Debug, Subcommand)]
 pub enum MachineCommand {
+    /// Change how long its history is kept and how much room it may take up.
+    #[command(after_help = "\
+Examples:
+  understudy machine set web1 --quota 500GiB
+  understudy machine set web1 --keep all=1h,hourly=1d --quota none
+
+Above nine tenths of its quota a machine's history is shortened; where even that does not help, what it
+sends is no longer acknowledged until there is room. `status` says how much history a quota buys.")]
+    Set {
+        /// A name or identity.
+        machine: String,
+        /// A ladder, a duration, none, or default for the server's.
+        #[arg(long, value_name = "LADDER")]
+        keep: Option<String>,
+        /// A size such as 500GiB, or none.
+        #[arg(long, value_name = "SIZE|none", value_parser = quota)]
+        quota: Option<u64>,
+    },
     /// Forget a machine and free its space.
     #[command(after_help = "Example:\n  understudy machine remove web1")]
     Remove {
@@ -353,9 +502,10 @@ pub struct ServerArguments {
     /// Where sessions are served: host:port or unix:PATH [default: 127.0.0.1:10809]. May be repeated.
     #[arg(long, env = "UNDERSTUDY_NBD", value_name = "ADDR|unix:PATH", value_delimiter = ',')]
     pub nbd: Vec<String>,
-    /// How long every checkpoint is kept before it is consolidated into the image [default: 4h].
-    #[arg(long, env = "UNDERSTUDY_KEEP", value_name = "DURATION")]
-    pub keep: Option<humantime::Duration>,
+    /// How long history is kept: a ladder such as all=4h,hourly=2d,daily=14d (the default), a duration for
+    /// every checkpoint, or none: then the images are always brought to the newest.
+    #[arg(long, env = "UNDERSTUDY_KEEP", value_name = "LADDER|DURATION|none")]
+    pub keep: Option<server::Ladder>,
     /// A machine that was silent for so long has failed [default: 15s].
     #[arg(long, env = "UNDERSTUDY_HEARTBEAT_DEADLINE", value_name = "DURATION")]
     pub heartbeat_deadline: Option<humantime::Duration>,
@@ -402,9 +552,21 @@ pub struct AgentArguments {
     pub state: Option<PathBuf>,
 }
 
+<<<<<<< HEAD
 /// The names of the image formats.
 fn formats() -> PossibleValuesParser {
     PossibleValuesParser::new(ImageFormat::ALL.map(ImageFormat::name))
+=======
+/// Bytes; 0 for none.
+fn quota(text: &str) -> Result<u64, String> {
+    match text {
+        "none" => Ok(0),
+        size => match size.parse::<bytesize::ByteSize>()?.as_u64() {
+            0 => Err("a quota of 0 bytes keeps nothing; say none for no quota".to_owned()),
+            bytes => Ok(bytes),
+        },
+    }
+>>>>>>> 1724c23 (Store: images say by their name that they are being changed; quotas; clones; deltas as files)
 }
 
 fn disk_mapping(text: &str) -> Result<(u16, String), String> {

@@ -82,9 +82,9 @@ mod tests {
 
     #[test]
     fn reads_the_flags_as_keys_and_refuses_others() {
-        let text = "[server]\ndata = '/srv'\nnbd = ['unix:/run/nbd']\nkeep = '2h'\n[agent]\ncheckpoint-every = '30s'\n";
+        let text = "[server]\ndata = '/srv'\nnbd = ['unix:/run/nbd']\nkeep = 'all=2h,daily=7d'\n[agent]\ncheckpoint-every = '30s'\n";
         let read: Configuration = toml::from_str(text).unwrap();
-        assert_eq!(read.server.keep.as_deref(), Some("2h"));
+        assert_eq!(read.server.keep.as_deref(), Some("all=2h,daily=7d"));
         assert_eq!(read.agent.checkpoint_every.as_deref(), Some("30s"));
         assert!(toml::from_str::<Configuration>("[server]\ndatta = '/srv'\n").is_err());
     }

@@ -1,7 +1,9 @@
 //! Commands that a running server carries out.
 
 use super::print;
-use crate::arguments::{BranchCommand, Command, MachineCommand, SessionCommand, UsageError};
+use crate::arguments::{
+    BranchCommand, CheckpointsCommand, Command, MachineCommand, SessionCommand, UsageError,
+};
 use crate::control::Control;
 use crate::output;
 use anyhow::bail;
@@ -33,9 +35,12 @@ pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()
 fn request(command: Command) -> anyhow::Result<Request> {
     Ok(match command {
         Command::Status { machine, .. } => Request::Status { machine },
-        Command::Checkpoint { of, name } => Request::Checkpoint { of, name },
-        Command::Checkpoints { machine } => Request::Checkpoints { machine },
+        Command::Checkpoint { of, name, protect_until } => Request::Checkpoint { of, name, protect_until },
+        Command::Checkpoints { command: Some(command), .. } => of_checkpoints(command),
+        Command::Checkpoints { machine: Some(machine), .. } => Request::Checkpoints { machine },
+        Command::Checkpoints { .. } => return Err(UsageError("say of which machine".to_owned()).into()),
         Command::Branches { machine } => Request::Branches { machine },
+        Command::Branch(BranchCommand::Clone { of, at, name }) => Request::Clone { of, at, name },
         Command::Branch(BranchCommand::Drop { machine, branch }) => Request::DropBranch { machine, branch },
         Command::Settle { machine, at } => Request::Settle { machine, at },
         Command::Recover { machine, at, drill } => Request::Recover { machine, at, drill },
@@ -55,19 +60,47 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Failback { session, to, disks, cutover, discard_unsent } => {
             Request::Failback { session, to, disks, cutover, discard_unsent }
         }
-        Command::Export { of, disk, at, format, output } => {
+        Command::Export { of, disk, at, since: Some(since), output, .. } => Request::ExportDelta {
+            machine: of,
+            disk,
+            since,
+            at,
+            output: absolute(output.to_string_lossy().into_owned())?,
+        },
+        Command::Export { of, disk, at, format, output, since: None } => {
             Request::Export { of, disk, at, format, output: absolute(output.to_string_lossy().into_owned())? }
         }
         Command::Verify { machine } => Request::Verify { machine },
         Command::Enroll { name, valid } => Request::Enroll { name, seconds: valid.as_secs() },
+        Command::Machine(MachineCommand::Set { machine, keep, quota }) => {
+            if keep.is_none() && quota.is_none() {
+                return Err(UsageError("machine set wants --keep, --quota or both".to_owned()).into());
+            }
+            Request::SetMachine { machine, keep, quota }
+        }
         Command::Machine(MachineCommand::Remove { machine }) => Request::RemoveMachine { machine },
         Command::Server(_)
         | Command::Agent(_)
         | Command::Serve { .. }
+        | Command::Delta(_)
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
     })
+}
+
+fn of_checkpoints(command: CheckpointsCommand) -> Request {
+    match command {
+        CheckpointsCommand::Delete { machine, checkpoints } => {
+            Request::DeleteCheckpoints { machine, checkpoints }
+        }
+        CheckpointsCommand::Protect { machine, checkpoint, until } => {
+            Request::ProtectCheckpoint { machine, checkpoint, until: Some(until) }
+        }
+        CheckpointsCommand::Unprotect { machine, checkpoint } => {
+            Request::ProtectCheckpoint { machine, checkpoint, until: None }
+        }
+    }
 }
 
 /// The server runs in another folder than the person who types a path. URIs are left alone.

@@ -2,6 +2,7 @@
 
 mod agent;
 mod ask;
+mod delta;
 mod print;
 mod serve;
 mod server;
@@ -25,6 +26,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Serve { file, nbd, read_only, format } => {
             serve::run(&file, &nbd, read_only, format.as_deref(), json)
         }
+        Command::Delta(command) => delta::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "understudy", &mut std::io::stdout());
             Ok(())

@@ -17,6 +17,15 @@ pub fn reply(reply: &Reply) {
         Reply::Checkpoint(info) => println!("{}", table(&CHECKPOINT_HEADER, [checkpoint_row(info)])),
         Reply::Checkpoints(list) => checkpoints(list),
         Reply::Branches(list) => branches(list),
+        Reply::Thinned(info) => {
+            let numbers: Vec<String> = info.deleted.iter().map(ToString::to_string).collect();
+            println!("{}: checkpoints {} are gone", info.machine, numbers.join(" "));
+            eprintln!(
+                "{} are free, {} were written for it",
+                size(info.freed_bytes),
+                size(info.written_bytes)
+            );
+        }
         Reply::Settled(settled) => {
             settled.images.iter().for_each(|image| println!("{image}"));
             let (journal, written) = (size(settled.journal_bytes), size(settled.written_bytes));
@@ -58,9 +67,27 @@ fn status(status: &Status) {
         for line in Some(machine.detail.clone()).into_iter().filter(|detail| !detail.is_empty()).chain(pins) {
             println!("{}: {line}", machine.name);
         }
+        space(machine);
+        machine.alarms.iter().for_each(|alarm| println!("{}: ALARM {}", machine.name, alarm.words));
     }
+    status.alarms.iter().for_each(|alarm| println!("ALARM {}", alarm.words));
     let free = status.free_bytes.map_or_else(|| "unknown".to_owned(), size);
     println!("store {}, {free} free, server memory {}", status.store, size(status.memory_bytes));
+}
+
+fn space(machine: &MachineStatus) {
+    let used = &machine.space;
+    let quota = used.quota_bytes.map_or_else(String::new, |quota| format!(" of {}", size(quota)));
+    let bought =
+        used.window_bought_ms.map_or_else(String::new, |ms| format!(", the quota buys {}", duration(ms)));
+    println!(
+        "{}: {} images and {} history{quota}; goes back {}, keeps {}{bought}",
+        machine.name,
+        size(used.images_bytes),
+        size(used.journal_bytes),
+        maybe_duration(machine.window_ms),
+        machine.keep
+    );
 }
 
 fn machine_rows(machine: &MachineStatus) -> Vec<Vec<String>> {
@@ -85,8 +112,8 @@ fn machine_rows(machine: &MachineStatus) -> Vec<Vec<String>> {
     rows.collect()
 }
 
-const CHECKPOINT_HEADER: [&str; 7] =
-    ["CHECKPOINT", "TIME", "CONSISTENCY", "CHANGED", "FROZEN", "BRANCH", "NAME"];
+const CHECKPOINT_HEADER: [&str; 8] =
+    ["CHECKPOINT", "TIME", "CONSISTENCY", "CHANGED", "FROZEN", "BRANCH", "NAME", "PROTECTED"];
 
 fn checkpoint_row(info: &CheckpointInfo) -> Vec<String> {
     vec![
@@ -97,6 +124,7 @@ fn checkpoint_row(info: &CheckpointInfo) -> Vec<String> {
         duration(info.frozen_ms),
         info.branch.clone(),
         info.name.clone(),
+        info.protected_until.clone().unwrap_or_default(),
     ]
 }
 
@@ -118,9 +146,9 @@ fn branches(list: &BranchList) {
     let rows = list.branches.iter().map(|branch| {
         let numbers: Vec<String> = branch.checkpoints.iter().map(ToString::to_string).collect();
         let base = branch.base.map_or_else(|| "-".to_owned(), |base| base.to_string());
-        vec![branch.branch.to_string(), branch.kind.clone(), base, numbers.join(" ")]
+        vec![branch.branch.to_string(), branch.kind.clone(), branch.name.clone(), base, numbers.join(" ")]
     });
-    println!("{}", table(&["BRANCH", "KIND", "BASE", "CHECKPOINTS"], rows));
+    println!("{}", table(&["BRANCH", "KIND", "NAME", "BASE", "CHECKPOINTS"], rows));
 }
 
 fn time_of(ms: u64) -> String {

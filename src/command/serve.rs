@@ -15,6 +15,12 @@ pub fn run(
     format: Option<&str>,
     json: bool,
 ) -> anyhow::Result<()> {
+    if file.to_string_lossy().ends_with(store::SETTLING_SUFFIX) {
+        anyhow::bail!(
+            "{} is half-settled: it holds neither the one checkpoint nor the other until its server has finished",
+            file.display()
+        );
+    }
     super::start_logging();
     let mode = if read_only { OpenMode::Read } else { OpenMode::ReadWrite };
     let opened = if read_only { HostFile::open(file, mode) } else { HostFile::open_exclusive(file, mode) }?;

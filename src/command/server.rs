@@ -14,7 +14,6 @@ use std::path::PathBuf;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:10810";
 const DEFAULT_NBD: &str = "127.0.0.1:10809";
-const DEFAULT_KEEP: std::time::Duration = std::time::Duration::from_secs(4 * 60 * 60);
 
 /// Serves until SIGTERM or an interrupt.
 pub fn run(flags: ServerArguments, file: Configuration, control: Option<PathBuf>) -> anyhow::Result<()> {
@@ -53,7 +52,9 @@ fn config(
     for address in nbd.unwrap_or_default() {
         config.nbd.push(address.parse().map_err(|error| UsageError(format!("--nbd {address}: {error}")))?);
     }
-    config.keep = flags.keep.or(parse("keep", file.keep)?).map_or(DEFAULT_KEEP, Into::into);
+    if let Some(keep) = flags.keep.or(parse("keep", file.keep)?) {
+        config.keep = keep;
+    }
     let deadline: Option<Duration> =
         flags.heartbeat_deadline.or(parse("heartbeat-deadline", file.heartbeat_deadline)?);
     if let Some(deadline) = deadline {

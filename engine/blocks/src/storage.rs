@@ -55,7 +55,7 @@ pub trait Storage: Send + Sync + Debug {
 
 /// An open file. Reads and writes from many threads at once are allowed; those that overlap are the caller's affair.
 pub trait StorageFile: Send + Sync + Debug {
-    /// The name it was opened by, for messages.
+    /// The name it was opened by, for messages; it may have another one by now.
     fn name(&self) -> &str;
 
     /// The file's length in bytes.
@@ -92,6 +92,11 @@ pub trait StorageFile: Send + Sync + Debug {
     /// The first range at or after `from` that may hold data, up to where the next hole starts; `None` where only a
     /// hole is left. A file that cannot tell says it is all data.
     fn next_data(&self, from: ByteOffset) -> Result<Option<Extent>>;
+
+    /// How much of the storage the file takes up, which is less than its length where it has holes.
+    fn allocated(&self) -> Result<ByteLen> {
+        self.len()
+    }
 
     /// Puts everything written before this call, and the file's length, on the medium. After an error nothing is
     /// known of those writes, and trying again proves nothing.

@@ -1,5 +1,6 @@
 //! What a server is told at its start.
 
+use crate::ladder::Ladder;
 use nbd_server::ListenAddress;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,8 +20,8 @@ pub struct ServerConfig {
     pub control: Option<PathBuf>,
     /// Where recovered disks are served.
     pub nbd: Vec<ListenAddress>,
-    /// How long history is kept: checkpoints older than this are consolidated into the images.
-    pub keep: Duration,
+    /// How long history is kept, where a machine has no ladder of its own.
+    pub keep: Ladder,
     /// A machine that was not heard of for this long has failed; two thirds of it make it late.
     pub heartbeat_deadline: Duration,
     /// What the images of new machines are made of.
@@ -38,7 +39,7 @@ impl ServerConfig {
             agent_socket: None,
             control: None,
             nbd: Vec::new(),
-            keep: Duration::from_secs(24 * 60 * 60),
+            keep: Ladder::default(),
             heartbeat_deadline: Duration::from_secs(15),
             image_format: ImageFormat::Vhd,
             store: StoreOptions::default(),

@@ -4,9 +4,11 @@
 //! words of [`control::api`]. docs/design/0006-server.md has the states and the crash points.
 
 mod agent;
+mod alarms;
 mod authority;
 mod config;
 pub mod control;
+mod ladder;
 mod retention;
 mod server;
 mod services;
@@ -18,5 +20,6 @@ mod stop;
 pub use agent::{AgentHandle, Agents, Charge, RESTORE_QUEUE, RestoreLink};
 pub use authority::{Authority, EnrolledMachine, TOKEN_TTL_DEFAULT};
 pub use config::ServerConfig;
+pub use ladder::{Ladder, LadderError};
 pub use server::{RunningServer, Server};
 pub use session::{FailbackOptions, MigrateOptions, Sessions, SessionsOptions, host_boot};

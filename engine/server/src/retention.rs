@@ -1,122 +1,150 @@
-//! Keeping the history as long as was asked for: what is older goes into the images, quietly.
+//! Keeping the history as long as was asked for: what is older goes into the images, what is too dense is thinned, what
+//! does not fit a machine's quota goes sooner. Quietly, in the background, but for alarms, which are logged when they begin.
 
+use crate::alarms::{self, Alarm};
+use crate::ladder::{Choice, Holds, Ladder};
 use crate::services::Services;
 use crate::stop::Stop;
-use blocks::{CheckpointId, ErrorKind, WallClock};
-use std::sync::Arc;
+use blocks::{ErrorKind, MachineId, Result, WallClock};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use store::{Checkpoint, Unit};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use store::{Checkpoint, ThinGoal, Unit};
+
+/// How often deltas are looked at that no deleted checkpoint points to.
+const THIN_EVERY: Duration = Duration::from_secs(60);
+/// The note of a unit that says how long its history is kept; where there is none the server's ladder counts.
+const KEEP_NOTE: &str = "keep";
+
+/// What is remembered from one look to the next.
+#[derive(Debug, Default)]
+struct Memory {
+    thinned: BTreeMap<MachineId, Instant>,
+    alarms: BTreeMap<MachineId, BTreeSet<&'static str>>,
+}
 
 /// Looks after every unit until `stop` is set; one at a time, ending at once where a person wants to consolidate.
-pub(crate) async fn run(services: Arc<Services>, keep: Duration, mut stop: Stop) {
-    let every = (keep / 10).clamp(Duration::from_secs(1), Duration::from_secs(60));
+pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
     let stopping = Arc::new(AtomicBool::new(false));
+    let memory = Arc::new(Mutex::new(Memory::default()));
     loop {
+        let all = services.store.units().into_iter();
+        let every = all.map(|unit| ladder_of(&services, &unit).interval()).min();
         tokio::select! {
             () = stop.heard() => return,
-            () = tokio::time::sleep(every) => {}
+            () = tokio::time::sleep(every.unwrap_or(Duration::from_secs(1))) => {}
         }
-        let (services, stopping_seen) = (services.clone(), stopping.clone());
-        let mut work = tokio::task::spawn_blocking(move || consolidate_all(&services, keep, &stopping_seen));
+        let (services, stopping_seen, memory) = (services.clone(), stopping.clone(), memory.clone());
+        let mut work = tokio::task::spawn_blocking(move || {
+            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
+            look_after_all(&services, &mut memory, &stopping_seen);
+        });
         tokio::select! {
             () = stop.heard() => {
                 stopping.store(true, Ordering::Release);
-                // Consolidation can stop anywhere and goes on at the next start.
+                // What is going on can stop anywhere and goes on at the next start.
                 let _ = work.await;
                 return;
             }
             done = &mut work => if done.is_err() {
-                tracing::error!("consolidation panicked");
+                tracing::error!("looking after the history panicked");
             }
         }
     }
 }
 
-fn consolidate_all(services: &Services, keep: Duration, stopping: &AtomicBool) {
+/// How long the history of a unit is kept.
+pub(crate) fn ladder_of(services: &Services, unit: &Unit) -> Ladder {
+    let note = unit.note(KEEP_NOTE).and_then(|note| String::from_utf8(note).ok());
+    match note.map(|text| text.parse::<Ladder>()) {
+        None => services.keep.clone(),
+        Some(Ok(ladder)) => ladder,
+        Some(Err(error)) => {
+            tracing::error!(
+                unit = unit.name(),
+                "its own ladder is not understood, the server's counts: {error}"
+            );
+            services.keep.clone()
+        }
+    }
+}
+
+/// Keeps a ladder of its own with a unit, or the server's again with `None`.
+pub(crate) fn set_ladder(unit: &Unit, ladder: Option<&Ladder>) -> Result<()> {
+    unit.set_note(KEEP_NOTE, ladder.map(|ladder| ladder.to_string().into_bytes()))
+}
+
+/// The checkpoints of a unit's main line, and what holds it.
+pub(crate) fn main_line(unit: &Unit) -> (Vec<Checkpoint>, Holds) {
+    let main = unit.main_branch();
+    let mut line = unit.checkpoints();
+    line.retain(|checkpoint| checkpoint.branch == main);
+    let pinned = unit.pins().into_iter().map(|pin| pin.checkpoint).collect();
+    (line, Holds { horizon: unit.horizon().or(unit.replaying()), pinned })
+}
+
+fn look_after_all(services: &Services, memory: &mut Memory, stopping: &AtomicBool) {
     for unit in services.store.units() {
+        report_alarms(services, &unit, memory);
         let Some(_turn) = services.consolidating.for_the_background() else { return };
-        let go_on = |_, _| !stopping.load(Ordering::Acquire) && !services.consolidating.must_make_room();
-        if !go_on((), ()) {
+        let go_on = || !stopping.load(Ordering::Acquire) && !services.consolidating.must_make_room();
+        if !go_on() {
             return;
         }
-        let Some(up_to) = due(&unit, WallClock::now(), keep) else { continue };
-        match unit.consolidate(up_to, &|_, _| go_on((), ())) {
-            Ok(report) => tracing::debug!(unit = unit.name(), %up_to, ?report, "consolidated"),
+        match look_after(services, &unit, memory, &go_on) {
+            Ok(()) => {}
             Err(error)
                 if matches!(error.kind(), ErrorKind::Busy | ErrorKind::Cancelled | ErrorKind::NotFound) =>
             {
-                tracing::debug!(%error, unit = unit.name(), "not consolidated now");
+                tracing::debug!(%error, unit = unit.name(), "the history is left as it is for now");
             }
             Err(error) => {
-                tracing::error!(%error, unit = unit.name(), "the history could not be consolidated")
+                tracing::error!(%error, unit = unit.name(), "the history could not be looked after")
             }
         }
     }
 }
 
-pub(crate) fn due(unit: &Unit, now: WallClock, keep: Duration) -> Option<CheckpointId> {
-    let main = unit.main_branch();
-    let line: Vec<_> =
-        unit.checkpoints().into_iter().filter(|checkpoint| checkpoint.branch == main).collect();
-    let pinned = unit.pins().into_iter().map(|pin| pin.checkpoint).min();
-    choose(&line, unit.horizon(), pinned, now, keep)
+fn look_after(services: &Services, unit: &Unit, memory: &mut Memory, go_on: &dyn Fn() -> bool) -> Result<()> {
+    let ladder = ladder_of(services, unit);
+    let (line, holds) = main_line(unit);
+    let now = WallClock::now();
+    let Choice { consolidate, thin } = ladder.choose(&line, &holds, now);
+    // An interrupted replay is finished even where nothing new is due.
+    let due = consolidate.or_else(|| unit.replaying());
+    let up_to = alarms::shorten(&line, &holds, unit.usage()?).max(due);
+    if let Some(up_to) = up_to {
+        let report = unit.consolidate(up_to, &|_, _| go_on())?;
+        tracing::debug!(unit = unit.name(), %up_to, ?report, "consolidated");
+    }
+    unit.delete_checkpoints(&thin)?;
+    let last = memory.thinned.get(&unit.machine());
+    if thin.is_empty() && last.is_some_and(|last| last.elapsed() < THIN_EVERY) {
+        return Ok(());
+    }
+    let report = unit.thin(ThinGoal::Worthwhile, &|_| go_on())?;
+    memory.thinned.insert(unit.machine(), Instant::now());
+    if report.deltas > 0 {
+        tracing::debug!(unit = unit.name(), checkpoints = thin.len(), ?report, "thinned");
+    }
+    Ok(())
 }
 
-/// The newest checkpoint of the main line that is older than `keep`, not past a pin, and past the horizon.
-fn choose(
-    line: &[Checkpoint],
-    horizon: Option<CheckpointId>,
-    pinned: Option<CheckpointId>,
-    now: WallClock,
-    keep: Duration,
-) -> Option<CheckpointId> {
-    let keep = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX);
-    let old = |checkpoint: &&Checkpoint| checkpoint.server_time.0.saturating_add(keep) <= now.0;
-    let free = |checkpoint: &&Checkpoint| pinned.is_none_or(|pinned| checkpoint.id <= pinned);
-    let newest = line.iter().filter(old).filter(free).map(|checkpoint| checkpoint.id).max()?;
-    Some(newest).filter(|newest| horizon.is_none_or(|horizon| *newest > horizon))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use blocks::{ByteLen, Generation};
-    use store::{BranchId, Consistency};
-
-    fn checkpoint(id: u64, server_time_ms: u64) -> Checkpoint {
-        Checkpoint {
-            id: CheckpointId(id),
-            branch: BranchId(1),
-            name: String::new(),
-            consistency: Consistency::Crash,
-            source_time: WallClock(0),
-            server_time: WallClock(server_time_ms),
-            frozen_ms: 0,
-            generation: Generation(1),
-            lens: Vec::new(),
-            seqs: Vec::new(),
-            excluded: Vec::new(),
-            changed: ByteLen::ZERO,
-            protected_until: WallClock(0),
+fn report_alarms(services: &Services, unit: &Unit, memory: &mut Memory) {
+    let alarms = match alarms::of_unit(services, unit) {
+        Ok(alarms) => alarms,
+        Err(error) => {
+            tracing::warn!(%error, unit = unit.name(), "its space cannot be told");
+            return;
         }
+    };
+    let known = memory.alarms.entry(unit.machine()).or_default();
+    for Alarm { kind, words } in alarms.iter().filter(|alarm| !known.contains(alarm.kind)) {
+        tracing::warn!(unit = unit.name(), alarm = kind, "{words}");
     }
-
-    #[test]
-    fn what_is_too_old_goes_unless_it_is_needed() {
-        let line = [checkpoint(1, 1_000), checkpoint(2, 2_000), checkpoint(4, 3_000), checkpoint(5, 9_000)];
-        let at = |now, horizon: Option<u64>, pinned: Option<u64>| {
-            let keep = Duration::from_secs(5);
-            let (horizon, pinned) = (horizon.map(CheckpointId), pinned.map(CheckpointId));
-            choose(&line, horizon, pinned, WallClock(now), keep).map(|id| id.0)
-        };
-        assert_eq!(at(5_999, None, None), None);
-        assert_eq!(at(6_000, None, None), Some(1));
-        assert_eq!(at(8_000, None, None), Some(4));
-        assert_eq!(at(8_000, Some(2), None), Some(4));
-        assert_eq!(at(8_000, Some(4), None), None, "it is the horizon already");
-        assert_eq!(at(8_000, None, Some(3)), Some(2), "a session's checkpoint beside the main line holds it");
-        assert_eq!(at(8_000, Some(2), Some(2)), None);
-        assert_eq!(at(99_000, None, None), Some(5));
+    for kind in known.iter().filter(|kind| !alarms.iter().any(|alarm| alarm.kind == **kind)) {
+        tracing::info!(unit = unit.name(), alarm = kind, "is over");
     }
+    *known = alarms.iter().map(|alarm| alarm.kind).collect();
 }

@@ -73,7 +73,7 @@ impl Server {
         let agents = |listener| tokio::spawn(accept_agents(services.clone(), listener, stopping.clone()));
         let mut tasks: Vec<_> = listeners.into_iter().map(agents).collect();
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
-        tasks.push(tokio::spawn(retention::run(services.clone(), config.keep, stopping.clone())));
+        tasks.push(tokio::spawn(retention::run(services.clone(), stopping.clone())));
         tasks.push(tokio::spawn(watch_silence(services.clone(), stopping)));
         let nbd_addresses = nbd.addresses().to_vec();
         tracing::info!(store = %services.store.id(), agents = ?agent_addresses, nbd = ?nbd_addresses, "serving");
@@ -159,7 +159,8 @@ fn open(
     let data =
         std::path::absolute(&config.data).map_err(|error| Error::io("the data folder's path", error))?;
     let consolidating = Turns::default();
-    Ok(Arc::new(Services { data, store, agents, agent_context, authority, sessions, consolidating }))
+    let keep = config.keep.clone();
+    Ok(Arc::new(Services { data, store, agents, agent_context, authority, sessions, consolidating, keep }))
 }
 
 fn check_data(data: &Path) -> Result<()> {

@@ -2,6 +2,7 @@
 
 use crate::agent::{AgentContext, Agents};
 use crate::authority::Authority;
+use crate::ladder::Ladder;
 use crate::session::Sessions;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub(crate) struct Services {
     pub authority: Arc<Authority>,
     pub sessions: Arc<Sessions>,
     pub consolidating: Turns,
+    /// How long history is kept, where a machine has no ladder of its own.
+    pub keep: Ladder,
 }
 
 /// Whose turn it is to consolidate: one unit at a time, and whoever is waited for by a person goes first.

@@ -50,7 +50,7 @@ async fn a_slip_is_a_clear_error_and_changes_nothing() {
     let wbe = || "wbe-1".to_string();
     for request in [
         Request::Status { machine: Some(wbe()) },
-        Request::Checkpoint { of: wbe(), name: String::new() },
+        Request::Checkpoint { of: wbe(), name: String::new(), protect_until: None },
         Request::Checkpoints { machine: wbe() },
         Request::Settle { machine: wbe(), at: None },
         Request::Recover { machine: wbe(), at: None, drill: false },
@@ -88,7 +88,7 @@ async fn a_checkpoint_on_demand_and_one_that_comes_to_nothing() {
     let running = start(data).await;
     let (mut machine, mut link) = protected(data, &mut Random::new(2)).await;
     for wanted in ["nightly", "refused"] {
-        let request = Request::Checkpoint { of: "web-1".into(), name: wanted.into() };
+        let request = Request::Checkpoint { of: "web-1".into(), name: wanted.into(), protect_until: None };
         let asked = {
             let data = data.to_owned();
             tokio::spawn(async move { ask(&data, request).await })
@@ -185,7 +185,7 @@ async fn a_promotion_fences_the_machine_and_giving_it_up_lets_it_go_on() {
     let link = machine.connect().await;
     assert!(matches!(&link.welcome.role, Role::Standby { .. }), "{:?}", link.welcome);
     wait_for_state(data, "web-1", "promoted").await;
-    let checkpoint = Request::Checkpoint { of: "web-1".into(), name: String::new() };
+    let checkpoint = Request::Checkpoint { of: "web-1".into(), name: String::new(), protect_until: None };
     assert!(ask(data, checkpoint).await.unwrap_err().1.contains("stands by"));
     drop(link);
     wait_for_state(data, "web-1", "promoted").await;

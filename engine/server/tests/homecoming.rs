@@ -244,7 +244,7 @@ async fn old_checkpoints_go_into_the_image_by_themselves() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path();
     let mut config = config(data);
-    config.keep = Duration::from_secs(1);
+    config.keep = server::Ladder::all(Duration::from_secs(1));
     let running = server::Server::start(config).await.unwrap();
     let mut random = Random::new(9);
     let mut machine = Machine::new(data, "web", DISK);

@@ -23,6 +23,7 @@ use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId, Edition};
 use crate::unit::files;
 use crate::unit::lineage::Span;
+use crate::unit::space::SpaceCount;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Durable, Error, ErrorKind, Extent, ExtentMap, ExtentSet,
     ExtentStatus, OpenMode, Piece, PlantedBug, RequestClass, Result, Seq, Synced, Volume, check_request,
@@ -50,6 +51,8 @@ pub struct BranchDisk {
     identity: BranchDiskIdentity,
     unit: Weak<Unit>,
     table: Arc<FileTable>,
+    /// What the whole unit takes up.
+    space: Arc<SpaceCount>,
     options: StoreOptions,
     append: Mutex<Appender>,
     layers: RwLock<Layers>,
@@ -131,7 +134,7 @@ impl BranchDisk {
     pub(crate) fn new(
         identity: BranchDiskIdentity,
         unit: Weak<Unit>,
-        table: Arc<FileTable>,
+        (table, space): (Arc<FileTable>, Arc<SpaceCount>),
         options: StoreOptions,
         open: OpenDelta,
         stack: Arc<Stack>,
@@ -159,6 +162,7 @@ impl BranchDisk {
             identity,
             unit,
             table,
+            space,
             options,
             append: Mutex::new(appender),
             layers: RwLock::new(layers),
@@ -170,7 +174,8 @@ impl BranchDisk {
 
     /// Appends a write. With the kernel and visible to readers when this returns; on the medium after the next
     /// [`BranchDisk::sync`] that begins after it. `seq` is higher than any before. Errors that changed nothing:
-    /// `InvalidInput`, `OutOfRange`, `NoSpace` where the reserve would be touched; any other poisons the disk.
+    /// `InvalidInput`, `OutOfRange`, `NoSpace` where the reserve would be touched or the unit's quota passed; any other poisons
+    /// the disk.
     pub fn append(&self, seq: Seq, extent: Extent, payload: Payload<'_>) -> Result<()> {
         self.write(Some(seq), extent, payload).map(drop)
     }
@@ -231,6 +236,11 @@ impl BranchDisk {
     pub(crate) fn open_changes(&self) -> ExtentSet {
         let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
         layers.map.iter().map(|(extent, _)| extent).collect()
+    }
+
+    /// How long the open delta's log is.
+    pub(crate) fn open_log_len(&self) -> ByteLen {
+        lock(&self.append).writer.as_ref().map_or(ByteLen::ZERO, |writer| writer.len() - ByteOffset::ZERO)
     }
 
     /// Lets nothing be written any more.
@@ -360,8 +370,10 @@ impl BranchDisk {
         }
         let mut appender = lock(&self.append);
         self.check_poison()?;
+        let is_replication = seq.is_some();
         let seq = appender.next_seq(seq)?;
         appender.take_space(write.log_len(), &self.table, self.options.reserve)?;
+        self.space.take(write.log_len(), is_replication, appender.log.name())?;
         let identity = LogIdentity { salt: self.identity.salt, delta: appender.delta };
         let synced_to = lock(&self.sync).len;
         let writer = appender.writer(&self.table, identity)?;

@@ -5,6 +5,7 @@
 
 mod branch_disk;
 mod copy;
+mod delta_file;
 mod image;
 mod index;
 mod journal;
@@ -18,6 +19,7 @@ mod view;
 
 pub use branch_disk::{BranchDisk, Payload};
 pub use copy::copy_volume;
+pub use delta_file::{DeltaFile, DeltaHeader, DeltaMerge, Prefer, apply_delta, merge_deltas};
 pub use image::{
     CheckReport, Fault, FaultKind, ImageFormat, ImageOptions, NewImage, ReplayContent, ReplayPiece,
     SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,
@@ -27,7 +29,8 @@ pub use storage::{HostFile, HostStorage};
 pub use store::{Store, StoreOptions};
 pub use unit::branch::{BranchId, BranchInfo, BranchKind, DeltaId, Point};
 pub use unit::checkpoint::{Checkpoint, CheckpointSpec, Consistency, Gap};
+pub use unit::files::SETTLING_SUFFIX;
 pub use unit::manifest::{DiskSpec, UnitSpec};
 pub use unit::pins::{Pin, PinHolder};
-pub use unit::{ConsolidateReport, ThinGoal, ThinReport, Unit};
+pub use unit::{ConsolidateReport, ThinGoal, ThinReport, Unit, Usage};
 pub use view::View;

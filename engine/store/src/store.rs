@@ -9,7 +9,7 @@ use crate::unit::merging::{MergeQueue, MergeWorker};
 use crate::unit::unit::UnitContext;
 use blocks::{
     ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Id, MachineId, OpenMode, Result, Storage,
-    StoreId,
+    StoreId, crash_point,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -163,6 +163,7 @@ impl Store {
             return Err(Error::new(ErrorKind::NotFound, format!("there is no unit of machine {machine}")));
         };
         unit.close()?;
+        crash_point("delete.closed");
         units.open.remove(&machine);
         remove_unit_dir(self.storage(), &unit_dir(machine))
     }
@@ -170,6 +171,11 @@ impl Store {
     /// Room left on the storage, the reserve included; `None` where it cannot be told.
     pub fn free_space(&self) -> Result<Option<ByteLen>> {
         self.storage().free_space()
+    }
+
+    /// How the store behaves.
+    pub fn options(&self) -> &StoreOptions {
+        &self.context.options
     }
 
     fn storage(&self) -> &dyn Storage {
@@ -248,6 +254,7 @@ fn remove_unit_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::AlreadyExists => return Err(error),
         _ => storage.sync_dir(dir)?,
     };
+    crash_point("delete.marked");
     // What is removed may vanish from the medium in any order: the mark goes when the rest is gone for certain.
     for name in
         storage.list(dir)?.into_iter().map(|name| format!("{dir}/{name}")).filter(|name| *name != mark)
@@ -256,6 +263,7 @@ fn remove_unit_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
         if is_dir { storage.remove_dir(&name)? } else { storage.remove(&name)? }
     }
     storage.sync_dir(dir)?;
+    crash_point("delete.emptied");
     storage.remove_dir(dir)?;
     storage.sync_dir(UNITS).map(drop)
 }

@@ -16,6 +16,11 @@ pub(crate) const SHUTDOWN: &str = "the server was stopped";
 /// Why no checkpoint can be made.
 pub(crate) const SCAN: &str = "the disks are hashed again: what changed is not known";
 
+/// Why no checkpoint can be made.
+pub(crate) const FULL: &str = "the store is full";
+/// Why no checkpoint can be made.
+pub(crate) const QUOTA: &str = "the machine's quota is reached";
+
 /// Something keeps checkpoints from being made from now on. Nothing new where a gap with this cause is open already,
 /// or where there has never been a checkpoint, so that none is missed.
 pub(crate) fn begin(unit: &Unit, cause: &str) -> Result<()> {

@@ -18,7 +18,7 @@ use super::gaps;
 use super::machine::Phase;
 use super::requests::RequestEvent;
 use super::source::Source;
-use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, Result, Seq, crash_point};
+use blocks::{ByteLen, CheckpointId, DiskIndex, Error, ErrorKind, Result, Seq, crash_point};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -34,6 +34,8 @@ const QUEUE_BYTES: u32 = 32 << 20;
 const ENTRY_BYTES: u32 = 1 << 10;
 /// How many checkpoints of a connection are kept in mind: days of them, and a verification takes hours.
 const SEALED_MAX: usize = 4096;
+/// No write of an agent takes up more than this.
+const WRITE_BYTES_MAX: ByteLen = ByteLen::new(2 << 20);
 /// How often a full store is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -189,7 +191,7 @@ impl Appender {
         self.check_number(write.disk, write.seq, disk.last_seq())?;
         let (payload, bytes) = match &write.payload {
             Payload::Data(data) => (store::Payload::Data(data), write.extent.len()),
-            Payload::Zero => (store::Payload::Zero, blocks::ByteLen::ZERO),
+            Payload::Zero => (store::Payload::Zero, ByteLen::ZERO),
         };
         disk.append(write.seq, write.extent, payload)
             .map_err(|error| error.context(format_args!("disk {} {}", write.disk, write.extent)))?;
@@ -291,11 +293,14 @@ impl Appender {
     fn hold(&mut self, error: &Error) {
         if !self.held {
             self.held = true;
-            let reason = format!("the store is full: {error}");
+            // A record is a little longer than what it holds.
+            let is_quota = self.source.unit.is_quota_reached(WRITE_BYTES_MAX).unwrap_or(false);
+            let cause = if is_quota { gaps::QUOTA } else { gaps::FULL };
+            let reason = format!("{cause}: {error}");
             tracing::warn!(machine = %self.source.machine.id(), "{reason}");
             self.source.machine.set_held(Some(reason.clone()));
             self.source.tell(ServerMessage::Hold { reason });
-            if let Err(error) = gaps::begin(&self.source.unit, "the store is full") {
+            if let Err(error) = gaps::begin(&self.source.unit, cause) {
                 // Where even that finds no room, the hold itself is still seen in the machine's state.
                 tracing::warn!(%error, "the gap could not be recorded");
             }

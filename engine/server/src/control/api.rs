@@ -29,6 +29,34 @@ pub enum Request {
         of: String,
         /// A name for it; may be empty.
         name: String,
+        /// It cannot be deleted before this: RFC 3339, `YYYY-MM-DD [HH:MM[:SS]]` in UTC, or `forever`.
+        #[serde(default)]
+        protect_until: Option<String>,
+    },
+    /// Forget checkpoints; what later ones need of them stays. All of them or none. Done with [`Reply::Thinned`].
+    DeleteCheckpoints {
+        /// A name or identity.
+        machine: String,
+        /// Numbers, or names (the newest of that name).
+        checkpoints: Vec<String>,
+    },
+    /// Protect a checkpoint, or protect it no longer. Done with [`Reply::Checkpoint`].
+    ProtectCheckpoint {
+        /// A name or identity.
+        machine: String,
+        /// A number or name.
+        checkpoint: String,
+        /// As in `checkpoint`; no longer where it is missing.
+        until: Option<String>,
+    },
+    /// Change how long a machine's history is kept, and how much room it may take up. Done with [`Reply::Status`].
+    SetMachine {
+        /// A name or identity.
+        machine: String,
+        /// A ladder, or `default` for the server's.
+        keep: Option<String>,
+        /// In bytes; 0 is none.
+        quota: Option<u64>,
     },
     /// The checkpoints and gaps of a machine. Done with [`Reply::Checkpoints`].
     Checkpoints {
@@ -40,7 +68,32 @@ pub enum Request {
         /// A name or identity.
         machine: String,
     },
-    /// Give up a superseded branch: what the losing side of a failback had written. Done with [`Reply::Branches`].
+    /// Make a line that stays until it is dropped, whatever becomes of the session that it starts from. It begins with a
+    /// checkpoint of its name, by which it is recovered. Done with [`Reply::Checkpoint`].
+    Clone {
+        /// A machine's name or identity, or a session's identity.
+        of: String,
+        /// As in `recover`; of a session, where it is missing, a checkpoint of now.
+        at: Option<String>,
+        /// What it is called.
+        name: String,
+    },
+    /// Write what changed between two checkpoints of a disk into a new file (docs/formats/delta.md). Done with
+    /// [`Reply::Exported`].
+    ExportDelta {
+        /// A name or identity.
+        machine: String,
+        /// Which disk; may be missing where there is one.
+        disk: Option<u16>,
+        /// As in `recover`: what whoever applies it has already.
+        since: String,
+        /// As in `recover`.
+        at: Option<String>,
+        /// An absolute path that does not exist yet.
+        output: String,
+    },
+    /// Give up a clone, or a superseded branch: what the losing side of a failback had written. Done with
+    /// [`Reply::Branches`].
     DropBranch {
         /// A name or identity.
         machine: String,
@@ -180,6 +233,7 @@ pub enum Reply {
     Checkpoint(CheckpointInfo),
     Checkpoints(CheckpointList),
     Branches(BranchList),
+    Thinned(ThinnedInfo),
     Settled(Settled),
     Session(SessionInfo),
     Sessions { sessions: Vec<SessionInfo> },
@@ -200,6 +254,9 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Its machines, by name.
     pub machines: Vec<MachineStatus>,
+    /// What wants a person, of the store as a whole.
+    #[serde(default)]
+    pub alarms: Vec<AlarmInfo>,
 }
 
 /// A machine.
@@ -222,6 +279,49 @@ pub struct MachineStatus {
     pub disks: Vec<DiskStatus>,
     /// Who keeps the horizon from moving, for people.
     pub pins: Vec<String>,
+    /// The ladder by which its history is kept.
+    #[serde(default)]
+    pub keep: String,
+    /// How far back its history goes now, in milliseconds.
+    #[serde(default)]
+    pub window_ms: Option<u64>,
+    #[serde(default)]
+    pub space: SpaceStatus,
+    /// What wants a person.
+    #[serde(default)]
+    pub alarms: Vec<AlarmInfo>,
+}
+
+/// What a machine takes up on the server.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct SpaceStatus {
+    pub images_bytes: u64,
+    /// Logs and indexes, those of sessions and branches included.
+    pub journal_bytes: u64,
+    pub quota_bytes: Option<u64>,
+    /// How much history the quota buys at the present churn, in milliseconds; never more than the ladder wants. Missing
+    /// without a quota, and while nothing is known of the churn.
+    pub window_bought_ms: Option<u64>,
+}
+
+/// Something that wants a person.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AlarmInfo {
+    /// `held`, `quota`, `window` (the quota buys less history than is wanted), `superseded` (such a branch keeps the
+    /// horizon), `horizon` (overdue), `space` (of the store).
+    pub alarm: String,
+    /// For people.
+    pub words: String,
+}
+
+/// What came of deleting checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ThinnedInfo {
+    pub machine: String,
+    pub deleted: Vec<u64>,
+    /// Bytes of the journal that are free now, and bytes written to get there.
+    pub freed_bytes: u64,
+    pub written_bytes: u64,
 }
 
 /// A disk of a machine.
@@ -256,7 +356,7 @@ pub struct TokenInfo {
 pub struct CheckpointInfo {
     pub checkpoint: u64,
     pub name: String,
-    /// `main`, `session <id>` or `superseded`.
+    /// `main`, `session <id>`, `clone` or `superseded`.
     pub branch: String,
     /// `crash`, `file-system`, `application`, `fuzzy`.
     pub consistency: String,
@@ -272,6 +372,9 @@ pub struct CheckpointInfo {
     pub changed_bytes: u64,
     /// Bytes that the promise leaves out.
     pub excluded_bytes: u64,
+    /// Until when it cannot be deleted: RFC 3339 or `forever`; missing where it is not protected.
+    #[serde(default)]
+    pub protected_until: Option<String>,
 }
 
 /// A machine's history.
@@ -304,8 +407,11 @@ pub struct BranchList {
 #[allow(missing_docs, reason = "the field names are the JSON; those that need words have them")]
 pub struct Branch {
     pub branch: u64,
-    /// `main`, `session <id>` or `superseded`.
+    /// `main`, `session <id>`, `clone` or `superseded`.
     pub kind: String,
+    /// What a clone is called.
+    #[serde(default)]
+    pub name: String,
     /// The checkpoint that it forked at, which it keeps from being consolidated; none for the main line.
     pub base: Option<u64>,
     /// Its own checkpoints.

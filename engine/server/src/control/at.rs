@@ -48,6 +48,20 @@ fn parse_time(text: &str) -> Option<WallClock> {
     u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok().map(WallClock)
 }
 
+/// The instant before which something is to stay: as in [`choose`], a day alone, or `forever`. `InvalidInput` where it is
+/// none, or past.
+pub(crate) fn parse_until(text: &str, now: WallClock) -> Result<WallClock> {
+    let wrong = |why: &str| Err(Error::new(ErrorKind::InvalidInput, format!("'{text}' {why}")));
+    if text == "forever" {
+        return Ok(Checkpoint::FOREVER);
+    }
+    match parse_time(text).or_else(|| parse_time(&format!("{text} 00:00"))) {
+        None => wrong("is no time (RFC 3339, or YYYY-MM-DD [HH:MM[:SS]] in UTC, or forever)"),
+        Some(until) if until <= now => wrong("is past"),
+        Some(until) => Ok(until),
+    }
+}
+
 /// RFC 3339 in UTC with milliseconds, the form that [`choose`] takes back exactly.
 pub(crate) fn format_time(at: WallClock) -> String {
     let nanoseconds = i128::from(at.0) * 1_000_000;
@@ -116,6 +130,17 @@ mod tests {
                 checkpoint.id.0,
                 "what is printed is understood"
             );
+        }
+    }
+
+    #[test]
+    fn instants_until_which_something_stays() {
+        let now = WallClock(1_795_179_600_000);
+        assert_eq!(parse_until("forever", now).unwrap(), Checkpoint::FOREVER);
+        let day = parse_until("2026-12-01", now).unwrap();
+        assert_eq!(parse_until("2026-12-01T00:00:00Z", now).unwrap(), day);
+        for text in ["2026-11-01", "tomorrow", ""] {
+            assert_eq!(parse_until(text, now).unwrap_err().kind(), ErrorKind::InvalidInput, "{text}");
         }
     }
 

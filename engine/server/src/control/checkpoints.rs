@@ -1,27 +1,37 @@
 //! The checkpoints of a machine: taking one, listing them.
 
-use super::api::{CheckpointInfo, CheckpointList, GapInfo, Progress, Reply};
+use super::api::{CheckpointInfo, CheckpointList, GapInfo, Progress, Reply, ThinnedInfo};
 use super::job::Job;
-use super::machines;
+use super::{at, machines};
 use crate::agent::{AgentHandle, RequestEvent, blocking};
 use crate::services::Services;
 use crate::session::checkpoint_info;
-use blocks::{CheckpointId, Error, ErrorKind, Result};
+use blocks::{CheckpointId, Error, ErrorKind, Result, WallClock};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{BranchId, BranchKind, Checkpoint, Unit};
+use store::{BranchId, BranchKind, Checkpoint, ThinGoal, Unit};
 use tokio::sync::mpsc;
 
 /// How long an agent may take to bring all disks to one instant.
 const TAKE_TIMEOUT: Duration = Duration::from_secs(300);
 
-pub(super) async fn take(services: Arc<Services>, of: String, name: String, job: Job) -> Result<Reply> {
+pub(super) async fn take(
+    services: Arc<Services>,
+    of: String,
+    name: String,
+    protect_until: Option<String>,
+    job: Job,
+) -> Result<Reply> {
+    let until = protect_until.map(|until| at::parse_until(&until, WallClock::now())).transpose()?;
     let unit = match machines::find(&services.store, &of) {
         Ok(unit) => unit,
         Err(not_found) => {
             let sessions = services.sessions.clone();
             let taken = blocking(move || match sessions.unit_of(&of) {
-                Ok(_) => sessions.checkpoint(&of, &name),
+                Ok((_, unit)) => {
+                    let taken = sessions.checkpoint(&of, &name)?;
+                    protect(&unit, CheckpointId(taken.checkpoint), until)
+                }
                 Err(_) => Err(not_found),
             });
             return taken.await.map(Reply::Checkpoint);
@@ -33,11 +43,72 @@ pub(super) async fn take(services: Arc<Services>, of: String, name: String, job:
     }
     let mut events = agent.take_checkpoint(&name, false).await?;
     let checkpoint = wait_until_sealed(&mut events, &agent, &job).await?;
+    blocking(move || protect(&unit, checkpoint, until).map(Reply::Checkpoint)).await
+}
+
+/// Protects a checkpoint where that is wanted; what it is then.
+fn protect(unit: &Unit, id: CheckpointId, until: Option<WallClock>) -> Result<CheckpointInfo> {
+    if let Some(until) = until {
+        unit.protect_checkpoint(id, until)?;
+    }
+    of_number(unit, id)
+}
+
+pub(super) fn of_number(unit: &Unit, id: CheckpointId) -> Result<CheckpointInfo> {
+    let gone = || Error::new(ErrorKind::NotFound, format!("checkpoint {id} is gone already"));
+    Ok(info(unit, &unit.checkpoint(id).ok_or_else(gone)?))
+}
+
+pub(super) async fn set_protection(
+    services: Arc<Services>,
+    machine: String,
+    checkpoint: String,
+    until: Option<String>,
+) -> Result<Reply> {
     blocking(move || {
-        let gone = || Error::new(ErrorKind::NotFound, format!("checkpoint {checkpoint} is gone already"));
-        Ok(Reply::Checkpoint(info(&unit, &unit.checkpoint(checkpoint).ok_or_else(gone)?)))
+        let unit = machines::find(&services.store, &machine)?;
+        let until = until.map_or(Ok(WallClock(0)), |until| at::parse_until(&until, WallClock::now()))?;
+        let id = one(&unit, &checkpoint)?;
+        protect(&unit, id, Some(until)).map(Reply::Checkpoint)
     })
     .await
+}
+
+pub(super) async fn delete(
+    services: Arc<Services>,
+    machine: String,
+    checkpoints: Vec<String>,
+    job: Job,
+) -> Result<Reply> {
+    blocking(move || {
+        let unit = machines::find(&services.store, &machine)?;
+        let mut ids = checkpoints.iter().map(|text| one(&unit, text)).collect::<Result<Vec<_>>>()?;
+        ids.sort();
+        ids.dedup();
+        let _turn = services.consolidating.for_a_person();
+        unit.delete_checkpoints(&ids)?;
+        tracing::info!(machine = unit.name(), ?ids, "checkpoints were deleted");
+        let step = format!("merging what lay between the checkpoints of '{}'", unit.name());
+        let report = unit.thin(ThinGoal::Everything, &|done| job.step(&step, done, done))?;
+        Ok(Reply::Thinned(ThinnedInfo {
+            machine: unit.name(),
+            deleted: ids.into_iter().map(|id| id.0).collect(),
+            freed_bytes: report.freed.get(),
+            written_bytes: report.written.get(),
+        }))
+    })
+    .await
+}
+
+/// The checkpoint of that number or name; a time is not enough to delete something.
+fn one(unit: &Unit, text: &str) -> Result<CheckpointId> {
+    let all = unit.checkpoints();
+    let named = all.iter().rev().find(|checkpoint| !text.is_empty() && checkpoint.name == text);
+    let numbered = || all.iter().find(|checkpoint| checkpoint.id.to_string() == text);
+    named.or_else(numbered).map(|checkpoint| checkpoint.id).ok_or_else(|| {
+        let context = format!("'{}' has no checkpoint of the number or name '{text}'", unit.name());
+        Error::new(ErrorKind::NotFound, context)
+    })
 }
 
 /// The machine's agent. `NotFound` where it is not connected.

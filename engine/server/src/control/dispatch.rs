@@ -13,7 +13,21 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::Status { machine } => status::status(services, machine).await,
         Request::Enroll { name, seconds } => machines::enroll(services, name, seconds).await,
         Request::RemoveMachine { machine } => machines::remove(services, machine).await,
-        Request::Checkpoint { of, name } => checkpoints::take(services, of, name, job).await,
+        Request::Checkpoint { of, name, protect_until } => {
+            checkpoints::take(services, of, name, protect_until, job).await
+        }
+        Request::Clone { of, at, name } => branches::clone(services, of, at, name).await,
+        Request::ExportDelta { machine, disk, since, at, output } => {
+            export::export_delta(services, export::WantedDelta { machine, disk, since, at, output }, job)
+                .await
+        }
+        Request::DeleteCheckpoints { machine, checkpoints } => {
+            checkpoints::delete(services, machine, checkpoints, job).await
+        }
+        Request::ProtectCheckpoint { machine, checkpoint, until } => {
+            checkpoints::set_protection(services, machine, checkpoint, until).await
+        }
+        Request::SetMachine { machine, keep, quota } => machines::set(services, machine, keep, quota).await,
         Request::Checkpoints { machine } => checkpoints::list(services, machine).await,
         Request::Branches { machine } => branches::list(services, machine).await,
         Request::DropBranch { machine, branch } => branches::give_up(services, machine, branch).await,

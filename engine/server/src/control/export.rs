@@ -5,7 +5,7 @@ use super::job::Job;
 use super::{at, machines};
 use crate::agent::blocking;
 use crate::services::Services;
-use blocks::{DiskIndex, Error, ErrorKind, Result, Storage, Volume};
+use blocks::{DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, Volume};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use store::{HostStorage, ImageFormat, Unit, copy_volume, create_image};
@@ -32,6 +32,42 @@ pub(super) async fn export(services: Arc<Services>, wanted: Wanted, job: Job) ->
             .map_err(|error| Error::io(format!("looking at {}", wanted.output), error))?
             .len();
         Ok(Reply::Exported { path: wanted.output, bytes })
+    })
+    .await
+}
+
+/// What is asked for, as in [`super::api::Request::ExportDelta`].
+pub(super) struct WantedDelta {
+    pub machine: String,
+    pub disk: Option<u16>,
+    pub since: String,
+    pub at: Option<String>,
+    pub output: String,
+}
+
+pub(super) async fn export_delta(services: Arc<Services>, wanted: WantedDelta, job: Job) -> Result<Reply> {
+    blocking(move || {
+        let (folder, name) = destination(&wanted.output)?;
+        let unit = machines::find(&services.store, &wanted.machine)?;
+        let disk = chosen_disk(&unit, wanted.disk.map(DiskIndex))?;
+        let from = super::sessions::choose(&unit, Some(&wanted.since))?;
+        let to = super::sessions::choose(&unit, wanted.at.as_deref())?;
+        let step = format!(
+            "writing what changed on disk {disk} of '{}' from checkpoint {from} to {to}",
+            unit.name()
+        );
+        let storage = HostStorage::new(&folder)?;
+        let file = storage.open(&name, OpenMode::CreateNew)?;
+        let written = unit
+            .extract((from, to), disk, file, &|done| job.step(&step, done, done))
+            .and_then(|len| storage.sync_dir("").map(|_| len));
+        if written.is_err()
+            && let Err(error) = storage.remove(&name)
+        {
+            tracing::warn!(%error, "half an export is left behind");
+        }
+        let bytes = written.map_err(|error| error.context(format_args!("exporting to {}", wanted.output)))?;
+        Ok(Reply::Exported { path: wanted.output, bytes: bytes.get() })
     })
     .await
 }
@@ -76,19 +112,7 @@ fn source(services: &Services, wanted: &Wanted) -> Result<(Arc<dyn Volume>, Stri
 }
 
 fn view(unit: &Unit, disk: Option<DiskIndex>, at: Option<&str>) -> Result<(Arc<dyn Volume>, String)> {
-    let disks = unit.disks().len();
-    let disk = match disk {
-        Some(disk) if usize::from(disk.0) < disks => disk,
-        None if disks == 1 => DiskIndex(0),
-        Some(disk) => {
-            let context = format!("'{}' has no disk {disk}; it has {disks}", unit.name());
-            return Err(Error::new(ErrorKind::NotFound, context));
-        }
-        None => {
-            let context = format!("'{}' has {disks} disks: say which with --disk", unit.name());
-            return Err(Error::new(ErrorKind::InvalidInput, context));
-        }
-    };
+    let disk = chosen_disk(unit, disk)?;
     let checkpoints = unit.checkpoints();
     let chosen = match at {
         Some(_) => at::choose(&checkpoints, at)?,
@@ -102,6 +126,22 @@ fn view(unit: &Unit, disk: Option<DiskIndex>, at: Option<&str>) -> Result<(Arc<d
     };
     let what = format!("disk {disk} of '{}' at checkpoint {}", unit.name(), chosen.id);
     Ok((Arc::new(unit.view(chosen.id, disk)?), what))
+}
+
+fn chosen_disk(unit: &Unit, disk: Option<DiskIndex>) -> Result<DiskIndex> {
+    let disks = unit.disks().len();
+    match disk {
+        Some(disk) if usize::from(disk.0) < disks => Ok(disk),
+        None if disks == 1 => Ok(DiskIndex(0)),
+        Some(disk) => {
+            let context = format!("'{}' has no disk {disk}; it has {disks}", unit.name());
+            Err(Error::new(ErrorKind::NotFound, context))
+        }
+        None => {
+            let context = format!("'{}' has {disks} disks: say which with --disk", unit.name());
+            Err(Error::new(ErrorKind::InvalidInput, context))
+        }
+    }
 }
 
 /// Writes the file, durably, or leaves none behind.

@@ -2,8 +2,10 @@
 
 use super::api::{Reply, TokenInfo};
 use crate::agent::blocking;
+use crate::ladder::Ladder;
+use crate::retention;
 use crate::services::Services;
-use blocks::{Error, ErrorKind, Result};
+use blocks::{ByteLen, Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Store, Unit};
@@ -74,6 +76,33 @@ pub(super) async fn enroll(services: Arc<Services>, name: Option<String>, second
     let authority = services.authority.clone();
     let token = blocking(move || authority.issue_token(name, Duration::from_secs(seconds))).await?;
     Ok(Reply::Token(TokenInfo { token: token.to_string(), expires_in_seconds: seconds }))
+}
+
+pub(super) async fn set(
+    services: Arc<Services>,
+    machine: String,
+    keep: Option<String>,
+    quota: Option<u64>,
+) -> Result<Reply> {
+    let asked = machine.clone();
+    let set = services.clone();
+    blocking(move || {
+        let unit = find(&set.store, &machine)?;
+        let parse = |text: &str| {
+            text.parse::<Ladder>().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
+        };
+        let ladder = keep.as_deref().filter(|keep| *keep != "default").map(parse).transpose()?;
+        if keep.is_some() {
+            retention::set_ladder(&unit, ladder.as_ref())?;
+        }
+        if let Some(quota) = quota {
+            unit.set_quota(Some(ByteLen::new(quota)).filter(|quota| !quota.is_zero()))?;
+        }
+        tracing::info!(machine = unit.name(), keep, quota, "set");
+        Ok(())
+    })
+    .await?;
+    super::status::status(services, Some(asked)).await
 }
 
 pub(super) async fn remove(services: Arc<Services>, machine: String) -> Result<Reply> {

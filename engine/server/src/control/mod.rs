@@ -2,7 +2,7 @@
 
 #[allow(missing_docs, reason = "fields say what they are; those that do not are documented")]
 pub mod api;
-mod at;
+pub(crate) mod at;
 mod branches;
 mod checkpoints;
 mod dispatch;

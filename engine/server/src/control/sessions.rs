@@ -52,7 +52,7 @@ pub(super) async fn recover(
 }
 
 /// The checkpoint that is meant; without a word about it, the newest of the main line.
-fn choose(unit: &Unit, at: Option<&str>) -> Result<blocks::CheckpointId> {
+pub(super) fn choose(unit: &Unit, at: Option<&str>) -> Result<blocks::CheckpointId> {
     let mut checkpoints = unit.checkpoints();
     if at.is_none() {
         let main = unit.main_branch();

@@ -1,13 +1,15 @@
 //! How everything is doing.
 
-use super::api::{DiskStatus, MachineStatus, Reply, Status};
+use super::api::{AlarmInfo, DiskStatus, MachineStatus, Reply, SpaceStatus, Status};
 use super::machines;
 use crate::agent::blocking;
+use crate::alarms::{self, Alarm};
+use crate::retention;
 use crate::services::Services;
 use blocks::{ByteLen, DiskIndex, Error, Result, WallClock};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use store::{DiskSpec, Unit};
+use store::{Checkpoint, DiskSpec, Unit};
 
 pub(super) async fn status(services: Arc<Services>, machine: Option<String>) -> Result<Reply> {
     blocking(move || {
@@ -21,6 +23,7 @@ pub(super) async fn status(services: Arc<Services>, machine: Option<String>) -> 
             free_bytes: services.store.free_space()?.map(ByteLen::get),
             memory_bytes: resident_bytes()?,
             machines: units.iter().map(|unit| machine_status(&services, unit)).collect::<Result<_>>()?,
+            alarms: infos(alarms::of_store(&services)?),
         }))
     })
     .await
@@ -32,9 +35,12 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
     if detail.is_empty() {
         detail = services.sessions.parked_failback(unit.machine()).unwrap_or_default();
     }
-    let main = unit.main_branch();
-    let checkpoints = unit.checkpoints();
-    let newest = checkpoints.iter().rev().find(|checkpoint| checkpoint.branch == main);
+    let checkpoints = unit.checkpoints().len() as u64;
+    let (line, _) = retention::main_line(unit);
+    let (ladder, now) = (retention::ladder_of(services, unit), WallClock::now());
+    let age = |checkpoint: &Checkpoint| now.0.saturating_sub(checkpoint.server_time.0);
+    let usage = unit.usage()?;
+    let bought = alarms::window_bought(&line, &ladder, usage, now);
     let horizon = unit.horizon().map(|horizon| horizon.0);
     let disk = |(index, spec): (u16, DiskSpec)| {
         let progress = machine.progress(DiskIndex(index));
@@ -58,8 +64,8 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
         state: state.into(),
         detail,
         heartbeat_age_ms: machine.silent_for(Instant::now()).map(milliseconds),
-        rpo_ms: newest.map(|checkpoint| WallClock::now().0.saturating_sub(checkpoint.server_time.0)),
-        checkpoints: checkpoints.len() as u64,
+        rpo_ms: line.last().map(age),
+        checkpoints,
         gaps: unit.gaps().len() as u64,
         disks: (0..).zip(unit.disks()).map(disk).collect::<Result<_>>()?,
         pins: unit
@@ -67,7 +73,20 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
             .iter()
             .map(|pin| format!("checkpoint {} by {}", pin.checkpoint, pin.holder))
             .collect(),
+        keep: ladder.to_string(),
+        window_ms: line.first().map(age),
+        space: SpaceStatus {
+            images_bytes: usage.images.get(),
+            journal_bytes: usage.journal.get(),
+            quota_bytes: usage.quota.map(ByteLen::get),
+            window_bought_ms: bought.map(milliseconds),
+        },
+        alarms: infos(alarms::of_unit(services, unit)?),
     })
+}
+
+fn infos(alarms: Vec<Alarm>) -> Vec<AlarmInfo> {
+    alarms.into_iter().map(|alarm| AlarmInfo { alarm: alarm.kind.into(), words: alarm.words }).collect()
 }
 
 /// Where the image of a disk is on the host.

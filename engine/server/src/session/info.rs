@@ -1,9 +1,10 @@
 //! Sessions and checkpoints as administrators see them.
 
 use crate::control::api::{CheckpointInfo, MigrationInfo, SessionDisk, SessionInfo};
+use crate::control::at::format_time;
 use crate::session::live::{LiveDisk, LiveSession};
 use crate::session::record::{MigrationRecord, MigrationState, SessionState};
-use blocks::{ByteLen, DiskIndex, Extent, Result};
+use blocks::{ByteLen, DiskIndex, Extent, Result, WallClock};
 use std::sync::atomic::Ordering;
 use store::{Checkpoint, Consistency};
 use time::OffsetDateTime;
@@ -110,6 +111,14 @@ fn migration_info(migration: &MigrationRecord, disk: Option<&LiveDisk>) -> Migra
     }
 }
 
+fn protection(checkpoint: &Checkpoint) -> Option<String> {
+    if !checkpoint.is_protected(WallClock::now()) {
+        return None;
+    }
+    let until = checkpoint.protected_until;
+    Some(if until == Checkpoint::FOREVER { "forever".to_owned() } else { format_time(until) })
+}
+
 /// A checkpoint; `branch` is how its branch is called.
 pub(crate) fn checkpoint_info(checkpoint: &Checkpoint, branch: String) -> CheckpointInfo {
     let consistency = match checkpoint.consistency {
@@ -129,6 +138,7 @@ pub(crate) fn checkpoint_info(checkpoint: &Checkpoint, branch: String) -> Checkp
         source_time_ms: checkpoint.source_time.0,
         frozen_ms: checkpoint.frozen_ms,
         changed_bytes: checkpoint.changed.get(),
+        protected_until: protection(checkpoint),
         excluded_bytes: checkpoint.excluded.iter().flatten().map(|extent: &Extent| extent.len().get()).sum(),
     }
 }

@@ -75,6 +75,16 @@ impl StorageFile for HostFile {
         &self.name
     }
 
+    fn allocated(&self) -> Result<ByteLen> {
+        use std::os::unix::fs::MetadataExt;
+        if self.is_device {
+            return self.len();
+        }
+        let found = self.file.metadata().map_err(|error| Error::io(self.name.clone(), error))?;
+        // Always of 512 bytes, whatever the file system's own are.
+        Ok(ByteLen::new(found.blocks() * 512))
+    }
+
     fn len(&self) -> Result<ByteLen> {
         let len = if self.is_device {
             rustix::fs::seek(&self.file, SeekFrom::End(0)).map_err(std::io::Error::from)

@@ -11,6 +11,7 @@ use crate::index::stack::Stack;
 use crate::journal::location::RecordKind;
 use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
+use crate::unit::files;
 use crate::unit::manifest::Manifest;
 use blocks::{
     ByteLen, CheckpointId, Error, ErrorKind, Extent, PlantedBug, RequestClass, Result, Storage, Volume,
@@ -44,6 +45,8 @@ impl Unit {
         let _alone = self.take_consolidating()?;
         let Some(stacks) = self.begin_consolidation(up_to)? else { return Ok(ConsolidateReport::default()) };
         crash_point("consolidate.recorded");
+        self.mark_images(true)?;
+        crash_point("consolidate.marked");
         let mut total = ByteLen::ZERO;
         for stack in &stacks {
             let mut merge = stack.merge()?;
@@ -63,6 +66,8 @@ impl Unit {
             image.flush()?;
         }
         crash_point("consolidate.replayed");
+        self.mark_images(false)?;
+        crash_point("consolidate.unmarked");
         self.end_consolidation(&mut report)?;
         Ok(report)
     }
@@ -100,6 +105,15 @@ impl Unit {
         next.begin_replay(up_to)?;
         state.publish(self.storage(), &self.dir, next)?;
         Ok(Some(stacks))
+    }
+
+    /// Whoever finds an image that is being changed sees it from its name.
+    fn mark_images(&self, settling: bool) -> Result<()> {
+        let manifest = self.manifest();
+        for disk in manifest.disk_indexes() {
+            files::mark_image(self.storage(), &self.dir, disk, manifest.image_format, settling)?;
+        }
+        Ok(())
     }
 
     fn check_pins(&self, manifest: &Manifest, up_to: CheckpointId) -> Result<()> {
@@ -144,7 +158,8 @@ impl Unit {
             .map(|d| d.log_len)
             .sum();
         state.inventory.remove(&removed);
-        state.refresh_stacks(None)
+        state.refresh_stacks(None)?;
+        self.recount(&state).map(drop)
     }
 }
 

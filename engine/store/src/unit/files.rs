@@ -11,6 +11,9 @@ use blocks::{
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+/// What the name of a half-settled image ends with.
+pub const SETTLING_SUFFIX: &str = ".settling";
+
 /// No unit needs more; a larger file is not one of ours.
 const MANIFEST_BYTES_MAX: u64 = 1 << 30;
 
@@ -39,6 +42,42 @@ fn revision_mark(revision: u32) -> String {
 
 pub(crate) fn image_name(unit_dir: &str, disk: DiskIndex, format: ImageFormat) -> String {
     format!("{}/image.{format}", disk_dir(unit_dir, disk))
+}
+
+/// The image's name while it is being changed: it holds neither the one checkpoint nor the other, and whoever finds it can
+/// see that.
+pub(crate) fn settling_name(unit_dir: &str, disk: DiskIndex, format: ImageFormat) -> String {
+    format!("{}{SETTLING_SUFFIX}", image_name(unit_dir, disk, format))
+}
+
+/// Whichever of both names the image has.
+pub(crate) fn present_image_name(
+    storage: &dyn Storage,
+    unit_dir: &str,
+    disk: DiskIndex,
+    format: ImageFormat,
+) -> Result<String> {
+    let (whole, settling) = (image_name(unit_dir, disk, format), settling_name(unit_dir, disk, format));
+    let present = storage.list(&disk_dir(unit_dir, disk))?;
+    let is_present = |name: &str| present.iter().any(|file| name.ends_with(&format!("/{file}")));
+    Ok(if !is_present(&whole) && is_present(&settling) { settling } else { whole })
+}
+
+/// Gives the image the name that says whether it is being changed, durably. Nothing where it has it.
+pub(crate) fn mark_image(
+    storage: &dyn Storage,
+    unit_dir: &str,
+    disk: DiskIndex,
+    format: ImageFormat,
+    settling: bool,
+) -> Result<()> {
+    let names = [image_name(unit_dir, disk, format), settling_name(unit_dir, disk, format)];
+    let (from, to) = if settling { (&names[0], &names[1]) } else { (&names[1], &names[0]) };
+    if present_image_name(storage, unit_dir, disk, format)? != *to {
+        storage.rename(from, to)?;
+    }
+    // Also where it has the name already: an earlier attempt may have failed in between.
+    storage.sync_dir(&disk_dir(unit_dir, disk)).map(drop)
 }
 
 pub(crate) fn sums_name(unit_dir: &str, disk: DiskIndex) -> String {
@@ -124,7 +163,8 @@ pub(crate) fn open_unit_image(
     disk: DiskIndex,
     (format, len): (ImageFormat, ByteLen),
 ) -> Result<Arc<SummedImage>> {
-    let file = storage.open(&image_name(unit_dir, disk, format), OpenMode::ReadWrite)?;
+    let name = present_image_name(storage, unit_dir, disk, format)?;
+    let file = storage.open(&name, OpenMode::ReadWrite)?;
     let name = file.name().to_owned();
     let image = open_image(file, Some(format), true)?;
     if image.len() != len {
@@ -173,7 +213,13 @@ fn superfluous_names(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest)
     let mut superfluous = Vec::new();
     for disk in manifest.disk_indexes() {
         let dir = disk_dir(unit_dir, disk);
-        let needed = needed_names(unit_dir, manifest, disk);
+        let mut needed = needed_names(unit_dir, manifest, disk);
+        let image = present_image_name(storage, unit_dir, disk, manifest.image_format)?;
+        let is_settling = image == settling_name(unit_dir, disk, manifest.image_format);
+        if is_settling && manifest.replay.is_some() {
+            needed.remove(&image_name(unit_dir, disk, manifest.image_format));
+            needed.insert(image);
+        }
         let optional: BTreeSet<String> = manifest
             .branches
             .values()

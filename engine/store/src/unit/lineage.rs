@@ -107,7 +107,7 @@ impl Manifest {
     }
 
     /// Starts a branch at a checkpoint.
-    pub(crate) fn fork(&mut self, at: CheckpointId, kind: BranchKind) -> Result<BranchId> {
+    pub(crate) fn fork(&mut self, at: CheckpointId, kind: BranchKind, name: &str) -> Result<BranchId> {
         let starts = self.sealed(at)?.ends.clone();
         let id = BranchId(self.next_branch);
         self.next_branch += 1;
@@ -115,16 +115,18 @@ impl Manifest {
         for (sealed, sealed_seq) in starts {
             ends.push(BranchEnd { sealed, sealed_seq, open: self.take_delta() });
         }
-        self.branches.insert(id, Branch { kind, name: String::new(), base: Some(at), ends });
+        self.branches.insert(id, Branch { kind, name: name.to_owned(), base: Some(at), ends });
         Ok(id)
     }
 
-    /// Removes a branch with its own deltas and checkpoints. `Busy` where another branch starts from it.
+    /// Removes a branch with its own deltas and checkpoints. Where clones start from it, the one that starts last takes over
+    /// what lies below its start. `Busy` where another branch starts from what would go.
     pub(crate) fn drop_branch(&mut self, id: BranchId) -> Result<Removed> {
         self.branch(id)?;
         if id == self.main {
             return Err(Error::new(ErrorKind::InvalidInput, format!("{}: the main branch stays", self.name)));
         }
+        self.hand_over_to_clone(id)?;
         let starts_here =
             |base: CheckpointId| self.sealed(base).is_ok_and(|sealed| sealed.checkpoint.branch == id);
         if let Some((other, branch)) = self.branches.iter().find(|(_, b)| b.base.is_some_and(starts_here)) {
@@ -135,6 +137,36 @@ impl Manifest {
         self.checkpoints.retain(|_, sealed| sealed.checkpoint.branch != id);
         let own = self.deltas.iter().filter(|(_, delta)| delta.branch == id).map(|(id, _)| *id).collect();
         Ok(self.remove_deltas(&own))
+    }
+
+    /// Gives what a branch has below the start of a clone to that clone, where a clone is the last to start from it.
+    fn hand_over_to_clone(&mut self, id: BranchId) -> Result<()> {
+        let is_of = |base: CheckpointId| self.sealed(base).is_ok_and(|sealed| sealed.checkpoint.branch == id);
+        let starting =
+            self.branches.iter().filter_map(|(heir, branch)| Some((branch.base?, *heir, branch.kind)));
+        let Some((base, heir, BranchKind::Clone)) =
+            starting.filter(|(base, ..)| is_of(*base)).max_by_key(|(base, ..)| *base)
+        else {
+            return Ok(());
+        };
+        let below = self.branch(id)?.base;
+        for disk in self.disk_indexes() {
+            let end = self.sealed(base)?.ends[usize::from(disk.0)].0;
+            for delta in self.line(disk, end)? {
+                self.deltas.entry(delta).and_modify(|delta| {
+                    if delta.branch == id {
+                        delta.branch = heir;
+                    }
+                });
+            }
+        }
+        for (_, sealed) in self.checkpoints.range_mut(..=base) {
+            if sealed.checkpoint.branch == id {
+                sealed.checkpoint.branch = heir;
+            }
+        }
+        self.branches.entry(heir).and_modify(|branch| branch.base = below);
+        Ok(())
     }
 
     /// Makes `branch` the main branch; the old one keeps, as a superseded branch, what it has beyond the fork.

@@ -4,6 +4,7 @@ pub(crate) mod branch;
 mod changes;
 pub(crate) mod checkpoint;
 mod consolidate;
+mod extract;
 pub(crate) mod files;
 mod inventory;
 pub(crate) mod lineage;
@@ -14,10 +15,12 @@ mod opening;
 pub(crate) mod pins;
 mod run;
 mod seal;
+pub(crate) mod space;
 mod thin;
 #[allow(clippy::module_inception, reason = "a unit is what this room is about")]
 pub(crate) mod unit;
 
 pub use consolidate::ConsolidateReport;
+pub use space::Usage;
 pub use thin::{ThinGoal, ThinReport};
 pub use unit::Unit;

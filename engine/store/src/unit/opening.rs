@@ -104,6 +104,7 @@ impl Unit {
             merges: context.merges.clone(),
             view_pins: Arc::new(ViewPins::default()),
             consolidating: Mutex::new(()),
+            space: Arc::default(),
             not_worth_merging: Mutex::default(),
             state: Mutex::new(state),
         });
@@ -115,6 +116,7 @@ impl Unit {
                 state.disks.insert(key, opened);
             }
         }
+        unit.recount(&state)?;
         drop(state);
         Ok(unit)
     }
@@ -158,7 +160,14 @@ impl Unit {
         };
         let stack = state.inventory.stack(manifest, disk, manifest.end(branch, disk)?.sealed)?;
         let (table, options) = (Arc::clone(&self.table), self.options.clone());
-        let opened = BranchDisk::new(identity, self.me.clone(), table, options, open, stack)?;
+        let opened = BranchDisk::new(
+            identity,
+            self.me.clone(),
+            (table, Arc::clone(&self.space)),
+            options,
+            open,
+            stack,
+        )?;
         Ok(((branch, disk), Arc::new(opened)))
     }
 

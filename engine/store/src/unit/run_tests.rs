@@ -37,7 +37,7 @@ fn a_run_ends_where_somebody_can_ask() {
     let mut manifest = history(8, &[2, 5]);
     assert_eq!(runs(&manifest), [vec![1, 2], vec![3, 4, 5], vec![6, 7, 8]]);
     // A branch that starts at a checkpoint and has deltas of its own.
-    let branch = manifest.fork(CheckpointId(5), BranchKind::Clone).unwrap();
+    let branch = manifest.fork(CheckpointId(5), BranchKind::Clone, "").unwrap();
     manifest.deltas.insert(DeltaId(20), Delta { parent: DeltaId(5), branch, ..manifest.deltas[&DeltaId(5)] });
     manifest
         .deltas

@@ -8,6 +8,7 @@ use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId};
 use crate::unit::checkpoint::{Checkpoint, CheckpointSpec};
 use crate::unit::manifest::{BranchEnd, Delta, Manifest, SealedCheckpoint};
+use crate::unit::space::index_len;
 use crate::unit::unit::UnitState;
 use blocks::{
     ByteLen, CheckpointId, DiskIndex, Durable, Error, ErrorKind, Generation, PlantedBug, Result, Seq, Synced,
@@ -129,6 +130,9 @@ impl Unit {
         let mut stacks = stacks.into_iter();
         for sealing in sealings {
             let identity = sealing.identity().clone();
+            if let Some(sealed) = sealing.sealed() {
+                self.space.add(index_len(sealed.index.entries));
+            }
             if sealing.sealed().is_some()
                 && let Some(stack) = stacks.next()
             {

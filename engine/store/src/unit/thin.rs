@@ -284,6 +284,7 @@ impl Unit {
         crash_point("thin.published");
         state.inventory.remove(&removed);
         state.refresh_stacks(Some(work.run.disk))?;
+        self.recount(&state)?;
         let branches: Vec<_> = state.manifest.branches.keys().copied().collect();
         drop(state);
         crash_point("thin.removed");

@@ -6,17 +6,18 @@ use crate::index::block_cache::BlockCache;
 use crate::store::StoreOptions;
 use crate::stored_file::FileTable;
 use crate::unit::branch::{BranchId, BranchInfo, BranchKind};
-use crate::unit::checkpoint::{Checkpoint, Gap};
+use crate::unit::checkpoint::{Checkpoint, CheckpointSpec, Gap};
 use crate::unit::files::{self, PublishError};
 use crate::unit::inventory::Inventory;
 use crate::unit::manifest::{DiskSpec, Manifest};
 use crate::unit::merging::MergeQueue;
 use crate::unit::pins::{Pin, PinHolder, ViewPins};
 use crate::unit::run::Run;
+use crate::unit::space::SpaceCount;
 use crate::view::View;
 use blocks::{
     CheckpointId, DiskIndex, Durable, Error, ErrorKind, Generation, MachineId, Result, Storage, Synced,
-    WallClock,
+    WallClock, crash_point,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -36,6 +37,7 @@ pub struct Unit {
     pub(super) merges: MergeQueue,
     pub(super) view_pins: Arc<ViewPins>,
     pub(super) consolidating: Mutex<()>,
+    pub(super) space: Arc<SpaceCount>,
     /// Runs whose merging was found not to be worth it; with whether it was asked for everything.
     pub(super) not_worth_merging: Mutex<BTreeSet<(Run, bool)>>,
     pub(super) state: Mutex<UnitState>,
@@ -130,11 +132,12 @@ impl Unit {
         self.manifest().image_format
     }
 
-    /// The name, within the storage, of the file that is a disk's image.
+    /// The name, within the storage, of the file that is a disk's image; while the image is being changed, and after
+    /// that was interrupted, it ends with [`crate::SETTLING_SUFFIX`].
     pub fn image_name(&self, disk: DiskIndex) -> Result<String> {
         let manifest = self.manifest();
         manifest.disk_spec(disk)?;
-        Ok(files::image_name(&self.dir, disk, manifest.image_format))
+        files::present_image_name(self.storage(), &self.dir, disk, manifest.image_format)
     }
 
     /// Who may write: rises with each promotion.
@@ -247,9 +250,33 @@ impl Unit {
         if kind == BranchKind::Main {
             return Err(Error::new(ErrorKind::InvalidInput, "a unit has one main branch"));
         }
+        self.fork_named(at, kind, "")
+    }
+
+    /// A line that stays until it is dropped, whatever becomes of the branch that it starts from. It begins with a
+    /// checkpoint of its own of that name, by which it is recovered. `AlreadyExists` where a clone has the name.
+    pub fn clone_at(&self, at: CheckpointId, name: &str) -> Result<(BranchId, CheckpointId)> {
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            let context = format!("a clone's name has 1 to {NAME_BYTES_MAX} bytes");
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        let branch = self.fork_named(at, BranchKind::Clone, name)?;
+        crash_point("clone.forked");
+        let spec = CheckpointSpec { name: name.to_owned(), ..CheckpointSpec::crash_consistent_now() };
+        let sealed = self.seal(branch, spec)?.into_inner();
+        crash_point("clone.sealed");
+        Ok((branch, sealed))
+    }
+
+    fn fork_named(&self, at: CheckpointId, kind: BranchKind, name: &str) -> Result<BranchId> {
         let mut state = self.lock_open()?;
         let mut next = (*state.manifest).clone();
-        let id = next.fork(at, kind)?;
+        let taken = |branch: &crate::unit::manifest::Branch| !name.is_empty() && branch.name == name;
+        if next.branches.values().any(taken) {
+            let context = format!("{} has a clone named {name} already", next.name);
+            return Err(Error::new(ErrorKind::AlreadyExists, context));
+        }
+        let id = next.fork(at, kind, name)?;
         let mut disks = Vec::new();
         for disk in next.disk_indexes() {
             disks.push(self.new_branch_disk(&mut state, &next, id, disk)?);
@@ -265,8 +292,11 @@ impl Unit {
         let mut state = self.lock_open()?;
         let mut next = (*state.manifest).clone();
         let removed = next.drop_branch(branch)?;
-        self.check_unused(&state, |id| id == branch)?;
+        // What a clone has taken over stays, and so do views of it.
+        let stays = |id: CheckpointId| next.checkpoints.contains_key(&id);
+        self.check_unused(&state, |id| id == branch, stays)?;
         state.publish(self.storage(), &self.dir, next)?;
+        crash_point("delete.published");
         let keys: Vec<_> = state.disks.keys().copied().filter(|(id, _)| *id == branch).collect();
         for key in keys {
             if let Some(disk) = state.disks.remove(&key) {
@@ -276,7 +306,7 @@ impl Unit {
             }
         }
         state.inventory.remove(&removed);
-        Ok(())
+        self.recount(&state).map(drop)
     }
 
     /// What the images hold; `None` while they are empty, and while they are being changed ([`Unit::replaying`]).
@@ -340,10 +370,15 @@ impl Unit {
     }
 
     /// `Busy` where a view of, or somebody with a disk of, one of those branches is left.
-    pub(crate) fn check_unused(&self, state: &UnitState, concerned: impl Fn(BranchId) -> bool) -> Result<()> {
+    pub(crate) fn check_unused(
+        &self,
+        state: &UnitState,
+        concerned: impl Fn(BranchId) -> bool,
+        stays: impl Fn(CheckpointId) -> bool,
+    ) -> Result<()> {
         let busy =
             |what: String| Err(Error::new(ErrorKind::Busy, format!("{}: {what}", state.manifest.name)));
-        for pin in self.view_pins.list() {
+        for pin in self.view_pins.list().into_iter().filter(|pin| !stays(pin.checkpoint)) {
             let branch = state.manifest.sealed(pin.checkpoint).map(|sealed| sealed.checkpoint.branch);
             if branch.is_ok_and(&concerned) {
                 return busy(format!("checkpoint {} is held by {}", pin.checkpoint, pin.holder));
@@ -360,7 +395,7 @@ impl Unit {
     /// Closes the unit for removal; `Busy` where anything of it is in use.
     pub(crate) fn close(&self) -> Result<()> {
         let mut state = self.lock_open()?;
-        self.check_unused(&state, |_| true)?;
+        self.check_unused(&state, |_| true, |_| false)?;
         state.closed = true;
         for disk in state.disks.values() {
             disk.close("the unit was removed".to_owned());

@@ -356,8 +356,8 @@ pub enum CheckpointsCommand {
 Example:
   understudy checkpoints delete web1 17 18
 
-All of them or none. Refused, with the holder named, for one that a session, a branch or a view needs, a
-protected one, the one that the images hold, and the newest.")]
+All of them or none. Refused, with the holder named, for one that a session, a branch or a view
+needs, a protected one, the one that the images hold, and the newest.")]
     Delete {
         /// A name or identity.
         machine: String,
@@ -467,8 +467,8 @@ Examples:
   understudy machine set web1 --quota 500GiB
   understudy machine set web1 --keep all=1h,hourly=1d --quota none
 
-Above nine tenths of its quota a machine's history is shortened; where even that does not help, what it
-sends is no longer acknowledged until there is room. `status` says how much history a quota buys.")]
+Above nine tenths of its quota a machine's history is shortened; where even that does not help, what
+it sends is no longer acknowledged until there is room. `status` says how much history a quota buys.")]
     Set {
         /// A name or identity.
         machine: String,

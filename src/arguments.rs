@@ -226,16 +226,11 @@ With --since only what changed between both checkpoints is written; see `underst
         /// A checkpoint's number or name, or a time; the newest by default.
         #[arg(long, value_name = "CHECKPOINT|TIME")]
         at: Option<String>,
-<<<<<<< HEAD
-        /// What the file is to be.
-        #[arg(long, value_parser = formats(), default_value = "raw")]
-=======
         /// Only what changed since this checkpoint, as a delta file.
         #[arg(long, value_name = "CHECKPOINT|TIME", conflicts_with = "format")]
         since: Option<String>,
-        /// raw or vhd.
-        #[arg(long, value_parser = ["raw", "vhd"], default_value = "raw")]
->>>>>>> 1724c23 (Store: images say by their name that they are being changed; quotas; clones; deltas as files)
+        /// What the file is to be.
+        #[arg(long, value_parser = formats(), default_value = "raw")]
         format: String,
         /// The new file.
         #[arg(short, long, value_name = "FILE")]
@@ -337,14 +332,17 @@ differ the places are named and nothing is written, unless --prefer says which o
     /// Bring an image that holds the one checkpoint to the other.
     #[command(after_help = "\
 Example:
-  understudy delta apply web1-17-23.delta web1.vhd
+  understudy delta apply web1-17-23.delta web1.vhd --format vhd
 
 The image must hold the checkpoint that the file starts from. What was interrupted is repeated.")]
     Apply {
         /// A delta file.
         file: PathBuf,
-        /// An image, of a format that is found out.
+        /// An image.
         image: PathBuf,
+        /// Its format; found out by default. A raw disk can be made to look like another: name it.
+        #[arg(long, value_parser = formats())]
+        format: Option<String>,
     },
 }
 
@@ -552,11 +550,11 @@ pub struct AgentArguments {
     pub state: Option<PathBuf>,
 }
 
-<<<<<<< HEAD
 /// The names of the image formats.
 fn formats() -> PossibleValuesParser {
     PossibleValuesParser::new(ImageFormat::ALL.map(ImageFormat::name))
-=======
+}
+
 /// Bytes; 0 for none.
 fn quota(text: &str) -> Result<u64, String> {
     match text {
@@ -566,7 +564,6 @@ fn quota(text: &str) -> Result<u64, String> {
             bytes => Ok(bytes),
         },
     }
->>>>>>> 1724c23 (Store: images say by their name that they are being changed; quotas; clones; deltas as files)
 }
 
 fn disk_mapping(text: &str) -> Result<(u16, String), String> {

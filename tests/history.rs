@@ -104,7 +104,7 @@ fn killed_at_every_step_of_thin_settle_clone_and_delete() {
         let number = clone["branch"].to_string();
         kill_at(&mut stage, "delete.published", &["branch", "drop", NAME, &number], |stage| {
             let list = stage.insist(&["branches", NAME]);
-            !list["branches"].as_array().unwrap().iter().any(|one| one["branch"].to_string() == number)
+            !list["branches"].as_array().unwrap().iter().any(|one| one["branch"] == clone["branch"])
         });
     }
     let steps = ["recorded", "marked", "replayed", "unmarked", "published"];

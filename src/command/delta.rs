@@ -6,14 +6,14 @@ use anyhow::Context;
 use blocks::{OpenMode, Storage};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use store::{DeltaFile, HostFile, HostStorage, Prefer, apply_delta, merge_deltas, open_image};
+use store::{DeltaFile, HostFile, HostStorage, ImageFormat, Prefer, apply_delta, merge_deltas, open_image};
 
 /// Does what was typed.
 pub fn run(command: DeltaCommand, json: bool) -> anyhow::Result<()> {
     match command {
         DeltaCommand::Info { file } => info(&file, json),
         DeltaCommand::Merge { files, prefer, output } => merge(&files, prefer.as_deref(), &output, json),
-        DeltaCommand::Apply { file, image } => apply(&file, &image, json),
+        DeltaCommand::Apply { file, image, format } => apply(&file, &image, format.as_deref(), json),
     }
 }
 
@@ -80,9 +80,10 @@ fn merge(paths: &[PathBuf], prefer: Option<&str>, output: &Path, json: bool) -> 
     Ok(())
 }
 
-fn apply(path: &Path, image: &Path, json: bool) -> anyhow::Result<()> {
+fn apply(path: &Path, image: &Path, format: Option<&str>, json: bool) -> anyhow::Result<()> {
     let delta = open(path)?;
-    let volume = open_image(HostFile::open_exclusive(image, OpenMode::ReadWrite)?, None, true)?;
+    let format = format.map(str::parse::<ImageFormat>).transpose()?;
+    let volume = open_image(HostFile::open_exclusive(image, OpenMode::ReadWrite)?, format, true)?;
     apply_delta(&delta, &*volume, &|_, _| true)?;
     let header = delta.header();
     match json {

@@ -92,16 +92,22 @@ fn percent(of: ByteLen, percent: u64) -> ByteLen {
     ByteLen::new(of.get() / 100 * percent)
 }
 
-/// Everything that is wrong with a unit's history and space.
+/// Everything that is wrong with a unit.
 pub(crate) fn of_unit(services: &Services, unit: &Unit) -> Result<Vec<Alarm>> {
     let mut alarms = Vec::new();
+    if let ("held", reason) = services.agents.machine(unit.machine()).state() {
+        alarms.push(Alarm { kind: "held", words: format!("nothing is acknowledged: {reason}") });
+    }
+    alarms.extend(of_history(unit, &retention::ladder_of(services, unit), WallClock::now())?);
+    Ok(alarms)
+}
+
+/// What is wrong with a unit's history and space.
+fn of_history(unit: &Unit, ladder: &Ladder, now: WallClock) -> Result<Vec<Alarm>> {
+    let mut alarms = Vec::new();
     let mut alarm = |kind, words| alarms.push(Alarm { kind, words });
-    let (ladder, now) = (retention::ladder_of(services, unit), WallClock::now());
     let (line, _) = retention::main_line(unit);
     let usage = unit.usage()?;
-    if let ("held", reason) = services.agents.machine(unit.machine()).state() {
-        alarm("held", format!("nothing is acknowledged: {reason}"));
-    }
     if let Some(quota) = usage.quota {
         if usage.total() > percent(quota, SHORTEN_ABOVE) {
             alarm(
@@ -109,7 +115,7 @@ pub(crate) fn of_unit(services: &Services, unit: &Unit) -> Result<Vec<Alarm>> {
                 format!("{} of its quota of {quota} bytes are used: its history is shortened", usage.total()),
             );
         }
-        let bought = window_bought(&line, &ladder, usage, now);
+        let bought = window_bought(&line, ladder, usage, now);
         if let Some(bought) = bought.filter(|bought| *bought < ladder.window()) {
             let (bought, wanted) =
                 (humantime::format_duration(whole(bought)), humantime::format_duration(ladder.window()));

@@ -61,3 +61,53 @@ fn thinned_history_is_cheaper() {
     let bought = window_bought(&line, &ladder, usage(0, 0, 40 * GIB), now).unwrap();
     assert!((bought.as_secs_f64() / 3600.0 - 144.0).abs() < 8.0, "{bought:?}");
 }
+
+/// A unit whose main line was superseded by a session that came home, and one checkpoint that is protected.
+#[test]
+fn whoever_keeps_the_horizon_is_named_with_what_to_do() {
+    use blocks::{ByteLen, Id, MachineId, SessionId};
+    use std::sync::Arc;
+    use store::testing::CrashStorage;
+    use store::{BranchKind, CheckpointSpec, DiskSpec, ImageFormat, Store, StoreOptions, UnitSpec};
+    let id = |byte| Id::from_bytes([byte; 16]).unwrap();
+    let options =
+        StoreOptions { reserve: ByteLen::ZERO, merge_in_background: false, ..StoreOptions::default() };
+    let store = Store::open(Arc::new(CrashStorage::new()), options).unwrap();
+    let disk = DiskSpec { len: ByteLen::new(1 << 20), serial: String::new(), device: "/dev/x".into() };
+    let spec = UnitSpec {
+        machine: MachineId(id(1)),
+        name: "web".into(),
+        definition: Vec::new(),
+        disks: vec![disk],
+        image_format: ImageFormat::Raw,
+    };
+    let unit = store.create_unit(spec).unwrap();
+    let seal = |branch| unit.seal(branch, CheckpointSpec::crash_consistent_now()).unwrap().into_inner();
+    let alarms = |later: Duration| {
+        let now = WallClock(WallClock::now().0 + later.as_millis() as u64);
+        let found = of_history(&unit, &Ladder::all(hours(1)), now).unwrap();
+        found.into_iter().map(|alarm| (alarm.kind, alarm.words)).collect::<Vec<_>>()
+    };
+    let only = |mut alarms: Vec<(&'static str, String)>| {
+        assert_eq!(alarms.len(), 1, "{alarms:?}");
+        alarms.remove(0)
+    };
+    let base = seal(unit.main_branch());
+    seal(unit.main_branch());
+    assert!(alarms(hours(2)).is_empty(), "nobody holds anything");
+    unit.protect_checkpoint(base, Checkpoint::FOREVER).unwrap();
+    assert!(alarms(Duration::ZERO).is_empty(), "nothing is due yet");
+    let (kind, words) = only(alarms(hours(2)));
+    assert!(kind == "horizon" && words.contains("protection"), "{words}");
+    unit.protect_checkpoint(base, WallClock(0)).unwrap();
+    let branch = unit.fork(base, BranchKind::Session(SessionId(id(2)))).unwrap();
+    let old = unit.adopt(branch).unwrap();
+    seal(branch);
+    let (kind, words) = only(alarms(Duration::ZERO));
+    assert!(kind == "superseded" && words.contains(&format!("branch drop web {old}")), "{words}");
+    unit.set_quota(Some(ByteLen::new(1 << 20))).unwrap();
+    assert!(alarms(Duration::ZERO).iter().any(|(kind, _)| *kind == "quota"));
+    unit.set_quota(None).unwrap();
+    unit.drop_branch(old).unwrap();
+    assert!(alarms(Duration::ZERO).is_empty());
+}

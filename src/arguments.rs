@@ -257,6 +257,9 @@ Examples:
         #[arg(long, value_parser = formats())]
         format: Option<String>,
     },
+    /// Look at, check, convert and make image files, without a server.
+    #[command(subcommand, after_help = "Example:\n  understudy image info disk.vhdx")]
+    Image(ImageCommand),
     /// Compare a live machine with its stand-in, block by block.
     #[command(after_help = "\
 Example:
@@ -419,6 +422,108 @@ gone. Its disks are held back until somebody says that the guest was restarted s
     },
 }
 
+/// What can be done with image files.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Say what an image file is.
+    #[command(after_help = "Example:\n  understudy image info disk.vhd")]
+    Info {
+        /// The image.
+        #[command(flatten)]
+        image: ImageArguments,
+    },
+    /// Look at every structure of an image and name what is wrong; exit status 1 if anything is.
+    #[command(after_help = "\
+Examples:
+  understudy image check disk.qcow2
+  understudy image check disk.qcow2 --repair
+
+Repairing puts right what has one answer only: counts that follow from the tables, room that nothing
+uses, a copy of a structure whose twin is good, a log that waits to be replayed. The rest is named
+and left as it is.")]
+    Check {
+        /// The image.
+        #[command(flatten)]
+        image: ImageArguments,
+        /// Put right what needs no guess.
+        #[arg(long)]
+        repair: bool,
+    },
+    /// Write an image's disk into a new file.
+    #[command(after_help = "\
+Examples:
+  understudy image convert disk.vhd disk.qcow2 --to qcow2
+  understudy image convert overlay.qcow2 disk.raw --to raw --parent base.qcow2
+
+Holes and zeroes take no room in the new file.")]
+    Convert {
+        /// The image.
+        #[command(flatten)]
+        image: ImageArguments,
+        /// The new file.
+        output: PathBuf,
+        /// What the new file is to be.
+        #[arg(long, value_parser = formats())]
+        to: String,
+        /// Reads and writes at a time [default: twice the processors].
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+        jobs: Option<u16>,
+    },
+    /// Compare the disks of two images; exit status 1 if they differ.
+    #[command(after_help = "Example:\n  understudy image compare disk.vhd disk.raw")]
+    Compare {
+        /// One image.
+        #[command(flatten)]
+        image: ImageArguments,
+        /// The other image.
+        other: PathBuf,
+        /// What the other file is; found out by default.
+        #[arg(long, value_parser = formats())]
+        other_format: Option<String>,
+    },
+    /// List which parts of an image's disk hold data.
+    #[command(after_help = "Example:\n  understudy image map disk.vhd")]
+    Map {
+        /// The image.
+        #[command(flatten)]
+        image: ImageArguments,
+    },
+    /// Make an empty image.
+    #[command(after_help = "\
+Examples:
+  understudy image create disk.vhdx --format vhdx --size 100GiB
+  understudy image create disk.vhdx --format vhdx --size 8TiB --sector 4096 --fixed")]
+    Create {
+        /// The new file.
+        output: PathBuf,
+        /// What it is to be.
+        #[arg(long, value_parser = formats())]
+        format: String,
+        /// The disk's size, a multiple of 512 bytes.
+        #[arg(long)]
+        size: bytesize::ByteSize,
+        /// Every block has its place from the start (vhdx).
+        #[arg(long)]
+        fixed: bool,
+        /// The sectors by which a guest addresses the disk (4096: vhdx).
+        #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"], default_value = "512")]
+        sector: String,
+    },
+}
+
+/// Which image file, and how it is opened.
+#[derive(Debug, Args)]
+pub struct ImageArguments {
+    /// An image file of any format, or a block device.
+    pub file: PathBuf,
+    /// What the file is; found out by default.
+    #[arg(long, value_parser = formats())]
+    pub format: Option<String>,
+    /// A file that the image may stand on. What the image itself names is never followed. May be repeated.
+    #[arg(long = "parent", value_name = "FILE")]
+    pub parents: Vec<PathBuf>,
+}
+
 /// What can be done with a branch.
 #[derive(Debug, Subcommand)]
 pub enum BranchCommand {
@@ -507,7 +612,7 @@ pub struct ServerArguments {
     /// A machine that was silent for so long has failed [default: 15s].
     #[arg(long, env = "UNDERSTUDY_HEARTBEAT_DEADLINE", value_name = "DURATION")]
     pub heartbeat_deadline: Option<humantime::Duration>,
-    /// Format of new machines' images [default: vhd].
+    /// Format of new machines' images [default: vhd, and vhdx where a disk is larger than 2040 GiB].
     #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = formats())]
     pub image_format: Option<String>,
     /// Room that is always left free in the data folder [default: 256MiB].

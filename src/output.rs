@@ -16,7 +16,7 @@ pub trait ProgressView {
 }
 
 /// A bar on a terminal, plain lines elsewhere, nothing with `--json`.
-pub fn progress(json: bool) -> Box<dyn ProgressView> {
+pub fn progress(json: bool) -> Box<dyn ProgressView + Send> {
     match (json, std::io::stderr().is_terminal()) {
         (true, _) => Box::new(Silent),
         (false, true) => Box::new(Bar { bar: None }),

@@ -83,6 +83,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::Agent(_)
         | Command::Serve { .. }
         | Command::Delta(_)
+        | Command::Image(_)
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::AgentWatchdog { .. } => bail!("this command needs no server"),

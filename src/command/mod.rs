@@ -3,6 +3,7 @@
 mod agent;
 mod ask;
 mod delta;
+mod image;
 mod print;
 mod serve;
 mod server;
@@ -27,6 +28,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             serve::run(&file, &nbd, read_only, format.as_deref(), json)
         }
         Command::Delta(command) => delta::run(command, json),
+        Command::Image(command) => image::run(command, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "understudy", &mut std::io::stdout());
             Ok(())

@@ -61,7 +61,7 @@ fn config(
         config.heartbeat_deadline = deadline.into();
     }
     if let Some(format) = flags.image_format.or(file.image_format) {
-        config.image_format = format.parse()?;
+        config.image_format = Some(format.parse()?);
     }
     if let Some(reserve) = flags.reserve.or(parse::<ByteSize>("reserve", file.reserve)?) {
         config.store.reserve = ByteLen::new(reserve.as_u64());

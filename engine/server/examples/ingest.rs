@@ -47,7 +47,7 @@ async fn main() -> anyhow::Result<()> {
     let data = arguments.next().map_or(temporary.path().to_owned(), PathBuf::from);
     let mut config = ServerConfig::new(&data);
     config.agent_socket = Some(data.join("agent.sock"));
-    config.image_format = ImageFormat::Raw;
+    config.image_format = Some(ImageFormat::Raw);
     let storage =
         Arc::new(CountingStorage::new(Arc::new(HostStorage::new(&data)?), |name| name.ends_with(".log")));
     let running = Server::start_on(config, storage.clone()).await?;

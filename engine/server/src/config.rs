@@ -24,8 +24,8 @@ pub struct ServerConfig {
     pub keep: Ladder,
     /// A machine that was not heard of for this long has failed; two thirds of it make it late.
     pub heartbeat_deadline: Duration,
-    /// What the images of new machines are made of.
-    pub image_format: ImageFormat,
+    /// What the images of new machines are made of; [`ImageFormat::for_disks`] where nothing is said.
+    pub image_format: Option<ImageFormat>,
     /// The store's own.
     pub store: StoreOptions,
 }
@@ -41,7 +41,7 @@ impl ServerConfig {
             nbd: Vec::new(),
             keep: Ladder::default(),
             heartbeat_deadline: Duration::from_secs(15),
-            image_format: ImageFormat::Vhd,
+            image_format: None,
             store: StoreOptions::default(),
         }
     }

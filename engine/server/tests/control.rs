@@ -211,7 +211,7 @@ async fn an_image_of_the_wrong_format_is_refused_before_anything_exists() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path();
     let mut config = config(data);
-    config.image_format = store::ImageFormat::Vhd;
+    config.image_format = Some(store::ImageFormat::Vhd);
     let running = server::Server::start(config).await.unwrap();
     let mut machine = Machine::new(data, "large", DISK);
     let mut hello = machine.hello();

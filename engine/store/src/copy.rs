@@ -6,7 +6,7 @@ use blocks::{
 };
 
 /// How much is read and written at a time.
-const STEP: ByteLen = ByteLen::new(1 << 20);
+pub(crate) const STEP: ByteLen = ByteLen::new(1 << 20);
 /// In what is read, zeroes are looked for at this grain: finer would cut writes up, coarser would store zeroes.
 const ZERO_GRAIN: BlockShift = BlockShift::KIB_64;
 
@@ -55,7 +55,7 @@ fn report(progress: &dyn Fn(ByteLen, ByteLen) -> bool, done: ByteLen, total: Byt
 }
 
 /// Writes runs of data as they are and runs of zeroes only where they change something.
-fn write_sparsely(to: &dyn Volume, extent: Extent, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_sparsely(to: &dyn Volume, extent: Extent, bytes: &[u8]) -> Result<()> {
     let slice = |part: Extent| {
         let skip = (part.start() - extent.start()).as_usize();
         &bytes[skip..skip + part.len().as_usize()]
@@ -82,7 +82,7 @@ fn write_sparsely(to: &dyn Volume, extent: Extent, bytes: &[u8]) -> Result<()> {
     run.map_or(Ok(()), |(last, zero)| write(last, zero))
 }
 
-fn make_zero(to: &dyn Volume, extent: Extent) -> Result<()> {
+pub(crate) fn make_zero(to: &dyn Volume, extent: Extent) -> Result<()> {
     let mut at = extent.start();
     while let Some(rest) = Extent::between(at, extent.end()) {
         for run in to.status(rest)? {

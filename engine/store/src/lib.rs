@@ -4,6 +4,7 @@
 //! and docs/design/0001-journal.md the reasons.
 
 mod branch_disk;
+mod convert;
 mod copy;
 mod delta_file;
 mod image;
@@ -18,6 +19,7 @@ mod unit;
 mod view;
 
 pub use branch_disk::{BranchDisk, Payload};
+pub use convert::{Difference, compare_volumes, convert_volume};
 pub use copy::copy_volume;
 pub use delta_file::{DeltaFile, DeltaHeader, DeltaMerge, Prefer, apply_delta, merge_deltas};
 pub use image::{

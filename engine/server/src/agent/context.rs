@@ -2,7 +2,7 @@
 
 use super::agents::Agents;
 use super::liveness::Deadlines;
-use super::registration::{Knowledge, Known, KnownDisk};
+use super::registration::{Knowledge, Known, KnownDisk, image_format};
 use crate::authority::Authority;
 use blocks::{DiskIndex, Generation, Id, MachineId, Result, Seq};
 use std::sync::Arc;
@@ -24,7 +24,7 @@ pub(crate) struct AgentContext {
 pub(crate) struct Registry {
     pub store: Arc<Store>,
     pub agents: Arc<Agents>,
-    pub image_format: ImageFormat,
+    pub image_format: Option<ImageFormat>,
 }
 
 impl Registry {
@@ -76,7 +76,7 @@ impl Registry {
             name: hello.name.clone(),
             definition: hello.inventory.clone().into_bytes(),
             disks: hello.disks.iter().map(disk).collect(),
-            image_format: self.image_format,
+            image_format: image_format(self.image_format, &hello.disks),
         })
     }
 }

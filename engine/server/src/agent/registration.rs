@@ -14,8 +14,8 @@ pub(crate) const DISKS_MAX: usize = 256;
 pub(crate) struct Knowledge {
     /// This store.
     pub store: StoreId,
-    /// What new units' images are made of.
-    pub image_format: ImageFormat,
+    /// What new units' images are made of; depends on the disks where nothing is said.
+    pub image_format: Option<ImageFormat>,
     /// The unit of the identity that the hello carries.
     pub by_machine: Option<Known>,
     /// The unit of the name that the hello carries.
@@ -184,11 +184,17 @@ fn standby_disks(disks: &[DiskHello], known: &[KnownDisk]) -> Vec<DiskWelcome> {
     (0..disks.len()).map(|index| DiskWelcome { durable: durable(index), start: StartFrom::Scan }).collect()
 }
 
-fn check_new_disks(hello: &Hello, format: ImageFormat) -> Result<(), Refusal> {
+/// What a new machine's images are made of.
+pub(crate) fn image_format(chosen: Option<ImageFormat>, disks: &[DiskHello]) -> ImageFormat {
+    chosen.unwrap_or_else(|| ImageFormat::for_disks(disks.iter().map(|disk| disk.len)))
+}
+
+fn check_new_disks(hello: &Hello, chosen: Option<ImageFormat>) -> Result<(), Refusal> {
     let refuse = |reason: String| Err(refusal(RefusalKind::Disks, reason));
     if hello.disks.is_empty() || hello.disks.len() > DISKS_MAX {
         return refuse(format!("{} disks; between 1 and {DISKS_MAX} can be protected", hello.disks.len()));
     }
+    let format = image_format(chosen, &hello.disks);
     for disk in &hello.disks {
         if let Err(error) = format.check_len(disk.len) {
             return refuse(format!("{}: {error}", disk.device));

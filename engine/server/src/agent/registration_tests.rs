@@ -61,14 +61,14 @@ fn known(durable: u64) -> Known {
 fn knows(known: Known) -> Knowledge {
     Knowledge {
         store: ours(),
-        image_format: ImageFormat::Vhd,
+        image_format: Some(ImageFormat::Vhd),
         by_machine: Some(known.clone()),
         by_name: Some(known),
     }
 }
 
 fn nothing() -> Knowledge {
-    Knowledge { store: ours(), image_format: ImageFormat::Vhd, by_machine: None, by_name: None }
+    Knowledge { store: ours(), image_format: Some(ImageFormat::Vhd), by_machine: None, by_name: None }
 }
 
 fn lost() -> Continuity {
@@ -194,8 +194,12 @@ fn what_an_image_cannot_hold_is_refused_before_anything_is_made() {
     let (kind, reason) = refused(decide(&large, &nothing()));
     assert_eq!(kind, RefusalKind::Disks);
     assert!(reason.contains("VHD") && reason.contains("2040 GiB"), "{reason}");
-    let raw = Knowledge { image_format: ImageFormat::Raw, ..nothing() };
+    let raw = Knowledge { image_format: Some(ImageFormat::Raw), ..nothing() };
     assert_eq!(decide(&large, &raw), Decision::Register(None));
+    let unsaid = Knowledge { image_format: None, ..nothing() };
+    assert_eq!(decide(&large, &unsaid), Decision::Register(None), "a VHDX, then");
+    assert_eq!(image_format(None, &large.disks), ImageFormat::Vhdx);
+    assert_eq!(image_format(None, &hello(None, 0, lost()).disks), ImageFormat::Vhd);
     let odd = |len| {
         let mut hello = hello(None, 0, lost());
         hello.disks[0].len = ByteLen::new(len);

@@ -75,6 +75,6 @@ pub(super) fn open_host(
     for unit in store.units() {
         agents.machine(unit.machine());
     }
-    let registry = Registry { store: store.clone(), agents, image_format };
+    let registry = Registry { store: store.clone(), agents, image_format: Some(image_format) };
     Ok(Host { ends: Vec::new(), sessions, registry, store })
 }

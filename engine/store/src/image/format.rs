@@ -40,6 +40,13 @@ impl ImageFormat {
         }
     }
 
+    /// What new machines' images are made of where nobody chose: VHD, which the most programs take, as long as every
+    /// disk fits, else VHDX.
+    pub fn for_disks(lens: impl IntoIterator<Item = ByteLen>) -> ImageFormat {
+        let fits = lens.into_iter().all(|len| len <= vhd::LEN_MAX);
+        if fits { ImageFormat::Vhd } else { ImageFormat::Vhdx }
+    }
+
     /// The largest disk that the format holds; `None` where the file system sets the bound.
     pub const fn len_max(self) -> Option<ByteLen> {
         match self {
@@ -59,9 +66,9 @@ impl ImageFormat {
         }
         match self.len_max() {
             Some(max) if len > max => {
-                let gib = max.get() >> 30;
+                let (name, gib) = (self.name().to_uppercase(), max.get() >> 30);
                 let context = format!(
-                    "a disk of {len} bytes does not fit {self}, which holds at most {max} ({gib} GiB)"
+                    "a disk of {len} bytes does not fit a {name}, which holds at most {max} ({gib} GiB)"
                 );
                 Err(Error::new(ErrorKind::Unsupported, context))
             }

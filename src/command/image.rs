@@ -1,0 +1,283 @@
+//! `understudy image ...`: image files without a server.
+
+use crate::arguments::{ImageArguments, ImageCommand, UsageError};
+use crate::output;
+use anyhow::{Context, anyhow, bail};
+use blocks::{
+    Allocation, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, OpenMode, Storage, StorageFile, Volume,
+};
+use serde_json::json;
+use server::control::api::Progress;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use store::{CheckReport, Difference, FaultKind, HostFile, HostStorage, ImageFormat, ImageOptions, NewImage};
+
+/// Does what was asked.
+pub fn run(command: ImageCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        ImageCommand::Info { image } => info(&image, json),
+        ImageCommand::Check { image, repair } => check(&image, repair, json),
+        ImageCommand::Convert { image, output, to, jobs } => convert(&image, &output, &to, jobs, json),
+        ImageCommand::Compare { image, other, other_format } => {
+            let other = ImageArguments { file: other, format: other_format, parents: image.parents.clone() };
+            compare(&image, &other, json)
+        }
+        ImageCommand::Map { image } => map(&image, json),
+        ImageCommand::Create { output, format, size, fixed, sector } => {
+            let logical_sector = if sector == "4096" { BlockShift::KIB_4 } else { BlockShift::SECTOR };
+            let len = ByteLen::new(size.as_u64());
+            let new = NewImage { fixed, logical_sector, ..NewImage::new(format.parse()?, len) };
+            new.check().map_err(|error| UsageError(error.to_string()))?;
+            make(&output, new)?.flush()?;
+            let path = output.display();
+            match json {
+                true => println!("{}", json!({ "file": output, "format": format, "bytes": len.get() })),
+                false => println!("{path}: {format}, a disk of {} ({len} bytes)", output::size(len.get())),
+            }
+            Ok(())
+        }
+    }
+}
+
+fn open_file(image: &ImageArguments, mode: OpenMode) -> anyhow::Result<(Arc<dyn StorageFile>, ImageFormat)> {
+    let file = match mode {
+        OpenMode::Read => HostFile::open(&image.file, mode),
+        _ => HostFile::open_exclusive(&image.file, mode),
+    }?;
+    let format = match &image.format {
+        Some(format) => format.parse()?,
+        None => store::probe_image(&*file)?,
+    };
+    Ok((file, format))
+}
+
+/// The image for reading, on those that it is allowed to stand on.
+fn open(image: &ImageArguments) -> anyhow::Result<(Arc<dyn Volume>, ImageFormat)> {
+    let (file, format) = open_file(image, OpenMode::Read)?;
+    let parents = image.parents.iter().map(|path| HostFile::open(path, OpenMode::Read));
+    let parents = parents.collect::<blocks::Result<Vec<_>>>()?;
+    let options = ImageOptions { format: Some(format), writable: false, parents };
+    let hint = "a file that the image stands on is allowed with --parent FILE";
+    let volume = store::open_image_with(file, options).map_err(|error| match error.kind() {
+        blocks::ErrorKind::Unsupported if error.to_string().contains("stands on") => {
+            anyhow!(error).context(hint)
+        }
+        _ => anyhow!(error),
+    })?;
+    Ok((volume, format))
+}
+
+/// Makes a new image; the folder's entry is on the medium when this returns.
+fn make(output: &Path, new: NewImage) -> anyhow::Result<Arc<dyn Volume>> {
+    let name = output.file_name().and_then(|name| name.to_str());
+    let name = name.ok_or_else(|| UsageError(format!("{} is not the name of a file", output.display())))?;
+    let folder = match output.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        bail!("the folder {} does not exist", folder.display());
+    }
+    let storage = HostStorage::new(folder)?;
+    let volume = store::create_image_with(&storage, name, new)?;
+    storage.sync_dir("")?;
+    Ok(volume)
+}
+
+fn info(image: &ImageArguments, json: bool) -> anyhow::Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let (volume, format) = open(image)?;
+    let path = image.file.display();
+    let metadata = std::fs::metadata(&image.file).with_context(|| format!("{path}"))?;
+    let (len, sector) = (volume.len().get(), volume.alignment().bytes());
+    let (file, stored) = (metadata.len(), metadata.blocks() * 512);
+    if json {
+        let parts = json!({ "file": image.file, "format": format.name(), "bytes": len, "sector_bytes": sector,
+            "file_bytes": file, "stored_bytes": stored });
+        println!("{parts}");
+        return Ok(());
+    }
+    println!("{path}: {format}");
+    println!("disk    {} ({len} bytes, sectors of {sector})", output::size(len));
+    println!("file    {} ({file} bytes), of which {} take room", output::size(file), output::size(stored));
+    Ok(())
+}
+
+fn check(image: &ImageArguments, repair: bool, json: bool) -> anyhow::Result<()> {
+    let mode = if repair { OpenMode::ReadWrite } else { OpenMode::Read };
+    let (file, format) = open_file(image, mode)?;
+    let report = store::check_image(&file, Some(format), repair)?;
+    match json {
+        true => println!("{}", report_as_json(&report)),
+        false => print_report(&image.file, &report),
+    }
+    match report.is_clean() {
+        true => Ok(()),
+        false => bail!(
+            "{}: {} damaged, {} leaked",
+            image.file.display(),
+            report.damaged(),
+            output::size(report.leaked().get())
+        ),
+    }
+}
+
+fn print_report(file: &Path, report: &CheckReport) {
+    for fault in report.faults() {
+        println!("{fault}");
+    }
+    if report.not_listed() > 0 {
+        println!("and {} more", report.not_listed());
+    }
+    if report.faults().is_empty() {
+        println!("{}: nothing is wrong", file.display());
+    } else if report.repaired() > 0 {
+        println!("{} repaired", report.repaired());
+    }
+}
+
+fn report_as_json(report: &CheckReport) -> serde_json::Value {
+    let faults: Vec<_> = report
+        .faults()
+        .iter()
+        .map(|fault| {
+            let kind = match fault.kind {
+                FaultKind::Leak => "leak",
+                FaultKind::Pending => "pending",
+                FaultKind::Damage => "damage",
+            };
+            let place =
+                fault.place.map(|place| json!({ "start": place.start().get(), "bytes": place.len().get() }));
+            json!({ "kind": kind, "what": fault.what, "place": place, "repaired": fault.repaired })
+        })
+        .collect();
+    json!({ "clean": report.is_clean(), "damaged": report.damaged(), "leaked_bytes": report.leaked().get(),
+        "repaired": report.repaired(), "not_listed": report.not_listed(), "faults": faults })
+}
+
+/// Shows how far it is, from whichever thread calls.
+fn watched<T>(
+    step: &str,
+    json: bool,
+    work: impl FnOnce(&(dyn Fn(ByteLen, ByteLen) -> bool + Sync)) -> T,
+) -> T {
+    let view = Mutex::new(Shown(output::progress(json)));
+    let report = |done: ByteLen, total: ByteLen| {
+        let now = Progress { step: step.to_owned(), done: done.get(), total: total.get() };
+        view.lock().unwrap_or_else(PoisonError::into_inner).0.show(&now);
+        true
+    };
+    let result = work(&report);
+    view.into_inner().unwrap_or_else(PoisonError::into_inner).0.end();
+    result
+}
+
+/// What shows progress, handed from thread to thread under a lock.
+struct Shown(Box<dyn output::ProgressView + Send>);
+
+fn threads(jobs: Option<u16>) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    jobs.map_or((2 * processors).clamp(2, 16), usize::from)
+}
+
+fn convert(
+    image: &ImageArguments,
+    output: &Path,
+    to: &str,
+    jobs: Option<u16>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let (from, from_format) = open(image)?;
+    let new = NewImage::new(to.parse()?, from.len());
+    new.check().map_err(|error| UsageError(error.to_string()))?;
+    let target = make(output, new)?;
+    let step = format!("{} to {}", image.file.display(), output.display());
+    let converted =
+        watched(&step, json, |progress| store::convert_volume(&*from, &*target, threads(jobs), progress));
+    drop(target);
+    if let Err(error) = converted {
+        // Half an image must not be taken for a whole one.
+        std::fs::remove_file(output).with_context(|| format!("removing {}", output.display()))?;
+        return Err(error.into());
+    }
+    let len = from.len().get();
+    match json {
+        true => println!(
+            "{}",
+            json!({ "from": image.file, "from_format": from_format.name(), "to": output,
+            "to_format": to, "bytes": len })
+        ),
+        false => println!("{}: {to}, a disk of {} ({len} bytes)", output.display(), output::size(len)),
+    }
+    Ok(())
+}
+
+fn compare(image: &ImageArguments, other: &ImageArguments, json: bool) -> anyhow::Result<()> {
+    let ((one, _), (two, _)) = (open(image)?, open(other)?);
+    let found =
+        watched("comparing", json, |progress| store::compare_volumes(&*one, &*two, threads(None), progress))?;
+    let (first, second) = (image.file.display(), other.file.display());
+    if json {
+        let at = match found {
+            Some(Difference::At(at)) => Some(at.get()),
+            _ => None,
+        };
+        let same_len = one.len() == two.len();
+        println!("{}", json!({ "equal": found.is_none(), "first_difference": at, "same_length": same_len }));
+    }
+    match found {
+        None if json => Ok(()),
+        None => {
+            println!("{first} and {second} hold the same disk");
+            Ok(())
+        }
+        Some(Difference::At(at)) => bail!("{first} and {second} differ at byte {at}"),
+        Some(Difference::LengthOnly) => bail!(
+            "{first} has {} bytes and {second} {}; what both have is equal, the rest zero",
+            one.len(),
+            two.len()
+        ),
+    }
+}
+
+/// All runs of a volume, neighbours of one kind joined.
+fn runs(volume: &dyn Volume) -> blocks::Result<Vec<ExtentStatus>> {
+    let mut all: Vec<ExtentStatus> = Vec::new();
+    let mut at = ByteOffset::ZERO;
+    while let Some(rest) = Extent::between(at, volume.len().end()) {
+        for run in volume.status(rest)? {
+            at = run.extent.end();
+            match all.last_mut() {
+                Some(last) if last.allocation == run.allocation => {
+                    last.extent = Extent::between(last.extent.start(), at).unwrap_or(last.extent);
+                }
+                _ => all.push(run),
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn map(image: &ImageArguments, json: bool) -> anyhow::Result<()> {
+    let (volume, _) = open(image)?;
+    let kind = |allocation| match allocation {
+        Allocation::Data => "data",
+        Allocation::Zero => "zero",
+        Allocation::Hole => "hole",
+    };
+    let runs = runs(&*volume)?;
+    if json {
+        let rows = runs.iter().map(|run| {
+            json!({ "start": run.extent.start().get(), "bytes": run.extent.len().get(),
+                "kind": kind(run.allocation) })
+        });
+        println!("{}", serde_json::Value::from_iter(rows));
+        return Ok(());
+    }
+    let rows = runs.iter().map(|run| {
+        let (start, len) = (run.extent.start().get(), run.extent.len().get());
+        vec![start.to_string(), len.to_string(), output::size(len), kind(run.allocation).to_owned()]
+    });
+    println!("{}", output::table(&["START", "BYTES", "", "KIND"], rows));
+    Ok(())
+}

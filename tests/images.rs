@@ -1,0 +1,127 @@
+//! `understudy image` on files, without a server, against what QEMU makes of them.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// The program, in the folder.
+    fn us(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_understudy"));
+        command.args(arguments).current_dir(self.0.path()).output().unwrap()
+    }
+
+    fn well(&self, arguments: &[&str]) -> Value {
+        let output = self.us(&[&["--json"], arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    fn fails(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.us(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        error
+    }
+
+    fn qemu(&self, program: &str, arguments: &[&str]) {
+        let output = Command::new(program).args(arguments).current_dir(self.0.path()).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+const FORMATS: [(&str, &str); 4] = [("raw", "raw"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("qcow2", "qcow2")];
+
+#[test]
+fn every_pair_of_formats_is_converted_and_compared() {
+    let folder = Folder::new();
+    folder.qemu("qemu-img", &["create", "-q", "-f", "raw", "disk.raw", "67109376"]);
+    let writes = ["-c", "write -P 5 1M 3M", "-c", "write -P 6 64M 512", "-c", "write -P 7 33M 64k"];
+    folder.qemu("qemu-io", &[&["-f", "raw"][..], &writes, &["disk.raw"]].concat());
+    for (from, _) in FORMATS {
+        let source = format!("source.{from}");
+        folder.well(&["image", "convert", "disk.raw", &source, "--format", "raw", "--to", from]);
+        let info = folder.well(&["image", "info", &source]);
+        assert_eq!((info["format"].as_str(), info["bytes"].as_u64()), (Some(from), Some(67_109_376)));
+        for (to, theirs) in FORMATS {
+            let target = format!("{from}-{to}");
+            folder.well(&["image", "convert", &source, &target, "--to", to]);
+            folder.qemu("qemu-img", &["compare", "-f", theirs, "-F", "raw", &target, "disk.raw"]);
+            let same = folder.well(&["image", "compare", &target, "disk.raw", "--other-format", "raw"]);
+            assert_eq!(same["equal"], true);
+            let error = folder.fails(&["image", "convert", &source, &target, "--to", to], 1);
+            assert!(error.contains(&target) && error.contains("exist"), "{error}");
+        }
+    }
+    let runs = folder.well(&["image", "map", "source.qcow2"]);
+    let data: u64 = runs
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|run| run["kind"] == "data")
+        .map(|run| run["bytes"].as_u64().unwrap())
+        .sum();
+    assert!(((3 << 20) + 512..(4 << 20)).contains(&data), "{data}");
+    folder.qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 9 40M 512", "source.qcow2"]);
+    let error = folder.fails(&["image", "compare", "source.qcow2", "disk.raw", "--other-format", "raw"], 1);
+    assert!(error.contains(&(40 << 20).to_string()), "{error}");
+}
+
+#[test]
+fn images_are_made_and_wrong_ones_refused_before_a_file_is_there() {
+    let folder = Folder::new();
+    for (format, _) in FORMATS {
+        folder.well(&["image", "create", format, "--format", format, "--size", "1GiB"]);
+        assert_eq!(folder.well(&["image", "info", format, "--format", format])["bytes"], 1 << 30);
+    }
+    let large = ["image", "create", "large", "--format", "vhdx", "--size", "8TiB", "--sector", "4096"];
+    folder.well(&large);
+    assert_eq!(folder.well(&["image", "info", "large"])["sector_bytes"], 4096);
+    for wrong in [
+        ["image", "create", "no", "--format", "vhd", "--size", "3TiB"],
+        ["image", "create", "no", "--format", "raw", "--size", "1000"],
+        ["image", "create", "no", "--format", "qcow2", "--size", "0"],
+    ] {
+        folder.fails(&wrong, 2);
+    }
+    folder.fails(&["image", "create", "no", "--format", "vhd", "--size", "1MiB", "--fixed"], 2);
+    assert!(!folder.path("no").exists());
+}
+
+#[test]
+fn faults_are_named_and_mended_and_parents_need_leave() {
+    let folder = Folder::new();
+    folder.qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-o", "lazy_refcounts=on", "killed", "64M"]);
+    let killed = ["-f", "qcow2", "-c", "write -P 5 3M 1M", "-c", "flush", "-c", "abort", "killed"];
+    Command::new("qemu-io").args(killed).current_dir(folder.0.path()).output().unwrap();
+    let checked = folder.us(&["--json", "image", "check", "killed"]);
+    assert_eq!(checked.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert!(
+        report["faults"].as_array().unwrap().iter().any(|fault| fault["place"]["bytes"].is_u64()),
+        "{report}"
+    );
+    assert_eq!(folder.well(&["image", "check", "killed", "--repair"])["clean"], true);
+    assert_eq!(folder.well(&["image", "check", "killed"])["faults"], Value::Array(Vec::new()));
+    folder.qemu("qemu-img", &["check", "-q", "killed"]);
+
+    folder.qemu("qemu-img", &["create", "-q", "-f", "qcow2", "-b", "killed", "-F", "qcow2", "child"]);
+    let error = folder.fails(&["image", "info", "child"], 1);
+    assert!(error.contains("killed") && error.contains("--parent"), "{error}");
+    folder.well(&["image", "convert", "child", "alone", "--to", "vhd", "--parent", "killed"]);
+    folder.qemu("qemu-img", &["compare", "-f", "vpc", "-F", "qcow2", "alone", "killed"]);
+    folder.fails(&["image", "check", "alone", "--format", "raw"], 1);
+}

@@ -203,6 +203,7 @@ impl Shape {
 
     /// Bytes of an image are changed at random; nothing may panic, hang, or take memory without bound. `mend` puts
     /// checksums right, so that what lies behind them is reached too; `places` are where the structures are.
+    /// `IMAGE_FUZZ_TIMES` makes it as many times as long.
     pub(super) fn takes_damaged_bytes(
         self,
         pristine: &CrashStorage,
@@ -212,6 +213,8 @@ impl Shape {
     ) {
         let first: u64 =
             std::env::var("UNDERSTUDY_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+        let times = std::env::var("IMAGE_FUZZ_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(1);
+        let count = count * times;
         println!("UNDERSTUDY_SEED={first}");
         let mut opened = 0;
         for seed in first..first + count {

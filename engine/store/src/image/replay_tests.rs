@@ -60,7 +60,7 @@ fn pieces(random: &mut Random, model: &MemoryVolume) -> Vec<ReplayPiece> {
 fn what_is_replayed_is_there_and_verifies() {
     for seed in 0..20 {
         let mut random = Random::new(seed);
-        let format = if seed % 2 == 0 { ImageFormat::Raw } else { ImageFormat::Vhd };
+        let format = ImageFormat::ALL[seed as usize % ImageFormat::ALL.len()];
         let storage = CrashStorage::new();
         let image = create(&storage, format, LEN);
         let model = MemoryVolume::new(ByteLen::new(LEN));
@@ -101,7 +101,7 @@ fn each_block_is_read_and_written_once() {
 fn a_crash_anywhere_in_a_replay_is_mended_by_repeating_it() {
     for seed in 0..60 {
         let mut random = Random::new(seed);
-        let format = if seed % 2 == 0 { ImageFormat::Raw } else { ImageFormat::Vhd };
+        let format = ImageFormat::ALL[seed as usize % ImageFormat::ALL.len()];
         let storage = CrashStorage::new();
         let image = create(&storage, format, LEN);
         let model = MemoryVolume::new(ByteLen::new(LEN));

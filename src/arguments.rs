@@ -256,6 +256,8 @@ Examples:
         /// What the file is; found out by default.
         #[arg(long, value_parser = formats())]
         format: Option<String>,
+        #[command(flatten)]
+        security: NbdArguments,
     },
     /// Look at, check, convert and make image files, without a server.
     #[command(subcommand, after_help = "Example:\n  understudy image info disk.vhdx")]
@@ -605,6 +607,8 @@ pub struct ServerArguments {
     /// Where sessions are served: host:port or unix:PATH [default: 127.0.0.1:10809]. May be repeated.
     #[arg(long, env = "UNDERSTUDY_NBD", value_name = "ADDR|unix:PATH", value_delimiter = ',')]
     pub nbd: Vec<String>,
+    #[command(flatten)]
+    pub nbd_security: NbdArguments,
     /// How long history is kept: a ladder such as all=4h,hourly=2d,daily=14d (the default), a duration for
     /// every checkpoint, or none: then the images are always brought to the newest.
     #[arg(long, env = "UNDERSTUDY_KEEP", value_name = "LADDER|DURATION|none")]
@@ -618,6 +622,34 @@ pub struct ServerArguments {
     /// Room that is always left free in the data folder [default: 256MiB].
     #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
     pub reserve: Option<bytesize::ByteSize>,
+}
+
+/// Who may reach served disks, and how.
+#[derive(Debug, Args)]
+pub struct NbdArguments {
+    /// Certificate chain (PEM) of the NBD server: with it and --nbd-key, NBD connections are encrypted.
+    #[arg(long, env = "UNDERSTUDY_NBD_CERTIFICATE", value_name = "FILE")]
+    pub nbd_certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, env = "UNDERSTUDY_NBD_KEY", value_name = "FILE")]
+    pub nbd_key: Option<PathBuf>,
+    /// Authorities of NBD clients (PEM): clients without a certificate of theirs are refused.
+    #[arg(long, env = "UNDERSTUDY_NBD_CLIENT_AUTHORITIES", value_name = "FILE")]
+    pub nbd_client_authorities: Option<PathBuf>,
+    /// Whether NBD clients must encrypt, or may: required or optional [default: required with a certificate].
+    #[arg(long, env = "UNDERSTUDY_NBD_TLS", value_parser = ["required", "optional"])]
+    pub nbd_tls: Option<String>,
+    /// What a client may open, by a name in its certificate (* for every client) and names of exports (* in them is
+    /// any text), `:ro` for reading only: CLIENT=EXPORT[,EXPORT...][:ro]. May be repeated. Once there is one, whatever
+    /// none allows does not exist for the client.
+    #[arg(long, value_name = "RULE")]
+    pub nbd_allow: Vec<String>,
+    /// Mode of NBD unix sockets, such as 0660 [default: what the umask leaves].
+    #[arg(long, env = "UNDERSTUDY_NBD_SOCKET_MODE", value_name = "MODE")]
+    pub nbd_socket_mode: Option<String>,
+    /// NBD connections at once [default: 512].
+    #[arg(long, env = "UNDERSTUDY_NBD_CONNECTIONS", value_name = "COUNT")]
+    pub nbd_connections: Option<usize>,
 }
 
 /// How an agent runs.

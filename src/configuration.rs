@@ -30,10 +30,43 @@ pub struct ServerSection {
     pub agent_socket: Option<PathBuf>,
     #[serde(default)]
     pub nbd: Vec<String>,
+    pub nbd_certificate: Option<PathBuf>,
+    pub nbd_key: Option<PathBuf>,
+    pub nbd_client_authorities: Option<PathBuf>,
+    pub nbd_tls: Option<String>,
+    #[serde(default)]
+    pub nbd_allow: Vec<String>,
+    pub nbd_socket_mode: Option<String>,
+    pub nbd_connections: Option<usize>,
     pub keep: Option<String>,
     pub heartbeat_deadline: Option<String>,
     pub image_format: Option<String>,
     pub reserve: Option<String>,
+}
+
+/// The keys about NBD among those of a [`ServerSection`].
+#[derive(Debug, Default)]
+pub struct NbdKeys {
+    pub nbd_certificate: Option<PathBuf>,
+    pub nbd_key: Option<PathBuf>,
+    pub nbd_client_authorities: Option<PathBuf>,
+    pub nbd_tls: Option<String>,
+    pub nbd_allow: Vec<String>,
+    pub nbd_connections: Option<usize>,
+}
+
+impl ServerSection {
+    /// Takes the keys about NBD out.
+    pub fn take_nbd_keys(&mut self) -> NbdKeys {
+        NbdKeys {
+            nbd_certificate: self.nbd_certificate.take(),
+            nbd_key: self.nbd_key.take(),
+            nbd_client_authorities: self.nbd_client_authorities.take(),
+            nbd_tls: self.nbd_tls.take(),
+            nbd_allow: std::mem::take(&mut self.nbd_allow),
+            nbd_connections: self.nbd_connections.take(),
+        }
+    }
 }
 
 /// The keys are the long flags of `understudy agent`; `disks` lists devices.

@@ -1,7 +1,8 @@
 //! Serves a plain file: what scripts/bench-nbd measures. `serve_file FILE HOST:PORT|unix:PATH`
 
 use blocks::{
-    Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, Volume, check_request,
+    Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume,
+    check_request,
 };
 use nbd_server::{Export, Exports, Limits, Listener, NbdServer};
 use std::fs::{File, OpenOptions};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 
 /// A file as it is, in the page cache.
 struct FileVolume {
-    file: File,
+    file: Arc<File>,
     len: ByteLen,
 }
 
@@ -64,6 +65,10 @@ impl Volume for FileVolume {
         self.check(extent.start(), extent.len())?;
         Ok(vec![ExtentStatus { extent, allocation: Allocation::Data }])
     }
+
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        Some(FileRange { file: Arc::clone(&self.file), offset: extent.start() })
+    }
 }
 
 fn main() -> Result<()> {
@@ -75,7 +80,7 @@ fn main() -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
     let len = ByteLen::new(file.metadata().map_err(failed)?.len());
     let exports = Exports::new();
-    exports.insert("", Export::new(Arc::new(FileVolume { file, len })))?;
+    exports.insert("", Export::new(Arc::new(FileVolume { file: Arc::new(file), len })))?;
     let listener = Listener::bind(&address.parse()?)?;
     println!("{}", listener.uri(""));
     let _server = NbdServer::start(vec![listener], exports, Limits::default())?;

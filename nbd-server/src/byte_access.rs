@@ -6,7 +6,7 @@
 //! the lock and never wait for each other. Must be the only way to a volume that is written: an export of the same
 //! volume under two names has two locks.
 
-use blocks::{ByteLen, ByteOffset, Extent, ExtentStatus, RequestClass, Result, Volume};
+use blocks::{ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume};
 use std::sync::{Arc, PoisonError, RwLock};
 
 const CLASS: RequestClass = RequestClass::Guest;
@@ -39,6 +39,11 @@ impl ByteAccess {
         let skip = (offset - wide.start()).as_usize();
         buffer.copy_from_slice(&sectors[skip..skip + buffer.len()]);
         Ok(())
+    }
+
+    /// The file range that holds the extent as it is, where there is one and the extent is of whole sectors.
+    pub fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        extent.is_aligned(self.volume.alignment()).then(|| self.volume.file_range(extent)).flatten()
     }
 
     /// Writes the buffer at `offset`.

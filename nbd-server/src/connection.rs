@@ -1,24 +1,34 @@
 //! One client in the transmission phase.
 //!
-//! Its threads are equal: one at a time takes the receiver, reads one request with its payload, lets the receiver go,
-//! does the work and sends the reply. Another thread is started only when a request arrives and nobody is free to
-//! wait for the next one, so a client with one request in flight has two threads. Every buffer belongs to a thread
-//! and is used again. Everything that a slow or hostile client can hold is its own.
+//! Its threads are equal, and one of them leads: it takes what has arrived, does it and lets the replies of one burst
+//! leave together. That is the quickest way as long as nothing takes long. Where requests have been slow lately (`pace`) it
+//! hands the lead on before each of them, so that they are done side by side; where one gets stuck, `relief` gives the
+//! lead to another thread. A thread is started only when the lead is to be handed on and nobody is free.
+//! Every buffer belongs to a thread and is used again. Everything that a slow or hostile client can hold is its own.
+//!
+//! ```text
+//!   leads ── a slow request, or relieved while stuck ──► works ── done ──► waits ── the lead is free ──► leads
+//!     └───── a quick request: does it and leads on
+//! ```
 
 use crate::budget::{Budget, Permit};
 use crate::dispatch::{self, Action, Agreed, Refusal};
 use crate::export::Client;
+use crate::handshake::Chosen;
 use crate::limits::Limits;
+use crate::outbox::Outbox;
+use crate::pace::Pace;
 use crate::protocol::PAYLOAD_BYTES_MAX;
 use crate::receiver::{Receiver, TICK};
+use crate::relief::Relief;
 use crate::reply::Reply;
 use crate::request::{Command, Request};
 use crate::server::Slot;
 use blocks::ByteLen;
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A payload up to this length is read and thrown away when it is too long; a longer one is taken for an attack.
@@ -32,26 +42,52 @@ const REMOVED_GRACE: Duration = Duration::from_secs(5);
 pub(crate) struct Connection {
     slot: Slot,
     client: Client,
+    read_only: bool,
     agreed: Agreed,
     receiver: Mutex<Receiver>,
-    send: Mutex<()>,
+    outbox: Outbox,
     removed_since: Mutex<Option<Instant>>,
-    threads: AtomicUsize,
-    waiting: AtomicUsize,
+    pace: Pace,
+    relief: Arc<Relief>,
+    /// The thread that leads.
+    leader: AtomicU64,
+    /// The number of the request that the leader is at; 0 while it is at none.
+    at: AtomicU64,
+    /// The number of the newest request.
+    requests: AtomicU64,
+    roles: Mutex<Roles>,
+    role_free: Condvar,
     threads_max: usize,
     budget: Arc<Budget>,
+}
+
+/// Who does what.
+#[derive(Debug)]
+struct Roles {
+    /// Threads that live.
+    threads: usize,
+    /// Threads that wait for the lead.
+    waiting: usize,
+    /// Somebody who waits is to lead.
+    vacant: bool,
+    /// Nothing further is read.
+    ended: bool,
+    /// The number of the next thread.
+    next: u64,
 }
 
 /// A request that was read, and its answer if there is nothing to do.
 struct Received {
     request: Request,
     verdict: Result<Action, Refusal>,
+    /// The next one is here already.
+    more: bool,
     _permit: Option<Permit>,
 }
 
 impl Connection {
     /// Serves the client until it leaves, or the export or the server ends.
-    pub fn serve(slot: Slot, client: Client, agreed: Agreed, limits: &Limits, budget: Arc<Budget>) {
+    pub fn serve(slot: Slot, chosen: Chosen, limits: &Limits, budget: Arc<Budget>, relief: &Arc<Relief>) {
         let timeouts = slot
             .socket()
             .set_read_timeout(TICK)
@@ -62,52 +98,85 @@ impl Connection {
         }
         let connection = Arc::new(Connection {
             slot,
-            client,
-            agreed,
+            client: chosen.export.connect(),
+            read_only: chosen.read_only,
+            agreed: chosen.agreed,
             receiver: Mutex::new(Receiver::new(limits.stall_timeout)),
-            send: Mutex::new(()),
+            outbox: Outbox::default(),
             removed_since: Mutex::new(None),
-            threads: AtomicUsize::new(1),
-            waiting: AtomicUsize::new(0),
+            pace: Pace::default(),
+            relief: relief.clone(),
+            leader: AtomicU64::new(0),
+            at: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            roles: Mutex::new(Roles { threads: 1, waiting: 0, vacant: false, ended: false, next: 1 }),
+            role_free: Condvar::new(),
             threads_max: limits.threads_per_connection_max.max(1),
             budget,
         });
-        connection.work();
+        relief.watch(&connection);
+        connection.work(0);
     }
 
-    fn work(self: &Arc<Connection>) {
-        let mut buffer = Vec::new();
+    /// What a thread does in its life; the first one of a connection leads, any other waits for the lead.
+    fn work(self: &Arc<Connection>, me: u64) {
         let _ended = Ended(self);
-        while let Some(received) = self.receive(&mut buffer) {
-            if let Err(error) = self.answer(received, &mut buffer) {
-                tracing::debug!("a reply could not be sent: {error}");
+        let mut buffer = Vec::new();
+        let mut leads = me == 0;
+        while leads || self.wait_for_lead(me) {
+            leads = false;
+            let outcome = self.lead(me, &mut buffer);
+            if let Err(error) = outcome {
+                tracing::debug!("a connection ends: {error}");
                 self.slot.socket().shutdown(Shutdown::Both);
-                break;
-            }
-            if buffer.len() > KEPT_BUFFER_BYTES {
-                buffer = Vec::new();
+                self.end();
+                return;
             }
         }
     }
 
-    /// The next request; `None` when there will be none.
-    fn receive(self: &Arc<Connection>, buffer: &mut Vec<u8>) -> Option<Received> {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
+    /// Leads until another thread does, or until nothing further is read.
+    fn lead(self: &Arc<Connection>, me: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+        while self.leader.load(Ordering::SeqCst) == me {
+            let Some(received) = self.receive(me, buffer)? else {
+                return Ok(());
+            };
+            let side_by_side = self.pace.is_slow() && self.hand_lead_on();
+            let started = Instant::now();
+            let bytes = received.request.len.get();
+            let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
+            if !side_by_side {
+                self.at.store(number, Ordering::SeqCst);
+                self.relief.wake();
+            }
+            // Whoever no longer leads has nobody to send its replies.
+            let more = received.more && !side_by_side;
+            let answered = self.answer(received, more, buffer);
+            // Whoever was relieved meanwhile leaves the new leader's number alone.
+            let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
+            answered?;
+            self.pace.note(started.elapsed(), bytes);
+            if buffer.len() > KEPT_BUFFER_BYTES {
+                *buffer = Vec::new();
+            }
+        }
+        // Replies that were left to us.
+        self.outbox.flush(self.slot.socket())
+    }
+
+    /// The next request; `None` when there will be none, or when another thread leads.
+    fn receive(&self, me: u64, buffer: &mut Vec<u8>) -> io::Result<Option<Received>> {
         let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        self.waiting.fetch_sub(1, Ordering::SeqCst);
-        if receiver.ended {
-            return None;
+        if receiver.ended || self.leader.load(Ordering::SeqCst) != me {
+            return Ok(None);
         }
         let received = self.receive_one(&mut receiver, buffer);
-        match received {
-            Ok(Some(_)) => self.start_thread_if_nobody_waits(),
-            Ok(None) => receiver.ended = true,
-            Err(ref error) => {
-                receiver.ended = true;
-                tracing::debug!("a connection ends in the middle of a request: {error}");
-            }
+        if !matches!(received, Ok(Some(_))) {
+            receiver.ended = true;
+            drop(receiver);
+            self.end();
         }
-        received.ok().flatten()
+        received
     }
 
     fn receive_one(&self, receiver: &mut Receiver, buffer: &mut Vec<u8>) -> io::Result<Option<Received>> {
@@ -116,6 +185,9 @@ impl Connection {
             return Ok(None);
         }
         let headers = self.agreed.headers;
+        if !receiver.holds_request(headers) {
+            self.outbox.flush(socket)?;
+        }
         let Some(header) = receiver.header(socket, headers, || !self.client.export().is_removed())? else {
             return Ok(None);
         };
@@ -126,7 +198,7 @@ impl Connection {
             return Ok(None);
         }
         let export = self.client.export();
-        let verdict = dispatch::check(&request, &self.agreed, export.len(), export.is_read_only());
+        let verdict = dispatch::check(&request, &self.agreed, export.len(), self.read_only);
         let payload_len = request.payload_len(headers);
         let mut permit = None;
         match &verdict {
@@ -143,7 +215,8 @@ impl Connection {
             }
             Err(refusal) => return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.reason)),
         }
-        Ok(Some(Received { request, verdict, _permit: permit }))
+        let more = receiver.holds_request(headers);
+        Ok(Some(Received { request, verdict, more, _permit: permit }))
     }
 
     /// Whether another request may be read: always, but for a few seconds only once the export is removed.
@@ -155,11 +228,12 @@ impl Connection {
         since.get_or_insert_with(Instant::now).elapsed() < REMOVED_GRACE
     }
 
-    fn answer(&self, received: Received, buffer: &mut [u8]) -> io::Result<()> {
-        let Received { request, verdict, _permit } = received;
+    fn answer(&self, received: Received, more: bool, buffer: &mut [u8]) -> io::Result<()> {
+        let Received { request, verdict, _permit, .. } = received;
         let reply = Reply {
             socket: self.slot.socket(),
-            send: &self.send,
+            outbox: &self.outbox,
+            more,
             cookie: request.cookie,
             offset: request.offset,
             headers: self.agreed.headers,
@@ -175,19 +249,72 @@ impl Connection {
         }
     }
 
-    /// Called with the receiver held, so that at most one thread decides at a time.
-    fn start_thread_if_nobody_waits(self: &Arc<Connection>) {
-        let threads = self.threads.load(Ordering::SeqCst);
-        if self.waiting.load(Ordering::SeqCst) > 0 || threads >= self.threads_max {
-            return;
+    fn roles(&self) -> MutexGuard<'_, Roles> {
+        self.roles.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until this thread is to lead; `false` once nobody will.
+    fn wait_for_lead(&self, me: u64) -> bool {
+        let mut roles = self.roles();
+        roles.waiting += 1;
+        while !roles.vacant && !roles.ended {
+            roles = self.role_free.wait(roles).unwrap_or_else(PoisonError::into_inner);
         }
-        self.threads.fetch_add(1, Ordering::SeqCst);
-        let connection = self.clone();
-        let spawned = std::thread::Builder::new().name("nbd".into()).spawn(move || connection.work());
-        if let Err(error) = spawned {
-            self.threads.fetch_sub(1, Ordering::SeqCst);
-            tracing::debug!("a connection goes on with {threads} threads: {error}");
+        roles.waiting -= 1;
+        if roles.ended {
+            return false;
         }
+        roles.vacant = false;
+        self.leader.store(me, Ordering::SeqCst);
+        true
+    }
+
+    /// Has another thread lead; `false` where there can be no other, and whoever leads goes on.
+    fn hand_lead_on(self: &Arc<Connection>) -> bool {
+        let mut roles = self.roles();
+        if roles.ended || roles.vacant {
+            return roles.vacant;
+        }
+        if roles.waiting > 0 {
+            roles.vacant = true;
+            self.role_free.notify_one();
+            return true;
+        }
+        if roles.threads >= self.threads_max {
+            return false;
+        }
+        let (connection, me) = (self.clone(), roles.next);
+        let spawned = std::thread::Builder::new().name("nbd".into()).spawn(move || connection.work(me));
+        match spawned {
+            Ok(_) => {
+                roles.next += 1;
+                roles.threads += 1;
+                roles.vacant = true;
+                true
+            }
+            Err(error) => {
+                tracing::debug!("a connection goes on with {} threads: {error}", roles.threads);
+                false
+            }
+        }
+    }
+
+    /// The newest request, and the one that the leader is at, for the watch.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.requests.load(Ordering::SeqCst), self.at.load(Ordering::SeqCst))
+    }
+
+    /// The leader is stuck at this request: another thread leads, if there can be one.
+    pub fn relieve(self: &Arc<Connection>, at: u64) {
+        if self.at.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.hand_lead_on();
+        }
+    }
+
+    /// Nothing further is read.
+    fn end(&self) {
+        self.roles().ended = true;
+        self.role_free.notify_all();
     }
 }
 
@@ -197,8 +324,22 @@ struct Ended<'a>(&'a Connection);
 
 impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        let last = self.0.threads.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last || std::thread::panicking() {
+        let panicking = std::thread::panicking();
+        if panicking {
+            self.0.slot.socket().shutdown(Shutdown::Both);
+            self.0.end();
+        }
+        let last = {
+            let mut roles = self.0.roles();
+            roles.threads -= 1;
+            roles.threads == 0
+        };
+        if last && !panicking {
+            // What is left of the last burst, if the client still wants it.
+            let _ = self.0.outbox.flush(self.0.slot.socket());
+            self.0.slot.socket().say_goodbye();
+        }
+        if last {
             self.0.slot.socket().shutdown(Shutdown::Both);
         }
     }

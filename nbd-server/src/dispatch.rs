@@ -10,7 +10,7 @@ use crate::metadata::{self, SELECTED_MAX, Selected};
 use crate::protocol::{PAYLOAD_BYTES_MAX, command_flag};
 use crate::reply::Reply;
 use crate::request::{Command, Headers, Request};
-use blocks::{ByteLen, ByteOffset, Error, Extent, ExtentStatus, Result};
+use blocks::{ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, Result};
 use std::io;
 use std::sync::Arc;
 
@@ -18,6 +18,8 @@ use std::sync::Arc;
 pub const READ_PIECE_BYTES: u64 = 1 << 20;
 /// Shorter reads are not worth a look for holes.
 const HOLE_LOOKUP_BYTES_MIN: u64 = 32 << 10;
+/// From here on bytes of a file are sent without being read first, where that is possible.
+const FILE_BYTES_MIN: u64 = 64 << 10;
 /// What a request to cache reads at most; the rest of its range is left to the reads that may come.
 const CACHED_BYTES_MAX: u64 = 32 << 20;
 
@@ -323,17 +325,30 @@ fn block_status(
 
 fn read_whole(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
     let data = &mut buffer[..extent.len().as_usize()];
-    match ask(export, reply, |backing| backing.disk.read(extent.start(), data))? {
-        Some(()) => reply.data(extent.start(), &buffer[..extent.len().as_usize()], true),
+    let takes_files = reply.socket.takes_files();
+    match ask(export, reply, |backing| fetch(&backing.disk, extent, data, takes_files))? {
+        Some(Some(file)) => reply.file(extent, &file, true),
+        Some(None) => reply.data(extent.start(), &buffer[..extent.len().as_usize()], true),
         None => Ok(()),
     }
 }
 
+/// Where the bytes lie as they are, or else the bytes themselves in `data`.
+fn fetch(disk: &ByteAccess, extent: Extent, data: &mut [u8], takes_files: bool) -> Result<Option<FileRange>> {
+    let worth_it = takes_files && extent.len().get() >= FILE_BYTES_MIN;
+    let file = worth_it.then(|| disk.file_range(extent)).flatten();
+    if file.is_none() {
+        disk.read(extent.start(), data)?;
+    }
+    Ok(file)
+}
+
 fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
     let mut at = extent.start();
+    let takes_files = reply.socket.takes_files();
     while let Some(rest) = Extent::between(at, extent.end()) {
-        let run = match export.with_disk(|disk| next_run(disk, rest, buffer)) {
-            Some(Ok(run)) => run,
+        let (run, file) = match export.with_disk(|disk| next_run(disk, rest, buffer, takes_files)) {
+            Some(Ok(found)) => found,
             Some(Err(error)) => {
                 log(&error);
                 return reply.error_at(NbdError::of(error.kind()), &error.to_string(), at);
@@ -344,6 +359,8 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
         let last = at == extent.end();
         if run.allocation.reads_as_zero() {
             reply.hole(run.extent, last)?;
+        } else if let Some(file) = file {
+            reply.file(run.extent, &file, last)?;
         } else {
             reply.data(run.extent.start(), &buffer[..run.extent.len().as_usize()], last)?;
         }
@@ -351,8 +368,13 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
     Ok(())
 }
 
-/// The run at the start of `rest`; its data in the buffer unless it reads as zeroes.
-fn next_run(disk: &ByteAccess, rest: Extent, buffer: &mut [u8]) -> Result<ExtentStatus> {
+/// The run at the start of `rest`; its data in the buffer unless it reads as zeroes or can be had from a file.
+fn next_run(
+    disk: &ByteAccess,
+    rest: Extent,
+    buffer: &mut [u8],
+    takes_files: bool,
+) -> Result<(ExtentStatus, Option<FileRange>)> {
     let piece_len = ByteLen::new(rest.len().get().min(READ_PIECE_BYTES));
     let piece = Extent::new(rest.start(), piece_len)?;
     let data = ExtentStatus { extent: piece, allocation: blocks::Allocation::Data };
@@ -372,10 +394,11 @@ fn next_run(disk: &ByteAccess, rest: Extent, buffer: &mut [u8]) -> Result<Extent
             },
         }
     };
-    if !run.allocation.reads_as_zero() {
-        disk.read(run.extent.start(), &mut buffer[..run.extent.len().as_usize()])?;
+    if run.allocation.reads_as_zero() {
+        return Ok((run, None));
     }
-    Ok(run)
+    let data = &mut buffer[..run.extent.len().as_usize()];
+    Ok((run, fetch(disk, run.extent, data, takes_files)?))
 }
 
 fn is_large_hole(run: &ExtentStatus) -> bool {

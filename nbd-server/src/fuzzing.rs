@@ -5,16 +5,18 @@
 
 use crate::dispatch::{self, Agreed};
 use crate::export::{Export, Exports};
-use crate::handshake;
+use crate::handshake::{self, Host};
 use crate::memory_stream::MemoryStream;
 use crate::metadata::Selected;
+use crate::outbox::Outbox;
 use crate::protocol::{ALLOCATION_DEPTH, BASE_ALLOCATION, PAYLOAD_BYTES_MAX};
 use crate::receiver::Receiver;
 use crate::reply::Reply;
 use crate::request::{Command, Headers, Request};
+use crate::security::Access;
 use crate::socket::Socket;
 use blocks::{ByteLen, MemoryVolume};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 const DISK_BYTES: u64 = 1 << 20;
@@ -27,8 +29,9 @@ pub fn handshake(bytes: &[u8]) -> Option<String> {
     for (name, export) in [("disk", disk()), ("", disk().read_only()), ("hidden", disk().hidden())] {
         exports.insert(name, export).expect("the names differ");
     }
-    let socket = Socket::Memory(MemoryStream::new(bytes));
-    let chosen = handshake::negotiate(&socket, &exports, PATIENCE, || false).ok().flatten()?;
+    let socket = Socket::memory(MemoryStream::new(bytes));
+    let host = Host { exports: &exports, tls: None, access: &Access::default(), timeout: PATIENCE };
+    let chosen = handshake::negotiate(&socket, &host, || false).ok().flatten()?;
     let name = exports
         .list()
         .into_iter()
@@ -45,11 +48,10 @@ pub fn requests(bytes: &[u8]) -> u64 {
     let names = [BASE_ALLOCATION, ALLOCATION_DEPTH, "x:none"];
     let selected = (1..).zip(names).map(|(id, name)| Selected { id, name: name.to_owned() });
     let agreed = Agreed { headers, contexts: selected.collect() };
-    let mut export = Export::new(Arc::new(MemoryVolume::new(ByteLen::new(DISK_BYTES))));
-    if choice & 0x80 != 0 {
-        export = export.read_only();
-    }
-    let socket = Socket::Memory(MemoryStream::new(bytes));
+    let export = Export::new(Arc::new(MemoryVolume::new(ByteLen::new(DISK_BYTES))));
+    let read_only = choice & 0x80 != 0;
+    let socket = Socket::memory(MemoryStream::new(bytes));
+    let outbox = Outbox::default();
     let mut receiver = Receiver::new(PATIENCE);
     let mut answered = 0;
     while let Ok(Some(header)) = receiver.header(&socket, headers, || false) {
@@ -58,10 +60,15 @@ pub fn requests(bytes: &[u8]) -> u64 {
             break;
         }
         let payload_len = request.payload_len(headers);
-        let send = Mutex::new(());
-        let reply =
-            Reply { socket: &socket, send: &send, cookie: request.cookie, offset: request.offset, headers };
-        let outcome = match dispatch::check(&request, &agreed, export.len(), export.is_read_only()) {
+        let reply = Reply {
+            socket: &socket,
+            outbox: &outbox,
+            more: receiver.holds_request(headers),
+            cookie: request.cookie,
+            offset: request.offset,
+            headers,
+        };
+        let outcome = match dispatch::check(&request, &agreed, export.len(), read_only) {
             Ok(action) => {
                 let wanted = payload_len.as_usize().max(dispatch::reply_bytes(&action, &agreed));
                 assert!(wanted <= PAYLOAD_BYTES_MAX as usize, "{wanted} bytes for one request");
@@ -80,10 +87,8 @@ pub fn requests(bytes: &[u8]) -> u64 {
         }
         answered += 1;
     }
-    if let Socket::Memory(stream) = &socket {
-        let bound = (answered + 1) * (DISK_BYTES * 4 + 4096);
-        assert!(stream.sent() <= bound, "{} bytes for {answered} answers", stream.sent());
-    }
+    let bound = (answered + 1) * (DISK_BYTES * 4 + 4096);
+    assert!(socket.sent() <= bound, "{} bytes for {answered} answers", socket.sent());
     answered
 }
 

@@ -21,12 +21,17 @@ mod listener;
 #[cfg(any(test, feature = "fuzzing"))]
 mod memory_stream;
 mod metadata;
+mod outbox;
+mod pace;
 mod protocol;
 mod receiver;
+mod relief;
 mod reply;
 mod request;
+mod security;
 mod server;
 mod socket;
+mod tls;
 mod uri;
 
 pub use client::NbdVolume;
@@ -35,5 +40,6 @@ pub use export::{ClientHook, Export, ExportInfo, Exports};
 pub use limits::Limits;
 pub use listener::{ListenAddress, Listener};
 pub use metadata::{Metadata, MetadataRun};
-pub use server::NbdServer;
+pub use security::{Access, AccessRule, Permission, ServerTls, TlsFiles};
+pub use server::{NbdServer, ServerOptions};
 pub use uri::NbdUri;

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -65,6 +65,11 @@ impl Listener {
     /// Listens there. The file of a unix socket on which nobody listens any more is replaced; one that is in use, and
     /// a file that is not a socket, are errors (`Busy`, `AlreadyExists`).
     pub fn bind(address: &ListenAddress) -> Result<Listener> {
+        Listener::bind_with_mode(address, None)
+    }
+
+    /// The same with the mode of a unix socket's file; whoever may write it may connect.
+    pub fn bind_with_mode(address: &ListenAddress, mode: Option<u32>) -> Result<Listener> {
         let failed = |error| Error::io(format!("cannot listen on {address}"), error);
         let (socket, address) = match address {
             ListenAddress::Tcp(wanted) => {
@@ -75,6 +80,9 @@ impl Listener {
             ListenAddress::Unix(path) => {
                 remove_stale(path)?;
                 let listener = UnixListener::bind(path).map_err(failed)?;
+                if let Some(mode) = mode {
+                    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+                }
                 let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
                 let path = std::path::absolute(path).map_err(failed)?;
                 (ListeningSocket::Unix(listener, inode), ListenAddress::Unix(path))
@@ -163,6 +171,17 @@ mod tests {
         fs::write(&path, "precious").unwrap();
         assert_eq!(Listener::bind(&address).unwrap_err().kind(), ErrorKind::AlreadyExists);
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_socket_has_the_mode_that_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("nbd.sock");
+        for mode in [0o600, 0o660, 0o666] {
+            let listener = Listener::bind_with_mode(&ListenAddress::Unix(path.clone()), Some(mode)).unwrap();
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode);
+            drop(listener);
+        }
     }
 
     #[test]

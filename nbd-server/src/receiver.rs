@@ -3,15 +3,18 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
-use crate::request::Headers;
+use crate::request::{Headers, Request};
 use crate::socket::Socket;
 use std::io::{self, IoSliceMut};
 use std::time::{Duration, Instant};
 
 /// How often a quiet connection looks up whether it should end. The socket's read timeout.
 pub const TICK: Duration = Duration::from_millis(500);
-const BUFFER_BYTES: usize = 32 << 10;
-const HEADER_BYTES_MAX: usize = crate::request::Request::EXTENDED_BYTES;
+const BUFFER_BYTES: usize = 256 << 10;
+/// After a long payload another is expected: then only so much is received ahead, and the rest where it is wanted.
+const WINDOW_BYTES_MIN: usize = 4 << 10;
+const LONG_BYTES: usize = 64 << 10;
+const HEADER_BYTES_MAX: usize = Request::EXTENDED_BYTES;
 
 /// Bytes that have arrived and are not consumed.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub struct Receiver {
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
+    /// How much is received ahead.
+    window: usize,
     stall_timeout: Duration,
     /// Nothing further is read: the client has left, said goodbye, or is out of step.
     pub ended: bool,
@@ -28,7 +33,16 @@ impl Receiver {
     /// Nothing arrived yet. A message that stands still for `stall_timeout` is an error.
     pub fn new(stall_timeout: Duration) -> Receiver {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Receiver { buffer, start: 0, end: 0, stall_timeout, ended: false }
+        Receiver { buffer, start: 0, end: 0, window: BUFFER_BYTES, stall_timeout, ended: false }
+    }
+
+    /// Whether the next request has arrived whole, so that receiving it will not wait.
+    pub fn holds_request(&self, headers: Headers) -> bool {
+        let arrived = &self.buffer[self.start..self.end];
+        Request::decode(headers, arrived).is_some_and(|request| {
+            let rest = (arrived.len() - headers.request_bytes()) as u64;
+            request.payload_len(headers).get() <= rest
+        })
     }
 
     /// The next request's header, followed by zeroes; `None` where the client has left between requests or
@@ -40,7 +54,8 @@ impl Receiver {
         keep_waiting: impl Fn() -> bool,
     ) -> io::Result<Option<[u8; HEADER_BYTES_MAX]>> {
         while self.start == self.end {
-            match socket.read(&mut self.buffer) {
+            let window = self.window;
+            match socket.read(&mut self.buffer[..window]) {
                 Ok(0) => return Ok(None),
                 Ok(count) => (self.start, self.end) = (0, count),
                 Err(error) if is_timeout(&error) => {
@@ -59,6 +74,10 @@ impl Receiver {
 
     /// Fills `wanted`.
     pub fn exact(&mut self, socket: &Socket, wanted: &mut [u8]) -> io::Result<()> {
+        // Headers say nothing about how long payloads are.
+        if wanted.len() > HEADER_BYTES_MAX {
+            self.window = if wanted.len() >= LONG_BYTES { WINDOW_BYTES_MIN } else { BUFFER_BYTES };
+        }
         let ready = wanted.len().min(self.end - self.start);
         wanted[..ready].copy_from_slice(&self.buffer[self.start..self.start + ready]);
         self.start += ready;
@@ -66,7 +85,8 @@ impl Receiver {
         let mut last_progress = None;
         while !wanted.is_empty() {
             let wanted_len = wanted.len();
-            let mut buffers = [IoSliceMut::new(wanted), IoSliceMut::new(&mut self.buffer)];
+            let ahead = &mut self.buffer[..self.window];
+            let mut buffers = [IoSliceMut::new(wanted), IoSliceMut::new(ahead)];
             match socket.read_vectored(&mut buffers) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {

@@ -2,14 +2,14 @@
 
 use crate::error_code::NbdError;
 use crate::metadata::MetadataRun;
+use crate::outbox::Outbox;
 use crate::protocol::{
     EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRING_BYTES_MAX, STRUCTURED_REPLY_MAGIC, chunk,
 };
 use crate::request::Headers;
 use crate::socket::Socket;
-use blocks::{ByteOffset, Extent};
+use blocks::{ByteOffset, Extent, FileRange};
 use std::io;
-use std::sync::{Mutex, PoisonError};
 
 /// The descriptors of one chunk of block status at most; the client asks on from the last one's end.
 const DESCRIPTORS_MAX: usize = 32 << 10;
@@ -19,7 +19,9 @@ const CHUNK_HEAD_BYTES_MAX: usize = 32 + 14;
 /// Sends the answer to one request. Messages of several requests may alternate but never mix.
 pub struct Reply<'a> {
     pub socket: &'a Socket,
-    pub send: &'a Mutex<()>,
+    pub outbox: &'a Outbox,
+    /// Whether the reply may wait because somebody will send what waits soon.
+    pub more: bool,
     pub cookie: u64,
     /// The request's.
     pub offset: ByteOffset,
@@ -27,22 +29,37 @@ pub struct Reply<'a> {
 }
 
 impl Reply<'_> {
-    fn message(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
-        let _whole = self.send.lock().unwrap_or_else(PoisonError::into_inner);
-        self.socket.write_all(head, body)
+    fn message(&self, head: &[u8], body: &[u8], last: bool) -> io::Result<()> {
+        self.outbox.message(self.socket, head, body, self.more || !last)
     }
 
     fn simple(&self, error: u32, body: &[u8]) -> io::Result<()> {
+        self.message(&self.simple_head(error), body, true)
+    }
+
+    fn simple_head(&self, error: u32) -> [u8; 16] {
         let mut head = [0; 16];
         head[0..4].copy_from_slice(&SIMPLE_REPLY_MAGIC.to_be_bytes());
         head[4..8].copy_from_slice(&error.to_be_bytes());
         head[8..16].copy_from_slice(&self.cookie.to_be_bytes());
-        self.message(&head, body)
+        head
     }
 
     /// A chunk with up to 14 bytes of fields.
     fn chunk(&self, kind: u16, last: bool, fields: &[u8], body: &[u8]) -> io::Result<()> {
-        let len = u32::try_from(fields.len() + body.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let (head, head_len) = self.chunk_head(kind, last, fields, body.len())?;
+        self.message(&head[..head_len], body, last)
+    }
+
+    /// The head of a chunk, fields included, and how much of the array it takes.
+    fn chunk_head(
+        &self,
+        kind: u16,
+        last: bool,
+        fields: &[u8],
+        body_len: usize,
+    ) -> io::Result<([u8; CHUNK_HEAD_BYTES_MAX], usize)> {
+        let len = u32::try_from(fields.len() + body_len).map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut head = [0; CHUNK_HEAD_BYTES_MAX];
         let extended = self.headers == Headers::Extended;
         let magic = if extended { EXTENDED_REPLY_MAGIC } else { STRUCTURED_REPLY_MAGIC };
@@ -59,7 +76,7 @@ impl Reply<'_> {
             20
         };
         head[head_len..head_len + fields.len()].copy_from_slice(fields);
-        self.message(&head[..head_len + fields.len()], body)
+        Ok((head, head_len + fields.len()))
     }
 
     /// It is done, and there is nothing to send back.
@@ -101,6 +118,17 @@ impl Reply<'_> {
         } else {
             self.simple(0, data)
         }
+    }
+
+    /// Bytes of the disk that lie in a file as they are. Only where the socket takes files.
+    pub fn file(&self, extent: Extent, from: &FileRange, last: bool) -> io::Result<()> {
+        let len = extent.len().get();
+        if !self.headers.has_chunks() {
+            return self.outbox.file_message(self.socket, &self.simple_head(0), from, len);
+        }
+        let offset = extent.start().get().to_be_bytes();
+        let (head, head_len) = self.chunk_head(chunk::OFFSET_DATA, last, &offset, extent.len().as_usize())?;
+        self.outbox.file_message(self.socket, &head[..head_len], from, len)
     }
 
     /// Zeroes that need not be sent; only in chunks, shorter than 4 GiB.

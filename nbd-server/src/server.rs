@@ -3,9 +3,11 @@
 use crate::budget::Budget;
 use crate::connection::Connection;
 use crate::export::Exports;
-use crate::handshake;
+use crate::handshake::{self, Host};
 use crate::limits::Limits;
 use crate::listener::{ListenAddress, Listener};
+use crate::relief::Relief;
+use crate::security::{Access, ServerTls};
 use crate::socket::Socket;
 use blocks::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags};
@@ -23,7 +25,26 @@ pub struct NbdServer {
     shared: Arc<Shared>,
     addresses: Vec<ListenAddress>,
     wake: UnixStream,
-    acceptor: Mutex<Option<JoinHandle<()>>>,
+    /// The acceptor and the watch over stuck requests.
+    threads: Mutex<Option<(JoinHandle<()>, JoinHandle<()>)>>,
+}
+
+/// How a server serves.
+#[derive(Debug, Clone, Default)]
+pub struct ServerOptions {
+    /// How much it and its clients may take.
+    pub limits: Limits,
+    /// How clients can encrypt; not at all where it is missing.
+    pub tls: Option<ServerTls>,
+    /// Who may open what.
+    pub access: Access,
+}
+
+impl ServerOptions {
+    /// Whether a client has to encrypt.
+    pub fn is_encryption_required(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.required)
+    }
 }
 
 /// What the acceptor and the connections share.
@@ -31,7 +52,10 @@ pub struct NbdServer {
 struct Shared {
     exports: Exports,
     limits: Limits,
+    tls: Option<ServerTls>,
+    access: Access,
     budget: Arc<Budget>,
+    relief: Arc<Relief>,
     open: Mutex<Open>,
     closed_one: Condvar,
 }
@@ -52,20 +76,38 @@ pub(crate) struct Slot {
 }
 
 impl NbdServer {
-    /// Serves `exports`, which may change meanwhile, on all `listeners`.
+    /// Serves `exports`, which may change meanwhile, on all `listeners` to everybody who can reach them.
     pub fn start(listeners: Vec<Listener>, exports: Exports, limits: Limits) -> Result<NbdServer> {
+        NbdServer::start_with(listeners, exports, ServerOptions { limits, ..ServerOptions::default() })
+    }
+
+    /// The same to those who may.
+    pub fn start_with(
+        listeners: Vec<Listener>,
+        exports: Exports,
+        options: ServerOptions,
+    ) -> Result<NbdServer> {
+        let ServerOptions { limits, tls, access } = options;
         let failed = |error| Error::io("cannot start the NBD server", error);
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
         let budget = Budget::new(limits.large_request_bytes_max);
         let (open, closed_one) = (Mutex::default(), Condvar::new());
-        let shared = Arc::new(Shared { exports, limits, budget, open, closed_one });
+        let relief = Arc::new(Relief::default());
+        let watch = {
+            let relief = relief.clone();
+            std::thread::Builder::new()
+                .name("nbd-relief".into())
+                .spawn(move || relief.run())
+                .map_err(failed)?
+        };
+        let shared = Arc::new(Shared { exports, limits, tls, access, budget, relief, open, closed_one });
         let acceptor = {
             let shared = shared.clone();
             let accept = move || shared.accept(&listeners, &woken);
             std::thread::Builder::new().name("nbd-accept".into()).spawn(accept).map_err(failed)?
         };
-        Ok(NbdServer { shared, addresses, wake, acceptor: Mutex::new(Some(acceptor)) })
+        Ok(NbdServer { shared, addresses, wake, threads: Mutex::new(Some((acceptor, watch))) })
     }
 
     /// Where it listens, in the order of the listeners.
@@ -82,7 +124,8 @@ impl NbdServer {
     /// where that has taken longer than the drain timeout and connections were cut. Flushes nothing: clients do, and
     /// what they have not flushed is with the volume. A second call does nothing.
     pub fn shutdown(&self) -> Result<()> {
-        let Some(acceptor) = self.acceptor.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some((acceptor, watch)) = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take()
+        else {
             return Ok(());
         };
         let mut open = self.shared.lock();
@@ -96,6 +139,10 @@ impl NbdServer {
             tracing::error!("the thread that accepts NBD clients has panicked");
         }
         let drained = self.shared.wait_until_closed(self.shared.limits.drain_timeout);
+        self.shared.relief.end();
+        if watch.join().is_err() {
+            tracing::error!("the thread that watches over stuck NBD requests has panicked");
+        }
         if drained {
             return Ok(());
         }
@@ -183,12 +230,17 @@ impl Shared {
 
     fn serve(self: &Arc<Shared>, slot: Slot) {
         let stopping = || self.lock().stopping;
-        match handshake::negotiate(&slot.socket, &self.exports, self.limits.handshake_timeout, stopping) {
+        let host = Host {
+            exports: &self.exports,
+            tls: self.tls.as_ref(),
+            access: &self.access,
+            timeout: self.limits.handshake_timeout,
+        };
+        match handshake::negotiate(&slot.socket, &host, stopping) {
             Ok(Some(chosen)) => {
-                let client = chosen.export.connect();
-                Connection::serve(slot, client, chosen.agreed, &self.limits, self.budget.clone());
+                Connection::serve(slot, chosen, &self.limits, self.budget.clone(), &self.relief)
             }
-            Ok(None) => {}
+            Ok(None) => slot.socket.say_goodbye(),
             Err(error) => tracing::debug!("an NBD handshake came to nothing: {error}"),
         }
     }

@@ -1,15 +1,28 @@
-//! A connected stream, TCP or unix.
+//! A connected stream, TCP or unix, encrypted from some moment on or not at all.
 
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::memory_stream::MemoryStream;
+use crate::tls::Tls;
+use blocks::FileRange;
+use rustix::fs::sendfile;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 /// A connection that several threads may use at once: one reads, one writes.
 #[derive(Debug)]
-pub enum Socket {
+pub struct Socket {
+    stream: Stream,
+    tls: OnceLock<Tls>,
+}
+
+#[derive(Debug)]
+enum Stream {
     /// Over the network.
     Tcp(TcpStream),
     /// On this machine.
@@ -21,13 +34,17 @@ pub enum Socket {
 
 macro_rules! on_stream {
     ($socket:expr, $stream:ident => $call:expr) => {
-        match $socket {
-            Socket::Tcp($stream) => $call,
-            Socket::Unix($stream) => $call,
+        match &$socket.stream {
+            Stream::Tcp($stream) => $call,
+            Stream::Unix($stream) => $call,
             #[cfg(any(test, feature = "fuzzing"))]
-            Socket::Memory($stream) => $call,
+            Stream::Memory($stream) => $call,
         }
     };
+}
+
+fn send(stream: impl AsFd, bytes: &[u8], flags: SendFlags) -> io::Result<usize> {
+    Ok(rustix::net::send(stream, bytes, flags)?)
 }
 
 impl Socket {
@@ -35,22 +52,69 @@ impl Socket {
     pub fn tcp(stream: TcpStream) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
         rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-        Ok(Socket::Tcp(stream))
+        Ok(Socket::over(Stream::Tcp(stream)))
     }
 
     /// The unix stream.
     pub fn unix(stream: UnixStream) -> Socket {
-        Socket::Unix(stream)
+        Socket::over(Stream::Unix(stream))
+    }
+
+    /// Given bytes.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn memory(stream: MemoryStream) -> Socket {
+        Socket::over(Stream::Memory(stream))
+    }
+
+    fn over(stream: Stream) -> Socket {
+        Socket { stream, tls: OnceLock::new() }
+    }
+
+    /// What a fuzzed conversation has sent.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn sent(&self) -> u64 {
+        match &self.stream {
+            Stream::Memory(stream) => stream.sent(),
+            _ => 0,
+        }
+    }
+
+    /// Whether what is said is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls.get().is_some()
+    }
+
+    /// Goes one step of the encryption's handshake, with one wait for the other side at most. Once it is done,
+    /// everything that is read and written is encrypted, and the answer is `true`.
+    pub fn shake_hands(&self, tls: Tls) -> io::Result<Result<(), Tls>> {
+        if !on_stream!(self, stream => tls.shake_hands(stream))? {
+            return Ok(Err(tls));
+        }
+        self.tls.set(tls).map(Ok).map_err(|_| io::ErrorKind::AlreadyExists.into())
+    }
+
+    /// The certificates that the other side has shown, its own first; none without encryption.
+    pub fn peer_certificates(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+        self.tls.get().map(Tls::peer_certificates).unwrap_or_default()
     }
 
     /// What is there, up to the buffer's length; 0 at the end.
     pub fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        on_stream!(self, stream => (&mut &*stream).read(buffer))
+        match self.tls.get() {
+            None => on_stream!(self, stream => (&mut &*stream).read(buffer)),
+            Some(tls) => on_stream!(self, stream => tls.read(stream, buffer)),
+        }
     }
 
     /// The same into two buffers, the first one first.
     pub fn read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        on_stream!(self, stream => (&mut &*stream).read_vectored(buffers))
+        if self.tls.get().is_none() {
+            return on_stream!(self, stream => (&mut &*stream).read_vectored(buffers));
+        }
+        match buffers.iter_mut().find(|buffer| !buffer.is_empty()) {
+            Some(buffer) => self.read(buffer),
+            None => Ok(0),
+        }
     }
 
     /// Fails a read that waits longer with `WouldBlock`. Not zero.
@@ -69,8 +133,64 @@ impl Socket {
         let _ = on_stream!(self, stream => stream.shutdown(how));
     }
 
+    /// Ends the encryption in order, where there is any and nobody is sending. Nothing can be sent afterwards.
+    pub fn say_goodbye(&self) {
+        if let Some(tls) = self.tls.get() {
+            on_stream!(self, stream => tls.close(stream));
+        }
+    }
+
+    /// Whether [`Socket::write_file`] can be used.
+    pub fn takes_files(&self) -> bool {
+        self.tls.get().is_none() && matches!(self.stream, Stream::Tcp(_) | Stream::Unix(_))
+    }
+
+    /// Sends what a file follows.
+    pub fn write_head_of_file(&self, mut head: &[u8]) -> io::Result<()> {
+        let flags = SendFlags::MORE | SendFlags::NOSIGNAL;
+        while !head.is_empty() {
+            let sent = match &self.stream {
+                Stream::Tcp(stream) => send(stream, head, flags),
+                Stream::Unix(stream) => send(stream, head, flags),
+                #[cfg(any(test, feature = "fuzzing"))]
+                Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
+            };
+            match sent {
+                Ok(count) => head = &head[count..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends `len` bytes of the file as they are.
+    pub fn write_file(&self, from: &FileRange, len: u64) -> io::Result<()> {
+        let mut at = from.offset.get();
+        let end = at + len;
+        while at < end {
+            let count = usize::try_from(end - at).unwrap_or(usize::MAX);
+            let sent = match &self.stream {
+                Stream::Tcp(stream) => sendfile(stream, &*from.file, Some(&mut at), count),
+                Stream::Unix(stream) => sendfile(stream, &*from.file, Some(&mut at), count),
+                #[cfg(any(test, feature = "fuzzing"))]
+                Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
+            };
+            match sent {
+                // The file has become shorter.
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// Sends all of the head and then all of the body.
     pub fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
+        if let Some(tls) = self.tls.get() {
+            return on_stream!(self, stream => tls.write_all(stream, head, body));
+        }
         let mut buffers = [IoSlice::new(head), IoSlice::new(body)];
         let mut left = &mut buffers[..];
         IoSlice::advance_slices(&mut left, 0);

@@ -1,4 +1,5 @@
-//! `nbd://HOST:PORT/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`, as doc/uri.md of the protocol has them.
+//! `nbd://HOST:PORT/EXPORT` and `nbd+unix:///EXPORT?socket=PATH`, as doc/uri.md of the protocol has them; with `nbds`
+//! in the place of `nbd` the connection is encrypted.
 
 use crate::protocol::DEFAULT_PORT;
 use blocks::{Error, ErrorKind, Result};
@@ -14,6 +15,17 @@ use std::str::FromStr;
 pub struct NbdUri {
     place: Place,
     export: String,
+    encryption: Option<Encryption>,
+}
+
+/// What an encrypted connection needs to be told.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Encryption {
+    /// `tls-certificates`: a folder with `ca-cert.pem` and, where the server asks for them, `client-cert.pem` and
+    /// `client-key.pem`.
+    pub certificates: Option<PathBuf>,
+    /// `tls-hostname`: what the server's certificate is for, where that is not the host.
+    pub host: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,17 +42,36 @@ impl NbdUri {
             IpAddr::V6(ip) if ip.is_unspecified() => "::1".to_owned(),
             ip => ip.to_string(),
         };
-        NbdUri { place: Place::Tcp { host, port: address.port() }, export: export.to_owned() }
+        NbdUri {
+            place: Place::Tcp { host, port: address.port() },
+            export: export.to_owned(),
+            encryption: None,
+        }
     }
 
     /// An export of a host by name.
     pub fn host(host: &str, port: u16, export: &str) -> NbdUri {
-        NbdUri { place: Place::Tcp { host: host.to_owned(), port }, export: export.to_owned() }
+        NbdUri {
+            place: Place::Tcp { host: host.to_owned(), port },
+            export: export.to_owned(),
+            encryption: None,
+        }
     }
 
     /// An export behind a unix socket.
     pub fn unix(socket: &Path, export: &str) -> NbdUri {
-        NbdUri { place: Place::Unix(socket.to_owned()), export: export.to_owned() }
+        NbdUri { place: Place::Unix(socket.to_owned()), export: export.to_owned(), encryption: None }
+    }
+
+    /// The same over an encrypted connection.
+    #[must_use]
+    pub fn encrypted(mut self) -> NbdUri {
+        self.encryption.get_or_insert_default();
+        self
+    }
+
+    pub(crate) fn encryption(&self) -> Option<&Encryption> {
+        self.encryption.as_ref()
     }
 
     /// The name of the export.
@@ -56,13 +87,30 @@ impl NbdUri {
 impl fmt::Display for NbdUri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let export = encode(self.export.as_bytes(), b"");
+        let scheme = if self.encryption.is_some() { "nbds" } else { "nbd" };
+        let mut query = Vec::new();
         match &self.place {
-            Place::Tcp { host, port } if host.contains(':') => write!(f, "nbd://[{host}]:{port}/{export}"),
-            Place::Tcp { host, port } => write!(f, "nbd://{}:{port}/{export}", encode(host.as_bytes(), b"")),
+            Place::Tcp { host, port } if host.contains(':') => {
+                write!(f, "{scheme}://[{host}]:{port}/{export}")?;
+            }
+            Place::Tcp { host, port } => {
+                write!(f, "{scheme}://{}:{port}/{export}", encode(host.as_bytes(), b""))?;
+            }
             Place::Unix(path) => {
-                write!(f, "nbd+unix:///{export}?socket={}", encode(path.as_os_str().as_bytes(), b"/"))
+                write!(f, "{scheme}+unix:///{export}")?;
+                query.push(format!("socket={}", encode(path.as_os_str().as_bytes(), b"/")));
             }
         }
+        if let Some(encryption) = &self.encryption {
+            let certificates = encryption.certificates.as_ref();
+            query.extend(
+                certificates
+                    .map(|path| format!("tls-certificates={}", encode(path.as_os_str().as_bytes(), b"/"))),
+            );
+            let host = encryption.host.as_ref();
+            query.extend(host.map(|host| format!("tls-hostname={}", encode(host.as_bytes(), b""))));
+        }
+        if query.is_empty() { Ok(()) } else { write!(f, "?{}", query.join("&")) }
     }
 }
 
@@ -80,16 +128,33 @@ impl FromStr for NbdUri {
             .and_then(|bytes| String::from_utf8(bytes).ok())
             .filter(|name| !name.contains('\0'))
             .ok_or_else(|| wrong("the export's name is not UTF-8 in percent-encoding"))?;
-        let place = match scheme.to_ascii_lowercase().as_str() {
+        let scheme = scheme.to_ascii_lowercase();
+        let (base, encrypted) = match scheme.strip_prefix("nbds") {
+            Some(rest) => (format!("nbd{rest}"), true),
+            None => (scheme, false),
+        };
+        let place = match base.as_str() {
             "nbd" => tcp_place(authority).ok_or_else(|| wrong("HOST or HOST:PORT was expected"))?,
             "nbd+unix" => unix_place(query).ok_or_else(|| wrong("'?socket=PATH' was expected"))?,
-            "nbds" | "nbds+unix" => {
-                let context = format!("'{text}' asks for TLS, which is not available for NBD yet");
-                return Err(Error::new(ErrorKind::Unsupported, context));
-            }
-            _ => return Err(wrong("the scheme is neither nbd nor nbd+unix")),
+            _ => return Err(wrong("the scheme is none of nbd, nbds, nbd+unix and nbds+unix")),
         };
-        Ok(NbdUri { place, export })
+        let parameter = |name: &str| {
+            let value = query.split(['&', ';']).find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            value.map(|value| decode(value).ok_or_else(|| wrong("a parameter is not in percent-encoding")))
+        };
+        let encryption = match encrypted {
+            false => None,
+            true => Some(Encryption {
+                certificates: parameter("tls-certificates")
+                    .transpose()?
+                    .map(|path| PathBuf::from(OsString::from_vec(path))),
+                host: parameter("tls-hostname")
+                    .transpose()?
+                    .map(|host| String::from_utf8(host).map_err(|_| wrong("tls-hostname is not UTF-8")))
+                    .transpose()?,
+            }),
+        };
+        Ok(NbdUri { place, export, encryption })
     }
 }
 
@@ -186,14 +251,18 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput, "{text}");
             assert!(error.to_string().contains(text));
         }
-        assert_eq!("nbds://a/b".parse::<NbdUri>().unwrap_err().kind(), ErrorKind::Unsupported);
+        assert!("nbds://a/b?tls-certificates=%2".parse::<NbdUri>().is_err());
     }
 
     proptest! {
         #[test]
         fn reads_what_it_writes(export in "[^\0]*", path in "/[^\0]+", port: u16, address: u128) {
             let unix = NbdUri::unix(Path::new(&path), &export);
-            prop_assert_eq!(unix.to_string().parse::<NbdUri>().unwrap(), unix);
+            prop_assert_eq!(unix.to_string().parse::<NbdUri>().unwrap(), unix.clone());
+            let mut encrypted = unix.encrypted();
+            prop_assert_eq!(encrypted.to_string().parse::<NbdUri>().unwrap(), encrypted.clone());
+            encrypted.encryption = Some(Encryption { certificates: Some(path.into()), host: Some(export.clone()) });
+            prop_assert_eq!(encrypted.to_string().parse::<NbdUri>().unwrap(), encrypted);
             let ip = IpAddr::V6(address.into());
             let tcp = NbdUri::tcp(SocketAddr::new(ip, port), &export);
             prop_assert_eq!(tcp.to_string().parse::<NbdUri>().unwrap(), tcp);

@@ -285,3 +285,21 @@ fn a_volume_of_larger_blocks_is_served_byte_by_byte() {
     succeed("nbdcopy", &[&served.unix(), &back]);
     succeed("cmp", &[&source, &back]);
 }
+
+#[test]
+fn the_crate_nbd_reads_and_writes() {
+    use std::io::{Read, Seek, SeekFrom, Write};
+    let (served, disk) = Served::memory(8 * MIB);
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", served.tcp_port())).unwrap();
+    let export = nbd::client::handshake(&mut stream, b"disk").unwrap();
+    assert_eq!(export.size, 8 * MIB);
+    let mut client = nbd::client::NbdClient::new(&mut stream, &export);
+    let bytes = patterned(MIB, 4);
+    client.seek(SeekFrom::Start(4096)).unwrap();
+    client.write_all(&bytes).unwrap();
+    client.seek(SeekFrom::Start(4096)).unwrap();
+    let mut back = vec![0; bytes.len()];
+    client.read_exact(&mut back).unwrap();
+    assert!(back == bytes);
+    assert!(disk.snapshot()[4096..4096 + bytes.len()] == bytes);
+}

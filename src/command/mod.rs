@@ -4,6 +4,7 @@ mod agent;
 mod ask;
 mod delta;
 mod image;
+mod nbd;
 mod print;
 mod serve;
 mod server;
@@ -24,8 +25,9 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     match arguments.command {
         Command::Server(flags) => server::run(flags, configuration, arguments.control),
         Command::Agent(flags) => agent::run(flags, configuration.agent),
-        Command::Serve { file, nbd, read_only, format } => {
-            serve::run(&file, &nbd, read_only, format.as_deref(), json)
+        Command::Serve { file, nbd, read_only, format, security } => {
+            let served = serve::Served { file: &file, read_only, format: format.as_deref() };
+            serve::run(&served, &nbd, security, json)
         }
         Command::Delta(command) => delta::run(command, json),
         Command::Image(command) => image::run(command, json),

@@ -1,27 +1,34 @@
 //! `understudy serve`: one image over NBD, without a server.
 
 use super::stop_signal;
+use crate::arguments::NbdArguments;
+use crate::configuration::NbdKeys;
 use anyhow::Context;
 use blocks::OpenMode;
-use nbd_server::{Export, Exports, Limits, ListenAddress, Listener, NbdServer};
+use nbd_server::{Export, Exports, ListenAddress, Listener, NbdServer};
 use std::path::Path;
 use store::{HostFile, ImageFormat};
 
+/// Which image, and how.
+pub struct Served<'a> {
+    pub file: &'a Path,
+    pub read_only: bool,
+    pub format: Option<&'a str>,
+}
+
 /// Serves the image as the default export ("") until it is told to stop.
-pub fn run(
-    file: &Path,
-    nbd: &[String],
-    read_only: bool,
-    format: Option<&str>,
-    json: bool,
-) -> anyhow::Result<()> {
+pub fn run(served: &Served<'_>, nbd: &[String], security: NbdArguments, json: bool) -> anyhow::Result<()> {
+    super::start_logging();
+    let Served { file, read_only, format } = *served;
     if file.to_string_lossy().ends_with(store::SETTLING_SUFFIX) {
         anyhow::bail!(
             "{} is half-settled: it holds neither the one checkpoint nor the other until its server has finished",
             file.display()
         );
     }
-    super::start_logging();
+    let mode_of_sockets = super::nbd::socket_mode(security.nbd_socket_mode.as_deref(), None)?;
+    let options = super::nbd::options(security, NbdKeys::default())?;
+    let encrypted = options.is_encryption_required();
     let mode = if read_only { OpenMode::Read } else { OpenMode::ReadWrite };
     let opened = if read_only { HostFile::open(file, mode) } else { HostFile::open_exclusive(file, mode) }?;
     let format = format.map(str::parse::<ImageFormat>).transpose()?;
@@ -29,9 +36,14 @@ pub fn run(
     let exports = Exports::new();
     let export = Export::new(volume.clone()).with_description(file.display().to_string());
     exports.insert("", if read_only { export.read_only() } else { export })?;
-    let listeners = nbd.iter().map(|address| listen(address)).collect::<anyhow::Result<Vec<_>>>()?;
-    let uris: Vec<String> = listeners.iter().map(|listener| listener.uri("").to_string()).collect();
-    let server = NbdServer::start(listeners, exports, Limits::default())?;
+    let listeners =
+        nbd.iter().map(|address| listen(address, mode_of_sockets)).collect::<anyhow::Result<Vec<_>>>()?;
+    let uri = |listener: &Listener| match encrypted {
+        true => listener.uri("").encrypted().to_string(),
+        false => listener.uri("").to_string(),
+    };
+    let uris: Vec<String> = listeners.iter().map(uri).collect();
+    let server = NbdServer::start_with(listeners, exports, options)?;
     match json {
         true => {
             println!("{}", serde_json::json!({ "file": file, "bytes": volume.len().get(), "uris": uris }))
@@ -43,7 +55,7 @@ pub fn run(
     volume.flush().with_context(|| format!("flushing {}", file.display()))
 }
 
-fn listen(address: &str) -> anyhow::Result<Listener> {
+fn listen(address: &str, mode: Option<u32>) -> anyhow::Result<Listener> {
     let address: ListenAddress = address.parse().with_context(|| format!("--nbd {address}"))?;
-    Ok(Listener::bind(&address)?)
+    Ok(Listener::bind_with_mode(&address, mode)?)
 }

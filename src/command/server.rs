@@ -41,13 +41,17 @@ fn config(
     file: Configuration,
     control: Option<PathBuf>,
 ) -> anyhow::Result<ServerConfig> {
-    let Configuration { control: control_in_file, server: file, .. } = file;
+    let Configuration { control: control_in_file, server: mut file, .. } = file;
+    let nbd_keys = file.take_nbd_keys();
     let mut config =
         ServerConfig::new(flags.data.or(file.data).unwrap_or_else(|| PathBuf::from(DEFAULT_DATA)));
     config.control = control.or(control_in_file);
     let listen = flags.listen.or(file.listen).unwrap_or_else(|| DEFAULT_LISTEN.to_owned());
     config.listen = Some(listen.parse().map_err(|error| UsageError(format!("--listen {listen}: {error}")))?);
     config.agent_socket = flags.agent_socket.or(file.agent_socket);
+    let (mode, mode_in_file) = (&flags.nbd_security.nbd_socket_mode, &file.nbd_socket_mode);
+    config.nbd_socket_mode = super::nbd::socket_mode(mode.as_deref(), mode_in_file.as_deref())?;
+    config.nbd_options = super::nbd::options(flags.nbd_security, nbd_keys)?;
     let nbd = [flags.nbd, file.nbd, vec![DEFAULT_NBD.to_owned()]].into_iter().find(|list| !list.is_empty());
     for address in nbd.unwrap_or_default() {
         config.nbd.push(address.parse().map_err(|error| UsageError(format!("--nbd {address}: {error}")))?);

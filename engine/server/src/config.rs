@@ -20,6 +20,10 @@ pub struct ServerConfig {
     pub control: Option<PathBuf>,
     /// Where recovered disks are served.
     pub nbd: Vec<ListenAddress>,
+    /// The mode of unix sockets among them; what the umask leaves where it is missing.
+    pub nbd_socket_mode: Option<u32>,
+    /// To whom, and with which limits and encryption.
+    pub nbd_options: nbd_server::ServerOptions,
     /// How long history is kept, where a machine has no ladder of its own.
     pub keep: Ladder,
     /// A machine that was not heard of for this long has failed; two thirds of it make it late.
@@ -39,6 +43,8 @@ impl ServerConfig {
             agent_socket: None,
             control: None,
             nbd: Vec::new(),
+            nbd_socket_mode: None,
+            nbd_options: nbd_server::ServerOptions::default(),
             keep: Ladder::default(),
             heartbeat_deadline: Duration::from_secs(15),
             image_format: None,

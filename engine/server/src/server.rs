@@ -9,7 +9,7 @@ use crate::services::{Services, Turns};
 use crate::session::{Sessions, SessionsOptions, host_boot};
 use crate::stop::{Stop, StopSender, stop};
 use blocks::{Error, ErrorKind, Result, Storage};
-use nbd_server::{Exports, Limits, ListenAddress, NbdServer};
+use nbd_server::{Exports, ListenAddress, NbdServer};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,11 +53,11 @@ impl Server {
         let (services, nbd) = {
             let config = config.clone();
             agent::blocking(move || {
-                let bind = |address| nbd_server::Listener::bind(address);
+                let bind = |address| nbd_server::Listener::bind_with_mode(address, config.nbd_socket_mode);
                 let listeners: Vec<_> = config.nbd.iter().map(bind).collect::<Result<_>>()?;
                 let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
                 let services = open(&config, storage, exports.clone(), addresses)?;
-                Ok((services, NbdServer::start(listeners, exports, Limits::default())?))
+                Ok((services, NbdServer::start_with(listeners, exports, config.nbd_options)?))
             })
             .await?
         };
@@ -139,7 +139,13 @@ fn open(
         tracing::error!(%machine, "this unit cannot be opened: {why}");
     }
     let authority = Arc::new(Authority::open(&config.data.join("authority"))?);
-    let options = SessionsOptions { exports, listeners: nbd_addresses, storage, boot: host_boot()? };
+    let options = SessionsOptions {
+        exports,
+        listeners: nbd_addresses,
+        encrypted: config.nbd_options.is_encryption_required(),
+        storage,
+        boot: host_boot()?,
+    };
     let sessions = Sessions::open(store.clone(), options)?;
     let failed = config.heartbeat_deadline;
     let deadlines = Deadlines { late: failed * 2 / 3, failed };

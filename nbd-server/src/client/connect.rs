@@ -6,7 +6,9 @@ use crate::protocol::{
     BASE_ALLOCATION, NBD_MAGIC, OPTION_MAGIC, OPTION_REPLY_MAGIC, PAYLOAD_BYTES_MAX, handshake_flag, info,
     option, option_reply, transmission_flag,
 };
+use crate::security::client_session;
 use crate::socket::Socket;
+use crate::tls::Tls;
 use crate::uri::{NbdUri, Place};
 use blocks::{Error, ErrorKind, Result};
 use std::io;
@@ -44,7 +46,8 @@ pub fn connect(uri: &NbdUri, timeout: Duration, silence: Duration) -> Result<(Li
     let socket = open(uri.place(), timeout).map_err(failed)?;
     socket.set_read_timeout(timeout).and_then(|()| socket.set_write_timeout(timeout)).map_err(failed)?;
     let mut handshake = Handshake { link: Link::new(socket) };
-    let offer = handshake.run(uri.export())?;
+    let session = uri.encryption().map(|encryption| client_session(encryption, uri.place())).transpose()?;
+    let offer = handshake.run(uri.export(), session)?;
     let mut link = handshake.link;
     link.agree(&offer, silence)?;
     Ok((link, offer))
@@ -75,8 +78,16 @@ struct Handshake {
 }
 
 impl Handshake {
-    fn run(&mut self, export: &str) -> Result<Offer> {
+    fn run(&mut self, export: &str, session: Option<Tls>) -> Result<Offer> {
         self.greet()?;
+        if let Some(session) = session {
+            self.ask(option::STARTTLS, &[])?;
+            let reply = self.reply(option::STARTTLS)?;
+            if reply.kind != option_reply::ACK {
+                return Err(refused(reply.kind, &reply.data).context("encryption"));
+            }
+            self.link.start_tls(session)?;
+        }
         let structured_replies = self.plain(option::STRUCTURED_REPLY, &[])?;
         let base_allocation_id = if structured_replies { self.set_meta_context(export)? } else { None };
         let mut offer = Offer {
@@ -210,6 +221,10 @@ fn blob(text: &str) -> Vec<u8> {
 fn refused(kind: u32, message: &[u8]) -> Error {
     let message = String::from_utf8_lossy(message).into_owned();
     match kind {
+        option_reply::ERR_TLS_REQD => Error::new(
+            ErrorKind::Unsupported,
+            format!("the server wants an encrypted connection, nbds:// ({message})"),
+        ),
         option_reply::ERR_UNKNOWN => Error::new(ErrorKind::NotFound, format!("no such export ({message})")),
         option_reply::ERR_SHUTDOWN => {
             Error::new(ErrorKind::Busy, format!("the server is shutting down ({message})"))

@@ -6,6 +6,7 @@ use crate::fields::Fields;
 use crate::protocol::{SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, allocation_state, chunk};
 use crate::request::{Command, Request};
 use crate::socket::Socket;
+use crate::tls::Tls;
 use blocks::{Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, Result};
 use std::time::Duration;
 
@@ -50,6 +51,17 @@ impl Link {
         let timeouts =
             self.socket.set_read_timeout(silence).and_then(|()| self.socket.set_write_timeout(silence));
         timeouts.map_err(|error| Error::io("cannot set timeouts", error))
+    }
+
+    /// Encrypts everything from here on. The other side has agreed to it.
+    pub fn start_tls(&mut self, mut tls: Tls) -> Result<()> {
+        loop {
+            match self.socket.shake_hands(tls) {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(unfinished)) => tls = unfinished,
+                Err(error) => return Err(self.lost(error).context("the encryption cannot be agreed on")),
+            }
+        }
     }
 
     /// Whether another request may be sent.

@@ -7,13 +7,15 @@ mod option;
 mod replies;
 
 use crate::dispatch::Agreed;
-use crate::export::{Export, Exports};
+use crate::export::{Export, ExportInfo, Exports};
 use crate::metadata::{self, SELECTED_MAX, Selected};
 use crate::protocol::{
     NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option as opt, option_reply, transmission_flag,
 };
 use crate::request::Headers;
+use crate::security::{self, Access, Permission, ServerTls};
 use crate::socket::Socket;
+use crate::tls::Tls;
 use option::{ExportQuery, MetaQuery};
 use replies::Replies;
 use std::io;
@@ -30,23 +32,38 @@ const OPTIONS_MAX: u32 = 200;
 pub struct Chosen {
     /// Whose volume it gets.
     pub export: Arc<Export>,
+    /// Changes are refused, because of the export or of the client.
+    pub read_only: bool,
     /// How it is spoken to.
     pub agreed: Agreed,
+}
+
+/// What a server has to say in a handshake.
+pub struct Host<'a> {
+    /// What is offered.
+    pub exports: &'a Exports,
+    /// How it can be encrypted, if at all.
+    pub tls: Option<&'a ServerTls>,
+    /// To whom.
+    pub access: &'a Access,
+    /// How long all of it may take.
+    pub timeout: Duration,
 }
 
 /// Talks until the client has chosen an export; `None` where it has said goodbye. `stopping` tells whether the server
 /// is shutting down.
 pub fn negotiate(
     socket: &Socket,
-    exports: &Exports,
-    timeout: Duration,
+    host: &Host<'_>,
     stopping: impl Fn() -> bool,
 ) -> io::Result<Option<Chosen>> {
-    socket.set_write_timeout(timeout)?;
+    socket.set_write_timeout(host.timeout)?;
     let mut conversation = Conversation {
         socket,
-        exports,
-        deadline: Instant::now() + timeout,
+        host,
+        client: Vec::new(),
+        deadline: Instant::now() + host.timeout,
+        fixed_newstyle: false,
         no_zeroes: false,
         headers: Headers::Simple,
         selection: None,
@@ -70,8 +87,11 @@ enum Next {
 
 struct Conversation<'a> {
     socket: &'a Socket,
-    exports: &'a Exports,
+    host: &'a Host<'a>,
+    /// The names in the client's certificate.
+    client: Vec<String>,
     deadline: Instant,
+    fixed_newstyle: bool,
     no_zeroes: bool,
     headers: Headers,
     selection: Option<Selection>,
@@ -88,14 +108,19 @@ fn invalid(reason: &'static str) -> io::Error {
 }
 
 impl Conversation<'_> {
+    /// Lets reads wait until the deadline; an error once it is over.
+    fn wait_no_longer_than_allowed(&self) -> io::Result<()> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.socket.set_read_timeout(left)
+    }
+
     /// Fills the buffer before the deadline, however slowly the bytes drip.
     fn exact(&self, mut wanted: &mut [u8]) -> io::Result<()> {
         while !wanted.is_empty() {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            self.socket.set_read_timeout(left)?;
+            self.wait_no_longer_than_allowed()?;
             match self.socket.read(wanted) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => wanted = &mut wanted[count..],
@@ -123,6 +148,7 @@ impl Conversation<'_> {
         if flags & !u32::from(ours) != 0 {
             return Err(invalid("the client sets flags that were not offered"));
         }
+        self.fixed_newstyle = flags & u32::from(handshake_flag::FIXED_NEWSTYLE) != 0;
         self.no_zeroes = flags & u32::from(handshake_flag::NO_ZEROES) != 0;
         Ok(())
     }
@@ -165,6 +191,13 @@ impl Conversation<'_> {
     }
 
     fn answer(&mut self, option: u32, data: &[u8], replies: &Replies<'_>) -> io::Result<Next> {
+        if self.encrypts_first() && !matches!(option, opt::STARTTLS | opt::ABORT) {
+            if option == opt::EXPORT_NAME {
+                return Err(invalid("the server insists on encryption"));
+            }
+            replies.error(option_reply::ERR_TLS_REQD, "the server insists on encryption: STARTTLS first")?;
+            return Ok(Next::Option);
+        }
         match option {
             opt::EXPORT_NAME => return self.export_name(data).map(Next::Transmission),
             opt::ABORT => {
@@ -176,7 +209,8 @@ impl Conversation<'_> {
                 replies.error(option_reply::ERR_INVALID, "the option has no data")?;
             }
             opt::LIST => {
-                for export in self.exports.list().iter().filter(|export| !export.hidden) {
+                let listed = |export: &&ExportInfo| !export.hidden && self.permission(&export.name).is_some();
+                for export in self.host.exports.list().iter().filter(listed) {
                     replies.server(export)?;
                 }
                 replies.ack()?;
@@ -195,10 +229,52 @@ impl Conversation<'_> {
             }
             opt::LIST_META_CONTEXT => self.list_meta_context(data, replies)?,
             opt::SET_META_CONTEXT => self.set_meta_context(data, replies)?,
-            opt::STARTTLS => replies.error(option_reply::ERR_POLICY, "this server does not offer TLS")?,
+            opt::STARTTLS => self.start_tls(replies)?,
             _ => replies.error(option_reply::ERR_UNSUP, "the option is not known")?,
         }
         Ok(Next::Option)
+    }
+
+    /// Whether nothing is answered yet because it would not be encrypted.
+    fn encrypts_first(&self) -> bool {
+        self.host.tls.is_some_and(|tls| tls.required) && !self.socket.is_encrypted()
+    }
+
+    /// Encrypts what is said from here on, and forgets what was said before.
+    fn start_tls(&mut self, replies: &Replies<'_>) -> io::Result<()> {
+        let tls = match self.host.tls {
+            _ if self.socket.is_encrypted() => {
+                return replies.error(option_reply::ERR_INVALID, "this is encrypted already");
+            }
+            Some(tls) if self.fixed_newstyle => tls,
+            _ => return replies.error(option_reply::ERR_POLICY, "this server does not offer TLS"),
+        };
+        replies.ack()?;
+        let session = rustls::ServerConnection::new(tls.config.clone()).map_err(io::Error::other)?;
+        let mut tls = Tls::new(session.into());
+        loop {
+            self.wait_no_longer_than_allowed()?;
+            match self.socket.shake_hands(tls)? {
+                Ok(()) => break,
+                Err(unfinished) => tls = unfinished,
+            }
+        }
+        (self.headers, self.selection) = (Headers::Simple, None);
+        let shown = self.socket.peer_certificates();
+        self.client = shown.first().map(security::names).unwrap_or_default();
+        Ok(())
+    }
+
+    fn permission(&self, export: &str) -> Option<Permission> {
+        self.host.access.permission(&self.client, export)
+    }
+
+    /// The export of that name and whether the client may only read it; `None` where it may not know of it.
+    fn find(&self, name: &str) -> Option<(Arc<Export>, bool)> {
+        let permission = self.permission(name)?;
+        let export = self.host.exports.get(name)?;
+        let read_only = export.is_read_only() || permission == Permission::ReadOnly;
+        Some((export, read_only))
     }
 
     /// The old way to choose: there is no way to refuse but to hang up.
@@ -207,13 +283,13 @@ impl Conversation<'_> {
             return Err(invalid("a client with extended headers does not choose the old way"));
         }
         let name = option::name(data).ok_or_else(|| invalid("a name that is not valid"))?;
-        let export = self.exports.get(name).ok_or_else(|| invalid("there is no such export"))?;
+        let (export, read_only) = self.find(name).ok_or_else(|| invalid("there is no such export"))?;
         let mut reply = [0; 10 + 124];
         reply[..8].copy_from_slice(&export.len().get().to_be_bytes());
-        reply[8..10].copy_from_slice(&self.transmission_flags(name, &export).to_be_bytes());
+        reply[8..10].copy_from_slice(&self.transmission_flags(name, read_only).to_be_bytes());
         let len = if self.no_zeroes { 10 } else { reply.len() };
         self.socket.write_all(&reply[..len], &[])?;
-        Ok(self.chosen(name, export))
+        Ok(self.chosen(name, export, read_only))
     }
 
     fn info(&self, data: &[u8], replies: &Replies<'_>) -> io::Result<Next> {
@@ -221,12 +297,12 @@ impl Conversation<'_> {
             replies.error(option_reply::ERR_INVALID, "the option's data is malformed")?;
             return Ok(Next::Option);
         };
-        let Some(export) = self.exports.get(query.name) else {
+        let Some((export, read_only)) = self.find(query.name) else {
             let message = format!("there is no export '{}'", query.name.escape_debug());
             replies.error(option_reply::ERR_UNKNOWN, &message)?;
             return Ok(Next::Option);
         };
-        replies.export(&export, self.transmission_flags(query.name, &export))?;
+        replies.export(&export, self.transmission_flags(query.name, read_only))?;
         for wanted in &query.wanted {
             match *wanted {
                 info::NAME => replies.text(info::NAME, query.name)?,
@@ -239,7 +315,7 @@ impl Conversation<'_> {
         }
         replies.ack()?;
         if replies.option == opt::GO {
-            Ok(Next::Transmission(self.chosen(query.name, export)))
+            Ok(Next::Transmission(self.chosen(query.name, export, read_only)))
         } else {
             Ok(Next::Option)
         }
@@ -282,9 +358,9 @@ impl Conversation<'_> {
             replies.error(option_reply::ERR_INVALID, "the option's data is malformed")?;
             return Ok(None);
         };
-        let export = self.exports.get(query.name);
-        let names = export
-            .and_then(|export| export.with_backing(|backing| metadata::names(backing.metadata.as_ref())));
+        let names = self.find(query.name).and_then(|(export, _)| {
+            export.with_backing(|backing| metadata::names(backing.metadata.as_ref()))
+        });
         let Some(names) = names else {
             let message = format!("there is no export '{}'", query.name.escape_debug());
             replies.error(option_reply::ERR_UNKNOWN, &message)?;
@@ -293,12 +369,12 @@ impl Conversation<'_> {
         Ok(Some((query, names)))
     }
 
-    fn transmission_flags(&self, name: &str, export: &Export) -> u16 {
+    fn transmission_flags(&self, name: &str, read_only: bool) -> u16 {
         use transmission_flag as flag;
         // Every connection uses the one volume, so a flush on any covers all.
         let mut flags =
             flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA | flag::CAN_MULTI_CONN | flag::SEND_CACHE;
-        flags |= match export.is_read_only() {
+        flags |= match read_only {
             true => flag::READ_ONLY,
             false => flag::SEND_TRIM | flag::SEND_WRITE_ZEROES | flag::SEND_FAST_ZERO,
         };
@@ -317,7 +393,7 @@ impl Conversation<'_> {
         selection.map(|selection| selection.contexts.clone()).unwrap_or_default()
     }
 
-    fn chosen(&self, name: &str, export: Arc<Export>) -> Chosen {
-        Chosen { export, agreed: Agreed { headers: self.headers, contexts: self.contexts(name) } }
+    fn chosen(&self, name: &str, export: Arc<Export>, read_only: bool) -> Chosen {
+        Chosen { export, read_only, agreed: Agreed { headers: self.headers, contexts: self.contexts(name) } }
     }
 }

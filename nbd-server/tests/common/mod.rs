@@ -1,11 +1,12 @@
 //! A served disk, and other people's programs run with a time limit.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod certificates;
 pub mod raw;
 pub mod sparse;
 
 use blocks::{ByteLen, MemoryVolume, Volume};
-use nbd_server::{Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri};
+use nbd_server::{Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri, ServerOptions};
 use std::io::Read;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -25,12 +26,16 @@ pub struct Served {
 
 impl Served {
     pub fn with_limits(exports: Exports, limits: Limits) -> Served {
+        Served::with_options(exports, ServerOptions { limits, ..ServerOptions::default() })
+    }
+
+    pub fn with_options(exports: Exports, options: ServerOptions) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("nbd socket");
         let tcp = Listener::bind(&"127.0.0.1:0".parse().unwrap()).unwrap();
         let unix = Listener::bind(&ListenAddress::Unix(socket)).unwrap();
         let (tcp_uri, unix_uri) = (tcp.uri("disk"), unix.uri("disk"));
-        let server = NbdServer::start(vec![tcp, unix], exports.clone(), limits).unwrap();
+        let server = NbdServer::start_with(vec![tcp, unix], exports.clone(), options).unwrap();
         Served { server, exports, dir, tcp: tcp_uri, unix: unix_uri }
     }
 

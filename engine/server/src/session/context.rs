@@ -12,6 +12,8 @@ pub struct SessionsOptions {
     pub exports: Exports,
     /// Where the exports' server listens, for URIs: the addresses that it really has.
     pub listeners: Vec<ListenAddress>,
+    /// Whether clients have to encrypt, which URIs say.
+    pub encrypted: bool,
     /// The server's data folder, which holds the store; sessions keep their dirty maps in `sessions/`.
     pub storage: Arc<dyn Storage>,
     /// Tells one boot of the server's host from another; see [`host_boot`].
@@ -22,6 +24,7 @@ pub struct SessionsOptions {
 pub(crate) struct Context {
     pub exports: Exports,
     pub listeners: Vec<ListenAddress>,
+    pub encrypted: bool,
     pub storage: Arc<dyn Storage>,
     pub boot: String,
     /// How long an answer of an agent may take before a failback is called off.
@@ -46,6 +49,7 @@ impl Context {
         Context {
             exports: options.exports,
             listeners: options.listeners,
+            encrypted: options.encrypted,
             storage: options.storage,
             boot: options.boot,
             answer_timeout: Duration::from_secs(300),
@@ -60,9 +64,13 @@ impl Context {
 
     /// How clients reach an export, one URI a listener.
     pub fn uris(&self, export: &str) -> Vec<String> {
-        let uri = |address: &ListenAddress| match address {
-            ListenAddress::Tcp(address) => NbdUri::tcp(*address, export).to_string(),
-            ListenAddress::Unix(path) => NbdUri::unix(path, export).to_string(),
+        let plain = |address: &ListenAddress| match address {
+            ListenAddress::Tcp(address) => NbdUri::tcp(*address, export),
+            ListenAddress::Unix(path) => NbdUri::unix(path, export),
+        };
+        let uri = |address| match self.encrypted {
+            true => plain(address).encrypted().to_string(),
+            false => plain(address).to_string(),
         };
         self.listeners.iter().map(uri).collect()
     }

@@ -214,6 +214,7 @@ pub(crate) fn context_over(storage: &CrashStorage, on_step: Option<StepHook>, bo
     let mut context = Context::new(SessionsOptions {
         exports: Exports::new(),
         listeners: vec![ListenAddress::Unix("/run/x.sock".into())],
+        encrypted: false,
         storage: Arc::new(storage.clone()),
         boot: boot.into(),
     });

@@ -1,4 +1,4 @@
-//! Nobody waits behind a stuck request: a look, once a millisecond while there is traffic, at what each connection's
+//! Nobody waits behind a stuck request: a look, every four milliseconds while there is traffic, at what each connection's
 //! leader is doing. Where it is still at what it was at before, another thread of the connection takes over the reading.
 
 use crate::connection::Connection;
@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-const LOOK_EVERY: Duration = Duration::from_millis(1);
+const LOOK_EVERY: Duration = Duration::from_millis(4);
 /// Looks without any traffic before the watch rests.
-const QUIET_LOOKS: u32 = 100;
+const QUIET_LOOKS: u32 = 25;
 
 /// The watch over the leaders of a server's connections.
 #[derive(Debug, Default)]

@@ -247,8 +247,9 @@ Examples:
     Serve {
         /// An image file of any format, or a block device.
         file: PathBuf,
-        /// Where to listen: host:port or unix:PATH. May be repeated.
-        #[arg(long, value_name = "ADDR|unix:PATH", default_value = "127.0.0.1:10809")]
+        /// Where to listen: host:port or unix:PATH [default: the sockets that systemd passes, or 127.0.0.1:10809]. May be
+        /// repeated.
+        #[arg(long, value_name = "ADDR|unix:PATH")]
         nbd: Vec<String>,
         /// Refuse writes.
         #[arg(long)]
@@ -604,7 +605,8 @@ pub struct ServerArguments {
     /// A unix socket for agents on this machine.
     #[arg(long, env = "UNDERSTUDY_AGENT_SOCKET", value_name = "PATH")]
     pub agent_socket: Option<PathBuf>,
-    /// Where sessions are served: host:port or unix:PATH [default: 127.0.0.1:10809]. May be repeated.
+    /// Where sessions are served: host:port or unix:PATH [default: the sockets that systemd passes, or
+    /// 127.0.0.1:10809]. May be repeated.
     #[arg(long, env = "UNDERSTUDY_NBD", value_name = "ADDR|unix:PATH", value_delimiter = ',')]
     pub nbd: Vec<String>,
     #[command(flatten)]

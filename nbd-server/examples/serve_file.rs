@@ -1,4 +1,5 @@
-//! Serves a plain file: what scripts/bench-nbd measures. `serve_file FILE HOST:PORT|unix:PATH`
+//! Serves a plain file: what scripts/bench nbd measures. `serve_file FILE HOST:PORT|unix:PATH [EXPORTS]`: of several, `disk0`, `disk1`...
+//! each is the file
 
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume,
@@ -80,7 +81,12 @@ fn main() -> Result<()> {
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
     let len = ByteLen::new(file.metadata().map_err(failed)?.len());
     let exports = Exports::new();
-    exports.insert("", Export::new(Arc::new(FileVolume { file: Arc::new(file), len })))?;
+    let count: usize = arguments.next().and_then(|count| count.parse().ok()).unwrap_or(1);
+    let volume = Arc::new(FileVolume { file: Arc::new(file), len });
+    exports.insert("", Export::new(volume.clone()))?;
+    for number in 0..if count > 1 { count } else { 0 } {
+        exports.insert(format!("disk{number}"), Export::new(volume.clone()))?;
+    }
     let listener = Listener::bind(&address.parse()?)?;
     println!("{}", listener.uri(""));
     let _server = NbdServer::start(vec![listener], exports, Limits::default())?;

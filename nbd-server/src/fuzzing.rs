@@ -19,7 +19,7 @@ use blocks::{ByteLen, MemoryVolume};
 use std::sync::Arc;
 use std::time::Duration;
 
-const DISK_BYTES: u64 = 1 << 20;
+const DISK_BYTES: u64 = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// One whole handshake: greeting flags, then options. The name of the export that the client got, if any.
@@ -98,7 +98,7 @@ mod tests {
     use crate::protocol::{EXTENDED_REQUEST_MAGIC, OPTION_MAGIC, REQUEST_MAGIC};
     use rand::{Rng, SeedableRng, rngs::StdRng};
 
-    const ROUNDS: u32 = 3000;
+    const ROUNDS: u32 = 1000;
 
     fn rounds() -> u32 {
         std::env::var("NBD_FUZZ_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(ROUNDS)

@@ -3,15 +3,22 @@
 use crate::socket::Socket;
 use crate::uri::NbdUri;
 use blocks::{Error, ErrorKind, Result};
+use rustix::net::AddressFamily;
 use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The first descriptor that a service manager passes.
+const FIRST_INHERITED: i32 = 3;
+/// Whether [`Listener::inherited`] was called.
+static TAKEN: AtomicBool = AtomicBool::new(false);
 
 /// Where to listen: `HOST:PORT`, or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +39,8 @@ pub struct Listener {
 #[derive(Debug)]
 enum ListeningSocket {
     Tcp(TcpListener),
-    /// With the inode of its file, so that a successor's is not removed.
-    Unix(UnixListener, u64),
+    /// With the inode of its file, so that a successor's is not removed; none where the file is not ours.
+    Unix(UnixListener, Option<u64>),
 }
 
 impl FromStr for ListenAddress {
@@ -85,7 +92,7 @@ impl Listener {
                 }
                 let inode = fs::symlink_metadata(path).map_err(failed)?.ino();
                 let path = std::path::absolute(path).map_err(failed)?;
-                (ListeningSocket::Unix(listener, inode), ListenAddress::Unix(path))
+                (ListeningSocket::Unix(listener, Some(inode)), ListenAddress::Unix(path))
             }
         };
         let nonblocking = match &socket {
@@ -93,6 +100,53 @@ impl Listener {
             ListeningSocket::Unix(listener, _) => listener.set_nonblocking(true),
         };
         nonblocking.map_err(|error| Error::io(format!("cannot listen on {address}"), error))?;
+        Ok(Listener { socket, address })
+    }
+
+    /// Whether [`Listener::inherited`] has something to give, or had.
+    pub fn are_inherited() -> bool {
+        inherited_count() > 0
+    }
+
+    /// The sockets that a service manager has opened for this process (systemd's `LISTEN_FDS`): they go on listening
+    /// while the process is restarted, so that clients wait instead of being refused. Empty where there are none, and
+    /// at every call but the first. Errors: one of them is not a socket that listens on TCP or a unix path.
+    pub fn inherited() -> Result<Vec<Listener>> {
+        let count = inherited_count();
+        if count == 0 || TAKEN.swap(true, Ordering::SeqCst) {
+            return Ok(Vec::new());
+        }
+        (FIRST_INHERITED..FIRST_INHERITED + count).map(Listener::from_inherited).collect()
+    }
+
+    fn from_inherited(number: i32) -> Result<Listener> {
+        let failed = |error: io::Error| Error::io(format!("inherited socket {number}"), error);
+        // SAFETY: whoever set LISTEN_PID to this process has opened these descriptors for it alone, and `TAKEN` lets each
+        // be taken once.
+        let socket = unsafe { OwnedFd::from_raw_fd(number) };
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
+            .map_err(|errno| failed(errno.into()))?;
+        let listens =
+            rustix::net::sockopt::socket_acceptconn(&socket).map_err(|errno| failed(errno.into()))?;
+        let domain = rustix::net::sockopt::socket_domain(&socket).map_err(|errno| failed(errno.into()))?;
+        let (socket, address) = match domain {
+            AddressFamily::UNIX if listens => {
+                let listener = UnixListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let path = listener.local_addr().map_err(failed)?.as_pathname().map(Path::to_owned);
+                (ListeningSocket::Unix(listener, None), ListenAddress::Unix(path.unwrap_or_default()))
+            }
+            AddressFamily::INET | AddressFamily::INET6 if listens => {
+                let listener = TcpListener::from(socket);
+                listener.set_nonblocking(true).map_err(failed)?;
+                let address = listener.local_addr().map_err(failed)?;
+                (ListeningSocket::Tcp(listener), ListenAddress::Tcp(address))
+            }
+            _ => {
+                let context = format!("inherited socket {number} does not listen on TCP or a unix path");
+                return Err(Error::new(ErrorKind::InvalidInput, context));
+            }
+        };
         Ok(Listener { socket, address })
     }
 
@@ -127,12 +181,24 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        if let (ListeningSocket::Unix(_, inode), ListenAddress::Unix(path)) = (&self.socket, &self.address)
+        if let (ListeningSocket::Unix(_, Some(inode)), ListenAddress::Unix(path)) =
+            (&self.socket, &self.address)
             && fs::symlink_metadata(path).is_ok_and(|found| found.ino() == *inode)
         {
             // What cannot be removed is found to be stale by the next one who listens.
             let _ = fs::remove_file(path);
         }
+    }
+}
+
+/// How many sockets a service manager has opened for this very process.
+fn inherited_count() -> i32 {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<i32>().ok());
+    match number("LISTEN_PID") {
+        Some(pid) if u32::try_from(pid) == Ok(std::process::id()) => {
+            number("LISTEN_FDS").unwrap_or(0).clamp(0, 1024)
+        }
+        _ => 0,
     }
 }
 

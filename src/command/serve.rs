@@ -36,8 +36,12 @@ pub fn run(served: &Served<'_>, nbd: &[String], security: NbdArguments, json: bo
     let exports = Exports::new();
     let export = Export::new(volume.clone()).with_description(file.display().to_string());
     exports.insert("", if read_only { export.read_only() } else { export })?;
-    let listeners =
-        nbd.iter().map(|address| listen(address, mode_of_sockets)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut listeners = Listener::inherited()?;
+    let default = [super::server::DEFAULT_NBD.to_owned()];
+    let nbd = if nbd.is_empty() && listeners.is_empty() { &default[..] } else { nbd };
+    for address in nbd {
+        listeners.push(listen(address, mode_of_sockets)?);
+    }
     let uri = |listener: &Listener| match encrypted {
         true => listener.uri("").encrypted().to_string(),
         false => listener.uri("").to_string(),

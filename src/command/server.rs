@@ -13,7 +13,7 @@ use server::{Server, ServerConfig};
 use std::path::PathBuf;
 
 const DEFAULT_LISTEN: &str = "127.0.0.1:10810";
-const DEFAULT_NBD: &str = "127.0.0.1:10809";
+pub(super) const DEFAULT_NBD: &str = "127.0.0.1:10809";
 
 /// Serves until SIGTERM or an interrupt.
 pub fn run(flags: ServerArguments, file: Configuration, control: Option<PathBuf>) -> anyhow::Result<()> {
@@ -52,7 +52,11 @@ fn config(
     let (mode, mode_in_file) = (&flags.nbd_security.nbd_socket_mode, &file.nbd_socket_mode);
     config.nbd_socket_mode = super::nbd::socket_mode(mode.as_deref(), mode_in_file.as_deref())?;
     config.nbd_options = super::nbd::options(flags.nbd_security, nbd_keys)?;
-    let nbd = [flags.nbd, file.nbd, vec![DEFAULT_NBD.to_owned()]].into_iter().find(|list| !list.is_empty());
+    let default = match nbd_server::Listener::are_inherited() {
+        true => Vec::new(),
+        false => vec![DEFAULT_NBD.to_owned()],
+    };
+    let nbd = [flags.nbd, file.nbd, default].into_iter().find(|list| !list.is_empty());
     for address in nbd.unwrap_or_default() {
         config.nbd.push(address.parse().map_err(|error| UsageError(format!("--nbd {address}: {error}")))?);
     }

@@ -18,7 +18,7 @@ pub struct ServerConfig {
     pub agent_socket: Option<PathBuf>,
     /// Where an administrator's commands come in; `control.sock` in the data folder where nothing is said.
     pub control: Option<PathBuf>,
-    /// Where recovered disks are served.
+    /// Where recovered disks are served, besides the sockets that a service manager has passed.
     pub nbd: Vec<ListenAddress>,
     /// The mode of unix sockets among them; what the umask leaves where it is missing.
     pub nbd_socket_mode: Option<u32>,

@@ -54,7 +54,10 @@ impl Server {
             let config = config.clone();
             agent::blocking(move || {
                 let bind = |address| nbd_server::Listener::bind_with_mode(address, config.nbd_socket_mode);
-                let listeners: Vec<_> = config.nbd.iter().map(bind).collect::<Result<_>>()?;
+                let mut listeners = nbd_server::Listener::inherited()?;
+                for address in &config.nbd {
+                    listeners.push(bind(address)?);
+                }
                 let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
                 let services = open(&config, storage, exports.clone(), addresses)?;
                 Ok((services, NbdServer::start_with(listeners, exports, config.nbd_options)?))

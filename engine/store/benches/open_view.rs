@@ -1,7 +1,7 @@
 //! How long a recovery takes to answer its first read: a sparse 1 TiB disk, 100,000 extents over 240 deltas, cold.
 //!
 //! `cargo bench -p understudy-store`. STORE_BENCH_DIR names where the store is made (default: the temporary folder).
-//! STORE_BENCH_KEEP only makes it, in that folder, and leaves it: `scripts/bench-recover` has a server recover it.
+//! STORE_BENCH_KEEP only makes it, in that folder, and leaves it: `scripts/bench recover` has a server recover it.
 
 mod support;
 

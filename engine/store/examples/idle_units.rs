@@ -1,7 +1,7 @@
 //! Makes a store of many machines that have been quiet for long: one disk each, a little written, one checkpoint.
 //!
 //! `cargo run --release -p understudy-store --example idle_units -- FOLDER [COUNT]`: 1,000 unless said otherwise. What a server that
-//! opens it costs is measured by scripts/bench-size.
+//! opens it costs is measured by scripts/bench size.
 
 use blocks::{ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, Id, MachineId, RequestClass, Result, Volume};
 use std::sync::Arc;

@@ -456,7 +456,9 @@ impl Play {
         let Some(unit) = self.unit(machine) else { return Ok(()) };
         let chosen = match self.random.chance(50) {
             true => {
-                crate::retention::due(&unit, blocks::WallClock::now(), std::time::Duration::from_secs(60))
+                let (line, holds) = crate::retention::main_line(&unit);
+                let ladder: crate::ladder::Ladder = "60s".parse()?;
+                ladder.choose(&line, &holds, blocks::WallClock::now()).consolidate
             }
             false => self.some_checkpoint(machine),
         };

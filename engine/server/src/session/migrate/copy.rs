@@ -148,7 +148,7 @@ mod tests {
         let target = Arc::new(disk(4 << 20, &[]));
         let stop = AtomicBool::new(false);
         let begun = Instant::now();
-        let pace = Pace::new(Some(64 << 10));
+        let pace = &mut Pace::new(Some(64 << 10));
         let mut copier =
             Copier { source: &source, target: Arc::clone(&target) as Arc<dyn Volume>, pace, stop: &stop };
         copier.copy(Extent::whole(source.len()).unwrap(), true, &mut |_| {}).unwrap();

@@ -3,7 +3,8 @@
 //! A request's way: `listener` accepts, `handshake` agrees on an export, `connection` reads a `request`, `dispatch`
 //! checks it and asks the `export`'s volume through `byte_access`, `reply` sends the answer. Threads, not async: a
 //! volume is synchronous, and a dropped future must never leave a write half-known. What the specification asks for
-//! and where it is tested: docs/nbd.md. Why threads, measured: docs/design/0003-nbd-threads.md.
+//! and where it is tested: docs/nbd.md. Why threads, and who does what: docs/design/0003-nbd-threads.md and
+//! 0012-nbd-data-path.md.
 
 mod budget;
 mod byte_access;

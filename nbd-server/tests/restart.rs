@@ -97,17 +97,19 @@ fn kills() -> u32 {
     std::env::var("NBD_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(10)
 }
 
-fn disk(dir: &Path) -> PathBuf {
+fn disk(dir: &Path, mib: u64) -> PathBuf {
     let path = dir.join("disk");
-    File::create(&path).unwrap().set_len(32 * MIB).unwrap();
+    File::create(&path).unwrap().set_len(mib * MIB).unwrap();
     path
 }
 
 #[test]
 fn fio_verifies_through_a_client_that_reconnects_while_the_server_is_killed_ten_times() {
+    // Long enough for all the kills, at fio's rate.
+    let mib = u64::from(3 * kills() + 2);
     let dir = tempfile::tempdir().unwrap();
     let (file, socket, front) =
-        (disk(dir.path()), dir.path().join("back.sock"), dir.path().join("front.sock"));
+        (disk(dir.path(), mib), dir.path().join("back.sock"), dir.path().join("front.sock"));
     let mut server = serve(&file, &socket);
     wait_for("the server", || socket.exists());
     let mut nbdkit = Command::new("nbdkit");
@@ -122,7 +124,13 @@ fn fio_verifies_through_a_client_that_reconnects_while_the_server_is_killed_ten_
     let uri = format!("--uri=nbd+unix:///?socket={}", front.display());
     let mut fio = Command::new("fio");
     fio.args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8"]);
-    fio.args(["--size=32m", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0"]);
+    fio.args([
+        &format!("--size={mib}m"),
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--do_verify=1",
+        "--verify_state_save=0",
+    ]);
     fio.args(["--fsync=32", "--rate=3m", "--randrepeat=0", "--norandommap=0", "--output-format=terse"]);
     let mut fio = Killed(fio.stdout(Stdio::piped()).spawn().unwrap());
     // Only what is connected can reconnect.
@@ -143,7 +151,7 @@ fn fio_verifies_through_a_client_that_reconnects_while_the_server_is_killed_ten_
 #[test]
 fn a_qemu_with_reconnect_delay_sees_no_error_while_the_server_is_killed() {
     let dir = tempfile::tempdir().unwrap();
-    let (file, socket) = (disk(dir.path()), dir.path().join("nbd.sock"));
+    let (file, socket) = (disk(dir.path(), 32), dir.path().join("nbd.sock"));
     let mut server = serve(&file, &socket);
     wait_for("the server", || socket.exists());
     let options = format!("driver=nbd,server.type=unix,server.path={},reconnect-delay=60", socket.display());
@@ -178,7 +186,7 @@ fn a_qemu_with_reconnect_delay_sees_no_error_while_the_server_is_killed() {
 #[test]
 fn a_service_managers_socket_is_served() {
     let dir = tempfile::tempdir().unwrap();
-    let file = disk(dir.path());
+    let file = disk(dir.path(), 32);
     // libnbd opens a socket and passes it the way systemd does.
     let exe = std::env::current_exe().unwrap();
     let mut args = vec!["--size", "--", "[", exe.to_str().unwrap()];

@@ -441,9 +441,9 @@ Examples:
   understudy image check disk.qcow2
   understudy image check disk.qcow2 --repair
 
-Repairing puts right what has one answer only: counts that follow from the tables, room that nothing
-uses, a copy of a structure whose twin is good, a log that waits to be replayed. The rest is named
-and left as it is.")]
+Repairing puts right what has one answer only: counts that follow from the tables, room that
+nothing uses, a copy of a structure whose twin is good, a log that waits to be replayed. The rest
+is named and left as it is.")]
     Check {
         /// The image.
         #[command(flatten)]

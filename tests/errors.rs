@@ -69,7 +69,7 @@ fn wrong_usage_is_exit_status_2() {
 #[test]
 fn a_disk_too_large_for_vhd_is_refused_before_anything_is_stored() {
     let mut stage = Stage::new(3 << 20);
-    stage.start_server(None);
+    stage.start_server_with(None, &["--image-format", "vhd"]);
     stage.start_agent(None);
     stage.wait_until("the refusal", 60, |stage| stage.logs().contains("2040 GiB") || !stage.agent_alive());
     assert_names(&stage.logs(), &["2040 GiB"]);

@@ -62,6 +62,7 @@ pub(super) fn open_host(
     let options = SessionsOptions {
         exports: Exports::new(),
         listeners: Vec::new(),
+        encrypted: false,
         storage: Arc::new(storage.clone()) as Arc<dyn Storage>,
         boot: format!("boot-{boot}"),
     };

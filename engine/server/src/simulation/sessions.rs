@@ -457,7 +457,7 @@ impl Play {
         let chosen = match self.random.chance(50) {
             true => {
                 let (line, holds) = crate::retention::main_line(&unit);
-                let ladder: crate::ladder::Ladder = "60s".parse()?;
+                let ladder = crate::ladder::Ladder::all(std::time::Duration::from_secs(60));
                 ladder.choose(&line, &holds, blocks::WallClock::now()).consolidate
             }
             false => self.some_checkpoint(machine),

@@ -573,8 +573,9 @@ Examples:
   understudy machine set web1 --quota 500GiB
   understudy machine set web1 --keep all=1h,hourly=1d --quota none
 
-Above nine tenths of its quota a machine's history is shortened; where even that does not help, what
-it sends is no longer acknowledged until there is room. `status` says how much history a quota buys.")]
+Above nine tenths of its quota a machine's history is shortened; where even that does not help,
+what it sends is no longer acknowledged until there is room. `status` says how much history a
+quota buys.")]
     Set {
         /// A name or identity.
         machine: String,

@@ -54,13 +54,13 @@ fn an_exported_vhd_is_served_and_written_by_others() {
     let address = format!("nbd+unix:///?socket={}", socket.display());
     let write = ["-f", "raw", "-c", "write -P 9 33M 64k", "-c", "flush", &address];
     let served = serve(&[]);
-    stage.wait_until("the socket", 60, |_| socket.exists());
+    stage.wait_until("the socket", 60, |_| std::os::unix::net::UnixStream::connect(&socket).is_ok());
     run(Command::new("qemu-io").args(write));
     run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 9 33M 64k", &address]));
     served.stop();
     run(Command::new("qemu-io").args(["-f", "vpc", "-r", "-c", "read -P 9 33M 64k"]).arg(&file));
     let served = serve(&["--read-only"]);
-    stage.wait_until("the socket", 60, |_| socket.exists());
+    stage.wait_until("the socket", 60, |_| std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let refused = Command::new("qemu-io").args(write).output().unwrap();
     assert!(!refused.status.success(), "a read-only export took a write");
     served.stop();
@@ -100,7 +100,7 @@ fn sessions_move_to_every_kind_of_target() {
     let mut nbdkit = Command::new("nbdkit");
     nbdkit.args(["-f", "-U"]).arg(&socket).args(["memory", "64M"]);
     let _nbdkit = Process::start(nbdkit, None, &stage.path("nbdkit.log"));
-    stage.wait_until("nbdkit", 60, |_| socket.exists());
+    stage.wait_until("nbdkit", 60, |_| std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let target = format!("nbd+unix:///?socket={}", socket.display());
     let (_, address) = migrate(&mut stage, &target, &[]);
     compare("raw", &address, "raw", &target);

@@ -111,7 +111,7 @@ fn fio_verifies_through_a_client_that_reconnects_while_the_server_is_killed_ten_
     let (file, socket, front) =
         (disk(dir.path(), mib), dir.path().join("back.sock"), dir.path().join("front.sock"));
     let mut server = serve(&file, &socket);
-    wait_for("the server", || socket.exists());
+    wait_for("the server", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let mut nbdkit = Command::new("nbdkit");
     nbdkit.args(["-f", "-U"]).arg(&front).args(["--filter=retry", "nbd"]);
     nbdkit.arg(format!("socket={}", socket.display())).args([
@@ -120,7 +120,7 @@ fn fio_verifies_through_a_client_that_reconnects_while_the_server_is_killed_ten_
         "retries=60",
     ]);
     let _nbdkit = Killed(nbdkit.spawn().unwrap());
-    wait_for("nbdkit", || front.exists());
+    wait_for("nbdkit", || std::os::unix::net::UnixStream::connect(&front).is_ok());
     let uri = format!("--uri=nbd+unix:///?socket={}", front.display());
     let mut fio = Command::new("fio");
     fio.args(["--name=verify", "--ioengine=nbd", &uri, "--rw=randwrite", "--bsrange=4k-64k", "--iodepth=8"]);
@@ -153,7 +153,7 @@ fn a_qemu_with_reconnect_delay_sees_no_error_while_the_server_is_killed() {
     let dir = tempfile::tempdir().unwrap();
     let (file, socket) = (disk(dir.path(), 32), dir.path().join("nbd.sock"));
     let mut server = serve(&file, &socket);
-    wait_for("the server", || socket.exists());
+    wait_for("the server", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let options = format!("driver=nbd,server.type=unix,server.path={},reconnect-delay=60", socket.display());
     let mut qemu = Command::new("qemu-io");
     qemu.args(["--image-opts", &options]).stdin(Stdio::piped()).stdout(Stdio::piped());

@@ -34,8 +34,9 @@ fn foreign(program: &str, args: &[&str], socket: &Path) -> Foreign {
         .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}; install the Debian package {package}"));
     let foreign = Foreign(child);
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !socket.exists() {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // The name is there before anybody listens.
+    while std::os::unix::net::UnixStream::connect(socket).is_err() {
         assert!(Instant::now() < deadline, "{program} does not come up");
         std::thread::sleep(Duration::from_millis(10));
     }

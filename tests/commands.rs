@@ -136,6 +136,44 @@ fn a_machine_is_forgotten_when_nothing_holds_it() {
 }
 
 #[test]
+fn a_scrub_names_what_is_damaged_and_status_remembers_it() {
+    let stage = protected();
+    stage.us(&["checkpoint", NAME]).unwrap();
+    let clean = stage.us(&["scrub", NAME, "--rate", "500MB"]).unwrap();
+    assert_eq!(clean["machines"][0]["damage"], 0, "{clean}");
+    assert!(clean["machines"][0]["read_bytes"].as_u64().unwrap() >= 9 << 20, "{clean}");
+    assert_eq!(stage.status("/scrub/damage"), 0);
+    // Bytes of the middle of the longest log: some payload that the first checkpoint needs.
+    let logs = glob(&stage.path("store/units"));
+    let log = logs.iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(log).unwrap();
+    let middle = file.metadata().unwrap().len() / 2 + 1000;
+    std::os::unix::fs::FileExt::write_all_at(&file, b"rotten", middle).unwrap();
+    let error = stage.us(&["scrub"]).unwrap_err();
+    assert!(error.contains("findings of damage"), "{error}");
+    let name = log.file_name().unwrap().to_str().unwrap();
+    let lines = stage.status("/scrub/findings");
+    let line = lines[0].as_str().unwrap();
+    assert!(line.contains(name) && line.contains("touches"), "{lines}");
+    let error = stage.us(&["store", "check", stage.path("store").to_str().unwrap()]).unwrap_err();
+    assert!(error.contains("in use"), "{error}");
+}
+
+/// The logs below a folder.
+fn glob(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let below = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    below
+        .flat_map(|path| match path.is_dir() {
+            true => glob(&path),
+            false => Some(path)
+                .filter(|path| path.extension().is_some_and(|end| end == "log"))
+                .into_iter()
+                .collect(),
+        })
+        .collect()
+}
+
+#[test]
 fn completions_and_man_pages_come_from_the_program() {
     let stage = Stage::new(8);
     let bash = run(program().args(["completions", "bash"]));

@@ -1,0 +1,30 @@
+//! The agent's decoder of what it finds pinned, as a function of bytes from anywhere, for the fuzz targets
+//! (tests/support/decoders.rs). Panics where a promise is broken.
+
+use crate::tracker::Ledger;
+use blocks::{ByteWriter, ErrorKind};
+
+/// What a tracker of before has left pinned, as it is and with its checksum put right.
+pub fn ledger(bytes: &[u8]) {
+    read(bytes);
+    let Some((len, rest)) = bytes.split_first_chunk::<4>() else { return };
+    let body_len = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX).min(rest.len());
+    let Some(body) = body_len.checked_sub(4).and_then(|len| rest.get(..len)) else { return };
+    let mut sealed = ByteWriter::new();
+    sealed.bytes(body).checksum();
+    let mut framed = ByteWriter::new();
+    framed.blob(sealed.as_bytes());
+    read(framed.as_bytes());
+}
+
+fn read(bytes: &[u8]) {
+    match Ledger::decode(bytes) {
+        Ok(ledger) => {
+            let again = Ledger::decode(&ledger.encode()).expect("it reads what it writes");
+            assert_eq!(again.identity, ledger.identity, "it reads what it writes");
+        }
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported), "{error:?}");
+        }
+    }
+}

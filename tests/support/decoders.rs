@@ -1,0 +1,63 @@
+//! Every decoder of ours that reads bytes from outside, as a function that panics where a promise is broken, with the
+//! files that fuzzing starts from. Played for a fixed number of rounds by tests/fuzz.rs, and for as long as one likes by
+//! fuzz/ under libFuzzer.
+
+/// A decoder, and what it is fed with at first.
+pub struct Decoder {
+    /// Its name, and that of its folder in tests/corpus.
+    pub name: &'static str,
+    /// Returns, whatever the bytes are.
+    pub run: fn(&[u8]),
+    /// Files and folders with good inputs, beside those in its corpus folder.
+    pub seeds: &'static [&'static str],
+}
+
+macro_rules! unit {
+    ($file:literal) => {
+        concat!("engine/store/tests/fixtures/v1/store/units/2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a/", $file)
+    };
+}
+
+/// All of them.
+pub const DECODERS: &[Decoder] = &[
+    Decoder { name: "log", run: store::fuzzing::log, seeds: &[unit!("disk0/3.log"), unit!("disk0/11.log")] },
+    Decoder {
+        name: "index",
+        run: store::fuzzing::index,
+        seeds: &[unit!("disk0/3.index"), unit!("disk0/2-9.index")],
+    },
+    Decoder { name: "manifest", run: store::fuzzing::manifest, seeds: &[unit!("manifest")] },
+    Decoder {
+        name: "marker",
+        run: store::fuzzing::marker,
+        seeds: &["engine/store/tests/fixtures/v1/store/store"],
+    },
+    Decoder { name: "sums", run: store::fuzzing::sums, seeds: &[unit!("disk0/image.sums")] },
+    Decoder { name: "image", run: store::fuzzing::image, seeds: &[] },
+    Decoder { name: "frame", run: wire::fuzzing::frame, seeds: &["engine/wire/tests/fixtures/v1"] },
+    Decoder { name: "token", run: wire::fuzzing::token, seeds: &[] },
+    Decoder { name: "inventory", run: wire::fuzzing::inventory, seeds: &[] },
+    Decoder {
+        name: "dirty-map",
+        run: server::fuzzing::dirty_map,
+        seeds: &["engine/server/tests/fixtures/v1/dirty.map"],
+    },
+    Decoder {
+        name: "session-record",
+        run: server::fuzzing::session_record,
+        seeds: &["engine/server/tests/fixtures/v1/session.json"],
+    },
+    Decoder {
+        name: "token-file",
+        run: server::fuzzing::token_file,
+        seeds: &["engine/server/tests/fixtures/v1/token.json"],
+    },
+    Decoder {
+        name: "machine-file",
+        run: server::fuzzing::machine_file,
+        seeds: &["engine/server/tests/fixtures/v1/machine.json"],
+    },
+    Decoder { name: "signing-request", run: server::fuzzing::signing_request, seeds: &[] },
+    Decoder { name: "control-request", run: server::fuzzing::control_request, seeds: &[] },
+    Decoder { name: "ledger", run: cbt::fuzzing::ledger, seeds: &["cbt/tests/fixtures/v1/ledger"] },
+];

@@ -273,6 +273,25 @@ Takes a checkpoint and compares hashes of every block that was not written since
         /// A name or identity.
         machine: String,
     },
+    /// Read everything that is stored again and check it.
+    #[command(after_help = "\
+Examples:
+  understudy scrub
+  understudy scrub web1 --rate 50MB
+
+Reads every manifest, index, log and image past the page cache. Damage is shown with its disk,
+extent and the checkpoints that it touches, and the exit status is 1. The server does the same on
+its own every week (scrub-every); `understudy status` shows what the last one found.")]
+    Scrub {
+        /// Only this machine.
+        machine: Option<String>,
+        /// At most so many bytes a second, such as 50MB.
+        #[arg(long, value_name = "RATE")]
+        rate: Option<bytesize::ByteSize>,
+    },
+    /// Look after a store that no server has open.
+    #[command(subcommand, after_help = "Example:\n  understudy store check /var/lib/understudy/server")]
+    Store(StoreCommand),
     /// Print a one-time token with which an agent gets its certificate.
     #[command(after_help = "Example:\n  understudy enroll --name web1")]
     Enroll {
@@ -564,6 +583,28 @@ consolidated, until it is dropped.")]
     },
 }
 
+/// What can be done with a store at rest.
+#[derive(Debug, Subcommand)]
+pub enum StoreCommand {
+    /// Check everything in a data folder, without a server.
+    #[command(after_help = "\
+Examples:
+  understudy store check /var/lib/understudy/server
+  understudy store check /var/lib/understudy/server --repair
+
+Changes nothing without --repair. With it, what follows exactly from what is whole is made again
+(the index of a delta from its log, indexes of several deltas, the store's marker), torn tails are
+cut and what interrupted operations left is removed; what cannot be repaired without guessing is
+said. Exit status 1 if something is damaged.")]
+    Check {
+        /// The server's data folder.
+        dir: PathBuf,
+        /// Put right what needs no guess.
+        #[arg(long)]
+        repair: bool,
+    },
+}
+
 /// What can be done with a machine.
 #[derive(Debug, Subcommand)]
 pub enum MachineCommand {
@@ -622,6 +663,16 @@ pub struct ServerArguments {
     /// Format of new machines' images [default: vhd, and vhdx where a disk is larger than 2040 GiB].
     #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = formats())]
     pub image_format: Option<String>,
+    /// How many bytes a second consolidation may read and write [default: as many as it can]. Less while
+    /// guests are served.
+    #[arg(long, env = "UNDERSTUDY_CONSOLIDATE_RATE", value_name = "RATE")]
+    pub consolidate_rate: Option<bytesize::ByteSize>,
+    /// How often everything that is stored is read again and checked, or never [default: 7d].
+    #[arg(long, env = "UNDERSTUDY_SCRUB_EVERY", value_name = "DURATION|never")]
+    pub scrub_every: Option<String>,
+    /// How many bytes a second that may read [default: 32MiB].
+    #[arg(long, env = "UNDERSTUDY_SCRUB_RATE", value_name = "RATE")]
+    pub scrub_rate: Option<bytesize::ByteSize>,
     /// Room that is always left free in the data folder [default: 256MiB].
     #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
     pub reserve: Option<bytesize::ByteSize>,

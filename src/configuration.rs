@@ -42,6 +42,9 @@ pub struct ServerSection {
     pub heartbeat_deadline: Option<String>,
     pub image_format: Option<String>,
     pub reserve: Option<String>,
+    pub consolidate_rate: Option<String>,
+    pub scrub_every: Option<String>,
+    pub scrub_rate: Option<String>,
 }
 
 /// The keys about NBD among those of a [`ServerSection`].

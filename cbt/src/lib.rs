@@ -4,6 +4,8 @@ mod agent;
 mod barrier;
 mod copy;
 mod disk;
+#[doc(hidden)]
+pub mod fuzzing;
 mod inventory;
 mod link;
 mod mounts;

@@ -6,7 +6,7 @@ use crate::arguments::{
 };
 use crate::control::Control;
 use crate::output;
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use server::control::api::{Reply, Request};
 use std::time::Duration;
 
@@ -70,6 +70,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Export { of, disk, at, format, output, since: None } => {
             Request::Export { of, disk, at, format, output: absolute(output.to_string_lossy().into_owned())? }
         }
+        Command::Scrub { machine, rate } => Request::Scrub { machine, rate: rate.map(|rate| rate.as_u64()) },
         Command::Verify { machine } => Request::Verify { machine },
         Command::Enroll { name, valid } => Request::Enroll { name, seconds: valid.as_secs() },
         Command::Machine(MachineCommand::Set { machine, keep, quota }) => {
@@ -84,6 +85,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::Serve { .. }
         | Command::Delta(_)
         | Command::Image(_)
+        | Command::Store(_)
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
@@ -112,8 +114,12 @@ fn absolute(path: String) -> anyhow::Result<String> {
     }
 }
 
-/// A comparison that found differences is a failure for scripts too.
+/// A comparison that found differences, or a scrub that found damage, is a failure for scripts too.
 fn verdict(reply: &Reply) -> anyhow::Result<()> {
+    if let Reply::Scrubbed { machines } = reply {
+        let damage: u64 = machines.iter().map(|machine| machine.damage).sum();
+        return if damage == 0 { Ok(()) } else { Err(anyhow!("{damage} findings of damage")) };
+    }
     let Reply::Verified(info) = reply else { return Ok(()) };
     let ranges: usize = info.disks.iter().map(|disk| disk.differing.len()).sum();
     match ranges {

@@ -8,8 +8,9 @@ mod nbd;
 mod print;
 mod serve;
 mod server;
+mod store;
 
-use crate::arguments::{Arguments, Command};
+use crate::arguments::{Arguments, Command, StoreCommand};
 use crate::configuration::Configuration;
 use crate::control::Control;
 use clap::CommandFactory;
@@ -31,6 +32,7 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Delta(command) => delta::run(command, json),
         Command::Image(command) => image::run(command, json),
+        Command::Store(StoreCommand::Check { dir, repair }) => store::check(&dir, repair, json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "understudy", &mut std::io::stdout());
             Ok(())

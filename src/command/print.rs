@@ -2,8 +2,8 @@
 
 use crate::output::{duration, maybe_duration, size, table};
 use server::control::api::{
-    BranchList, CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, SessionInfo, Status,
-    VerifyInfo,
+    BranchList, CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, ScrubMachine,
+    ScrubStatus, SessionInfo, Status, VerifyInfo,
 };
 
 /// Prints what came of a command.
@@ -39,6 +39,7 @@ pub fn reply(reply: &Reply) {
         Reply::Failback(info) => failback(info),
         Reply::Exported { path, bytes } => println!("{path}: {}", size(*bytes)),
         Reply::Verified(info) => verified(info),
+        Reply::Scrubbed { machines } => machines.iter().for_each(scrubbed),
         Reply::Removed { machine } => println!("{machine} is forgotten"),
     }
 }
@@ -69,6 +70,10 @@ fn status(status: &Status) {
         }
         space(machine);
         machine.alarms.iter().for_each(|alarm| println!("{}: ALARM {}", machine.name, alarm.words));
+        if let Some(scrub) = &machine.scrub {
+            println!("{}: {}", machine.name, scrub_line(scrub));
+            scrub.findings.iter().for_each(|finding| println!("{}: damage: {finding}", machine.name));
+        }
     }
     status.alarms.iter().for_each(|alarm| println!("ALARM {}", alarm.words));
     let free = status.free_bytes.map_or_else(|| "unknown".to_owned(), size);
@@ -88,6 +93,25 @@ fn space(machine: &MachineStatus) {
         maybe_duration(machine.window_ms),
         machine.keep
     );
+}
+
+fn scrub_line(scrub: &ScrubStatus) -> String {
+    let (at, read) = (time_of(scrub.finished_ms), size(scrub.read_bytes));
+    match scrub.damage {
+        0 => format!("last scrub {at}: {read} read, all as it was stored"),
+        damage => format!("last scrub {at}: {read} read, {damage} findings of damage"),
+    }
+}
+
+fn scrubbed(machine: &ScrubMachine) {
+    machine.findings.iter().for_each(|finding| println!("damage: {}; {}", finding.text, finding.remedy));
+    let described = machine.findings.len() as u64;
+    if machine.damage > described {
+        println!("damage: {} more findings", machine.damage - described);
+    }
+    if !machine.name.is_empty() {
+        println!("{}: {} read, {} findings", machine.name, size(machine.read_bytes), machine.damage);
+    }
 }
 
 fn machine_rows(machine: &MachineStatus) -> Vec<Vec<String>> {

@@ -36,6 +36,16 @@ fn raise_file_limit() {
     }
 }
 
+fn scrub_every(text: &str) -> anyhow::Result<Option<std::time::Duration>> {
+    if text == "never" {
+        return Ok(None);
+    }
+    let every: Duration = text
+        .parse()
+        .map_err(|error| UsageError(format!("scrub-every {text}: {error}; wants a duration, or never")))?;
+    Ok(Some(every.into()))
+}
+
 fn config(
     flags: ServerArguments,
     file: Configuration,
@@ -70,6 +80,17 @@ fn config(
     }
     if let Some(format) = flags.image_format.or(file.image_format) {
         config.image_format = Some(format.parse()?);
+    }
+    if let Some(rate) =
+        flags.consolidate_rate.or(parse::<ByteSize>("consolidate-rate", file.consolidate_rate)?)
+    {
+        config.consolidate_rate = Some(rate.as_u64());
+    }
+    if let Some(every) = flags.scrub_every.or(file.scrub_every) {
+        config.scrub_every = scrub_every(&every)?;
+    }
+    if let Some(rate) = flags.scrub_rate.or(parse::<ByteSize>("scrub-rate", file.scrub_rate)?) {
+        config.scrub_rate = Some(rate.as_u64());
     }
     if let Some(reserve) = flags.reserve.or(parse::<ByteSize>("reserve", file.reserve)?) {
         config.store.reserve = ByteLen::new(reserve.as_u64());

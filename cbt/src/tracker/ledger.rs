@@ -174,6 +174,20 @@ mod tests {
         }
     }
 
+    /// The bytes of format 1, kept so that they stay readable; made once by that format's code, by
+    /// `UNDERSTUDY_WRITE_FIXTURES=1`, which never touches what is there.
+    #[test]
+    fn a_ledger_of_format_1_stays_readable() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/ledger");
+        let ledger = ledger(Trust::Untrusted { reason: "because".into() });
+        if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !path.exists() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, ledger.encode()).unwrap();
+        }
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(Ledger::decode(&bytes).unwrap(), ledger);
+    }
+
     #[test]
     fn a_long_reason_is_cut_at_a_character() {
         let long = ledger(Trust::Untrusted { reason: format!("x{}", "ü".repeat(500)) });

@@ -36,6 +36,7 @@ mod scan;
 mod words;
 
 pub use ladder::{TrackerWish, best};
+pub(crate) use ledger::Ledger;
 pub use pins::detach;
 
 #[cfg(debug_assertions)]

@@ -66,6 +66,10 @@ pub trait StorageFile: Send + Sync + Debug {
         Ok(self.len()?.is_zero())
     }
 
+    /// Lets the system forget what it holds of the file in memory, as far as that is on the medium already, so that what
+    /// is read next comes from there. A hint: it may do nothing.
+    fn drop_cached(&self) {}
+
     /// Fills the whole buffer; `Corrupt` where the file ends before it does.
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()>;
 

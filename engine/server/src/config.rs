@@ -30,6 +30,13 @@ pub struct ServerConfig {
     pub heartbeat_deadline: Duration,
     /// What the images of new machines are made of; [`ImageFormat::for_disks`] where nothing is said.
     pub image_format: Option<ImageFormat>,
+    /// How many bytes a second background consolidation may read and write; as many as it can where nothing is said, and few
+    /// while guests are served.
+    pub consolidate_rate: Option<u64>,
+    /// How often everything that is stored is read again and checked; never where nothing is said.
+    pub scrub_every: Option<Duration>,
+    /// How many bytes a second that may take.
+    pub scrub_rate: Option<u64>,
     /// The store's own.
     pub store: StoreOptions,
 }
@@ -48,6 +55,9 @@ impl ServerConfig {
             keep: Ladder::default(),
             heartbeat_deadline: Duration::from_secs(15),
             image_format: None,
+            consolidate_rate: None,
+            scrub_every: Some(Duration::from_secs(7 * 24 * 60 * 60)),
+            scrub_rate: Some(32 << 20),
             store: StoreOptions::default(),
         }
     }

@@ -8,8 +8,11 @@ mod alarms;
 mod authority;
 mod config;
 pub mod control;
+#[doc(hidden)]
+pub mod fuzzing;
 mod ladder;
 mod retention;
+mod scrub;
 mod server;
 mod services;
 mod session;

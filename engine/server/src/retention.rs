@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use store::{Checkpoint, ThinGoal, Unit};
+use store::{Checkpoint, Pace, ThinGoal, Unit};
 
 /// How often deltas are looked at that no deleted checkpoint points to.
 const THIN_EVERY: Duration = Duration::from_secs(60);
@@ -106,7 +106,12 @@ fn look_after_all(services: &Services, memory: &mut Memory, stopping: &AtomicBoo
     }
 }
 
-fn look_after(services: &Services, unit: &Unit, memory: &mut Memory, go_on: &dyn Fn() -> bool) -> Result<()> {
+fn look_after(
+    services: &Services,
+    unit: &Unit,
+    memory: &mut Memory,
+    go_on: &(dyn Fn() -> bool + Sync),
+) -> Result<()> {
     let ladder = ladder_of(services, unit);
     let (line, holds) = main_line(unit);
     let now = WallClock::now();
@@ -115,8 +120,19 @@ fn look_after(services: &Services, unit: &Unit, memory: &mut Memory, go_on: &dyn
     let due = consolidate.or_else(|| unit.replaying());
     let up_to = alarms::shorten(&line, &holds, unit.usage()?).max(due);
     if let Some(up_to) = up_to {
-        let report = unit.consolidate(up_to, &|_, _| go_on())?;
-        tracing::debug!(unit = unit.name(), %up_to, ?report, "consolidated");
+        let pace = Pace::new(services.consolidate_rate, Some(&services.guests), go_on);
+        let report = unit.consolidate_at_pace(up_to, &pace, &|_, _| go_on())?;
+        tracing::info!(
+            unit = unit.name(),
+            %up_to,
+            changed_bytes = report.written.get(),
+            image_written_bytes = report.image_written.get(),
+            image_read_bytes = report.image_read.get(),
+            zeroed_bytes = report.zeroed.get(),
+            freed_bytes = report.freed.get(),
+            amplification = report.amplification(),
+            "consolidated"
+        );
     }
     unit.delete_checkpoints(&thin)?;
     let last = memory.thinned.get(&unit.machine());

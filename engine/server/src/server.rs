@@ -5,6 +5,7 @@ use crate::authority::Authority;
 use crate::config::ServerConfig;
 use crate::control::listener as control;
 use crate::retention;
+use crate::scrub;
 use crate::services::{Services, Turns};
 use crate::session::{Sessions, SessionsOptions, host_boot};
 use crate::stop::{Stop, StopSender, stop};
@@ -77,6 +78,9 @@ impl Server {
         let mut tasks: Vec<_> = listeners.into_iter().map(agents).collect();
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
         tasks.push(tokio::spawn(retention::run(services.clone(), stopping.clone())));
+        if let Some(every) = config.scrub_every {
+            tasks.push(tokio::spawn(scrub::run(services.clone(), every, stopping.clone())));
+        }
         tasks.push(tokio::spawn(watch_silence(services.clone(), stopping)));
         let nbd_addresses = nbd.addresses().to_vec();
         tracing::info!(store = %services.store.id(), agents = ?agent_addresses, nbd = ?nbd_addresses, "serving");
@@ -167,9 +171,21 @@ fn open(
     });
     let data =
         std::path::absolute(&config.data).map_err(|error| Error::io("the data folder's path", error))?;
-    let consolidating = Turns::default();
-    let keep = config.keep.clone();
-    Ok(Arc::new(Services { data, store, agents, agent_context, authority, sessions, consolidating, keep }))
+    let (consolidating, guests) = (Turns::default(), config.store.guests.clone());
+    let (scrub_rate, consolidate_rate) = (config.scrub_rate, config.consolidate_rate);
+    Ok(Arc::new(Services {
+        data,
+        store,
+        agents,
+        agent_context,
+        authority,
+        sessions,
+        consolidating,
+        keep: config.keep.clone(),
+        guests,
+        consolidate_rate,
+        scrub_rate,
+    }))
 }
 
 fn check_data(data: &Path) -> Result<()> {

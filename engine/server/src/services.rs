@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use store::Store;
+use store::{GuestActivity, Store};
 
 /// A running server, as its front ends see it.
 #[derive(Debug)]
@@ -22,6 +22,12 @@ pub(crate) struct Services {
     pub consolidating: Turns,
     /// How long history is kept, where a machine has no ladder of its own.
     pub keep: Ladder,
+    /// Whether guests are being served, for background work to make way.
+    pub guests: Arc<GuestActivity>,
+    /// How fast background consolidation goes, in bytes read and written a second.
+    pub consolidate_rate: Option<u64>,
+    /// How fast a scheduled scrub reads, in bytes a second.
+    pub scrub_rate: Option<u64>,
 }
 
 /// Whose turn it is to consolidate: one unit at a time, and whoever is waited for by a person goes first.

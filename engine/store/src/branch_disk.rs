@@ -243,6 +243,12 @@ impl BranchDisk {
         lock(&self.append).writer.as_ref().map_or(ByteLen::ZERO, |writer| writer.len() - ByteOffset::ZERO)
     }
 
+    /// The log of the open delta and how much of it is known to be on the medium; `None` where that is nothing.
+    pub(crate) fn durable_log(&self) -> Option<(DeltaId, ByteOffset)> {
+        let sync = lock(&self.sync);
+        (sync.len > ByteOffset::ZERO).then_some((sync.delta, sync.len))
+    }
+
     /// Lets nothing be written any more.
     pub(crate) fn close(&self, why: String) {
         let _appender = lock(&self.append);
@@ -405,6 +411,13 @@ impl BranchDisk {
         Ok((Plan::new(pieces), stack))
     }
 
+    /// Background work makes way for guests.
+    fn note(&self, class: RequestClass) {
+        if class == RequestClass::Guest {
+            self.options.guests.note();
+        }
+    }
+
     fn guest_write(&self, extent: Option<Extent>, payload: Payload<'_>, fua: bool) -> Result<()> {
         if let Some(extent) = extent {
             self.write(None, extent, payload)?;
@@ -425,11 +438,13 @@ impl Volume for BranchDisk {
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
         let range = check_request(self.identity.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
         let Some(range) = range else { return Ok(()) };
+        self.note(class);
         let (plan, stack) = self.plan(range)?;
         plan.read(offset, buffer, stack.image(), class)
     }
 
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+        self.note(class);
         let extent = check_request(self.identity.len, BlockShift::SECTOR, offset, ByteLen::of(data))?;
         self.guest_write(extent, Payload::Data(data), fua)
     }

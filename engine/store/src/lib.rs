@@ -7,10 +7,14 @@ mod branch_disk;
 mod convert;
 mod copy;
 mod delta_file;
+#[doc(hidden)]
+pub mod fuzzing;
 mod image;
 mod index;
 mod journal;
+mod pace;
 mod plan;
+mod scrub;
 mod storage;
 mod store;
 mod stored_file;
@@ -27,6 +31,8 @@ pub use image::{
     SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,
     replay, with_sums,
 };
+pub use pace::{GuestActivity, Pace};
+pub use scrub::{Finding, Remedy, RepairStep, ScrubReport, check, repair};
 pub use storage::{HostFile, HostStorage};
 pub use store::{Store, StoreOptions};
 pub use unit::branch::{BranchId, BranchInfo, BranchKind, DeltaId, Point};

@@ -80,6 +80,11 @@ impl Plan {
         Ok(())
     }
 
+    /// The pieces, in order.
+    pub(crate) fn pieces(&self) -> &[PlanPiece] {
+        &self.pieces
+    }
+
     /// What the range holds, without reading it.
     pub(crate) fn status(&self, image: &dyn Volume) -> Result<Vec<ExtentStatus>> {
         let mut runs: Vec<ExtentStatus> = Vec::new();

@@ -1,6 +1,7 @@
 //! A store: one pool of units on one storage.
 
 use crate::index::block_cache::BlockCache;
+use crate::pace::GuestActivity;
 use crate::stored_file::FileTable;
 use crate::unit::Unit;
 use crate::unit::files;
@@ -14,9 +15,9 @@ use blocks::{
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-const MARKER: &str = "store";
+pub(crate) const MARKER: &str = "store";
 const MARKER_NEW: &str = "store.new";
-const UNITS: &str = "units";
+pub(crate) const UNITS: &str = "units";
 const MAGIC: [u8; 4] = *b"UStr";
 const VERSION: u16 = 1;
 
@@ -33,6 +34,8 @@ pub struct StoreOptions {
     pub index_cache: ByteLen,
     /// Whether a thread merges indexes; otherwise a seal does before it returns.
     pub merge_in_background: bool,
+    /// Where it is noted that guests are being served, for background work to make way.
+    pub guests: Arc<GuestActivity>,
 }
 
 impl Default for StoreOptions {
@@ -43,6 +46,7 @@ impl Default for StoreOptions {
             part_log_bytes_max: ByteLen::new(512 << 20),
             index_cache: ByteLen::new(16 << 20),
             merge_in_background: true,
+            guests: Arc::default(),
         }
     }
 }
@@ -232,7 +236,7 @@ fn random_u64() -> u64 {
 
 /// Whether the unit in that folder was never published, or is being removed. A folder without a manifest that has logs
 /// was published once: that is damage, not rubbish.
-fn is_rubbish(storage: &dyn Storage, dir: &str) -> Result<bool> {
+pub(crate) fn is_rubbish(storage: &dyn Storage, dir: &str) -> Result<bool> {
     let names = storage.list(dir)?;
     if names.iter().any(|name| files::removed_name(dir).ends_with(&format!("/{name}"))) {
         return Ok(true);
@@ -268,7 +272,7 @@ fn remove_unit_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
     storage.sync_dir(UNITS).map(drop)
 }
 
-fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
+pub(crate) fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
     let names = storage.list("")?;
     if !names.iter().any(|name| name == MARKER) {
         if names.iter().any(|name| name == UNITS) && !storage.list(UNITS)?.is_empty() {
@@ -276,8 +280,12 @@ fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
         }
         return Ok(None);
     }
-    let bytes = files::read_small(storage, MARKER)?;
-    let mut reader = ByteReader::checksummed(&bytes, "the marker of a store")?;
+    decode_marker(&files::read_small(storage, MARKER)?).map(Some)
+}
+
+/// The identity that a marker's bytes say.
+pub(crate) fn decode_marker(bytes: &[u8]) -> Result<StoreId> {
+    let mut reader = ByteReader::checksummed(bytes, "the marker of a store")?;
     if reader.array()? != MAGIC {
         return Err(Error::corrupt(format!("{MARKER} is not the marker of a store")));
     }
@@ -288,19 +296,24 @@ fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
     }
     let id = reader.id()?.ok_or_else(|| Error::corrupt("a store without identity"))?;
     reader.finish()?;
-    Ok(Some(StoreId(id)))
+    Ok(StoreId(id))
 }
 
 fn create(storage: &dyn Storage) -> Result<StoreId> {
     let id = Id::from_bytes(random_bytes()).ok_or_else(|| Error::new(ErrorKind::Io, "no random numbers"))?;
     storage.make_dir(UNITS)?;
     storage.sync_dir("")?;
+    write_marker(storage, StoreId(id))?;
+    Ok(StoreId(id))
+}
+
+/// Puts the marker of that store on the medium, in place of one that may be there.
+pub(crate) fn write_marker(storage: &dyn Storage, id: StoreId) -> Result<()> {
     let mut writer = ByteWriter::new();
-    writer.bytes(&MAGIC).u16(VERSION).id(Some(id)).checksum();
+    writer.bytes(&MAGIC).u16(VERSION).id(Some(id.0)).checksum();
     let file = files::create_anew(storage, MARKER_NEW)?;
     file.write_at(ByteOffset::ZERO, writer.as_bytes())?;
     file.sync()?;
     storage.rename(MARKER_NEW, MARKER)?;
-    storage.sync_dir("")?;
-    Ok(StoreId(id))
+    storage.sync_dir("").map(drop)
 }

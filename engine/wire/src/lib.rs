@@ -12,6 +12,8 @@ mod connection;
 mod enroll;
 mod fingerprint;
 mod frame;
+#[doc(hidden)]
+pub mod fuzzing;
 mod identity;
 mod inventory;
 mod message;

@@ -180,8 +180,13 @@ impl From<&EnrolledMachine> for Record {
 fn read(path: &Path) -> Result<EnrolledMachine> {
     let bytes =
         std::fs::read(path).map_err(|error| Error::io(format!("reading {}", path.display()), error))?;
+    decode(&bytes, path)
+}
+
+/// The machine that these bytes of the file at `path` are the record of.
+pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<EnrolledMachine> {
     let damaged = |error: Error| Error::with_source(ErrorKind::Corrupt, path.display().to_string(), error);
-    let record: Record = serde_json::from_slice(&bytes)
+    let record: Record = serde_json::from_slice(bytes)
         .map_err(|error| Error::with_source(ErrorKind::Corrupt, path.display().to_string(), error))?;
     if record.version != VERSION {
         let context = format!("{} has version {}, known is {VERSION}", path.display(), record.version);

@@ -13,6 +13,7 @@
 //! docs/design/0005-identity.md has the reasons.
 
 mod certificates;
+pub(crate) mod fuzzing;
 mod machines;
 mod tokens;
 

@@ -118,11 +118,19 @@ fn write(path: &Path, content: &impl Serialize) -> Result<()> {
     write_private_file(path, &json)
 }
 
+fn parse<T: for<'a> Deserialize<'a>>(bytes: &[u8], path: &Path) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::with_source(ErrorKind::Corrupt, path.display().to_string(), error))
+}
+
+/// Reads what may be a token's file or say that one was used: for fuzzing.
+pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<()> {
+    parse::<TokenFile>(bytes, path).map(drop).or_else(|_| parse::<UsedFile>(bytes, path).map(drop))
+}
+
 fn read<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Option<T>> {
     match std::fs::read(path) {
-        Ok(bytes) => serde_json::from_slice(&bytes)
-            .map(Some)
-            .map_err(|error| Error::with_source(ErrorKind::Corrupt, path.display().to_string(), error)),
+        Ok(bytes) => parse(&bytes, path).map(Some),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::io(format!("reading {}", path.display()), error)),
     }

@@ -180,6 +180,13 @@ pub enum Request {
         /// An absolute path that does not exist yet.
         output: String,
     },
+    /// Read everything that is stored again and check it. Done with [`Reply::Scrubbed`].
+    Scrub {
+        /// A name or identity; all machines where it is missing.
+        machine: Option<String>,
+        /// Bytes a second at most.
+        rate: Option<u64>,
+    },
     /// Compare a live machine with its stand-in. Done with [`Reply::Verified`].
     Verify {
         /// A name or identity.
@@ -240,6 +247,7 @@ pub enum Reply {
     Failback(FailbackInfo),
     Exported { path: String, bytes: u64 },
     Verified(VerifyInfo),
+    Scrubbed { machines: Vec<ScrubMachine> },
     Removed { machine: String },
 }
 
@@ -290,6 +298,12 @@ pub struct MachineStatus {
     /// What wants a person.
     #[serde(default)]
     pub alarms: Vec<AlarmInfo>,
+    /// What the last scrub came to; none where there was none yet.
+    #[serde(default)]
+    pub scrub: Option<ScrubStatus>,
+    /// What consolidation has done since the server started.
+    #[serde(default)]
+    pub consolidation: ConsolidationStatus,
 }
 
 /// What a machine takes up on the server.
@@ -322,6 +336,65 @@ pub struct ThinnedInfo {
     /// Bytes of the journal that are free now, and bytes written to get there.
     pub freed_bytes: u64,
     pub written_bytes: u64,
+}
+
+/// What consolidation has done since the server started, attempts that were called off included.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ConsolidationStatus {
+    /// Bytes of data that changed, each byte once however often it was written before.
+    pub changed_bytes: u64,
+    /// Bytes that became zero.
+    pub zeroed_bytes: u64,
+    /// Bytes written to the image files, with everything that their format adds.
+    pub image_written_bytes: u64,
+    /// Bytes read back from the images.
+    pub image_read_bytes: u64,
+    pub log_read_bytes: u64,
+    pub freed_bytes: u64,
+    /// `image_written_bytes` for each of `changed_bytes`; none where nothing changed.
+    pub amplification: Option<f64>,
+}
+
+/// What the last scrub of a machine came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScrubStatus {
+    /// When it ended, in milliseconds since 1970 on the server's clock.
+    pub finished_ms: u64,
+    pub read_bytes: u64,
+    /// How many findings there were.
+    pub damage: u64,
+    /// The first of them, for people.
+    pub findings: Vec<String>,
+}
+
+/// What a scrub of one machine came to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ScrubMachine {
+    pub machine: String,
+    /// Empty where the unit cannot be opened.
+    pub name: String,
+    pub read_bytes: u64,
+    /// How many findings there are; at most a thousand are described.
+    pub damage: u64,
+    pub findings: Vec<FindingInfo>,
+}
+
+/// Something that is not as it was stored.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FindingInfo {
+    pub disk: Option<u16>,
+    pub file: String,
+    /// Where in the file.
+    pub offset: Option<u64>,
+    /// Start and length, in bytes, of what cannot be read of the disk.
+    pub extent: Option<(u64, u64)>,
+    /// The checkpoints, and the branches whose newest state, it touches.
+    pub checkpoints: Vec<u64>,
+    pub branches: Vec<u64>,
+    /// All of it, for people.
+    pub text: String,
+    /// Whether `understudy store check --repair` can put it right, and otherwise why nothing can.
+    pub remedy: String,
 }
 
 /// A disk of a machine.

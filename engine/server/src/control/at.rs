@@ -41,7 +41,7 @@ pub(crate) fn choose<'a>(checkpoints: &'a [Checkpoint], at: Option<&str>) -> Res
     })
 }
 
-fn parse_time(text: &str) -> Option<WallClock> {
+pub(crate) fn parse_time(text: &str) -> Option<WallClock> {
     let local = |format| PrimitiveDateTime::parse(text, format).ok().map(PrimitiveDateTime::assume_utc);
     let time =
         OffsetDateTime::parse(text, &Rfc3339).ok().or_else(|| local(SECONDS)).or_else(|| local(MINUTES))?;

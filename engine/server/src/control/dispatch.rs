@@ -2,7 +2,7 @@
 
 use super::api::{Reply, Request};
 use super::job::Job;
-use super::{branches, checkpoints, export, machines, sessions, settle, status, verify};
+use super::{branches, checkpoints, export, machines, scrub, sessions, settle, status, verify};
 use crate::services::Services;
 use blocks::Result;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::Export { of, disk, at, format, output } => {
             export::export(services, export::Wanted { of, disk, at, format, output }, job).await
         }
+        Request::Scrub { machine, rate } => scrub::scrub(services, machine, rate, job).await,
         Request::Verify { machine } => verify::verify(services, machine, job).await,
         Request::Recover { machine, at, drill } => sessions::recover(services, machine, at, drill).await,
         Request::Sessions => sessions::list(services).await,

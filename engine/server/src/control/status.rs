@@ -1,7 +1,7 @@
 //! How everything is doing.
 
-use super::api::{AlarmInfo, DiskStatus, MachineStatus, Reply, SpaceStatus, Status};
-use super::machines;
+use super::api::{AlarmInfo, ConsolidationStatus, DiskStatus, MachineStatus, Reply, SpaceStatus, Status};
+use super::{machines, scrub};
 use crate::agent::blocking;
 use crate::alarms::{self, Alarm};
 use crate::retention;
@@ -68,6 +68,8 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
         checkpoints,
         gaps: unit.gaps().len() as u64,
         disks: (0..).zip(unit.disks()).map(disk).collect::<Result<_>>()?,
+        scrub: scrub::last(unit),
+        consolidation: consolidation(unit),
         pins: unit
             .pins()
             .iter()
@@ -87,6 +89,19 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
 
 fn infos(alarms: Vec<Alarm>) -> Vec<AlarmInfo> {
     alarms.into_iter().map(|alarm| AlarmInfo { alarm: alarm.kind.into(), words: alarm.words }).collect()
+}
+
+fn consolidation(unit: &Unit) -> ConsolidationStatus {
+    let done = unit.consolidated();
+    ConsolidationStatus {
+        changed_bytes: done.written.get(),
+        zeroed_bytes: done.zeroed.get(),
+        image_written_bytes: done.image_written.get(),
+        image_read_bytes: done.image_read.get(),
+        log_read_bytes: done.log_read.get(),
+        freed_bytes: done.freed.get(),
+        amplification: done.amplification(),
+    }
 }
 
 /// Where the image of a disk is on the host.

@@ -87,6 +87,11 @@ impl DirtyMap {
         Ok(DirtyMap { file, state: Mutex::new(state), changed: Condvar::new() })
     }
 
+    /// Whose map a file with these bytes is, as far as its header tells.
+    pub fn owner_of(bytes: &[u8]) -> Option<MapOwner> {
+        read_header(bytes.get(..HEADER_BYTES as usize)?).ok()
+    }
+
     /// Returns once every block that `extent` touches is marked on the medium. After an error nothing more can be
     /// marked until the map is opened again.
     pub fn mark(&self, extent: Extent) -> Result<()> {
@@ -147,6 +152,18 @@ impl DirtyMap {
     /// How many bytes are marked, in whole blocks.
     pub fn bytes(&self) -> ByteLen {
         lock(&self.state).durable.bytes()
+    }
+}
+
+/// Puts every checksum of a map right: for fuzzing, which would not get past them otherwise.
+pub(crate) fn reseal(bytes: &mut [u8]) {
+    let (header, records) = bytes.split_at_mut(bytes.len().min(HEADER_BYTES as usize));
+    for part in std::iter::once(header).chain(records.chunks_exact_mut(RECORD_BYTES as usize)) {
+        if let Some((body, checksum)) = part.split_last_chunk_mut::<4>() {
+            let mut writer = ByteWriter::new();
+            writer.bytes(body).checksum();
+            checksum.copy_from_slice(&writer.as_bytes()[body.len()..]);
+        }
     }
 }
 

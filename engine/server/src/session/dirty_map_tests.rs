@@ -93,3 +93,26 @@ fn marks_of_many_threads_share_syncs_and_a_failed_one_poisons() {
     assert!(map.mark(block(5_000)).is_err());
     assert_eq!(map.mark(block(5_001)).unwrap_err().kind(), ErrorKind::Poisoned);
 }
+
+/// The bytes of version 1, kept so that they stay readable; the files are made once by that version's code, by
+/// `UNDERSTUDY_WRITE_FIXTURES=1`, which never touches what is there.
+#[test]
+fn a_map_of_version_1_stays_readable() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/dirty.map");
+    let storage = CrashStorage::new();
+    if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !path.exists() {
+        let initial = BlockSet::touched(&[block(1), block(2), block(900)].into_iter().collect());
+        let map = DirtyMap::create(&storage, "made", owner(), &initial).unwrap();
+        map.mark(block(5)).unwrap();
+        let file = storage.open("made", OpenMode::Read).unwrap();
+        let mut bytes = vec![0; file.len().unwrap().as_usize()];
+        file.read_at(ByteOffset::ZERO, &mut bytes).unwrap();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, bytes).unwrap();
+    }
+    let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    storage.open("map", OpenMode::CreateNew).unwrap().write_at(ByteOffset::ZERO, &bytes).unwrap();
+    let map = DirtyMap::open(&storage, "map", owner()).unwrap();
+    assert_eq!(map.blocks().blocks().collect::<Vec<_>>(), [1, 2, 5, 900]);
+    assert_eq!(DirtyMap::owner_of(&bytes), Some(owner()));
+}

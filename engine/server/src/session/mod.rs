@@ -9,6 +9,7 @@ mod changes;
 mod context;
 mod dirty_map;
 mod failback;
+pub(crate) mod fuzzing;
 mod info;
 mod live;
 mod manager;

@@ -264,21 +264,32 @@ impl SessionRecord {
         for id in unit.notes().iter().filter_map(of_session) {
             let note = unit.note(&format!("{NOTE_PREFIX}{id}")).unwrap_or_default();
             let context = || format!("the record of session {id} of {}", unit.name());
-            let record: SessionRecord = serde_json::from_slice(&note)
-                .map_err(|error| Error::with_source(ErrorKind::Corrupt, context(), error))?;
-            if record.version != VERSION {
-                let context = format!("{} has version {}", context(), record.version);
-                return Err(Error::new(ErrorKind::Unsupported, context));
-            }
+            let record = SessionRecord::decode(&note, context)?;
             records.push((id.parse()?, record));
         }
         Ok(records)
     }
 
+    /// The record in a note; `context` says whose it is.
+    pub fn decode(note: &[u8], context: impl Fn() -> String) -> Result<SessionRecord> {
+        let record: SessionRecord = serde_json::from_slice(note)
+            .map_err(|error| Error::with_source(ErrorKind::Corrupt, context(), error))?;
+        if record.version != VERSION {
+            let context = format!("{} has version {}", context(), record.version);
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        Ok(record)
+    }
+
+    /// The bytes of its note.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self)
+            .map_err(|error| Error::with_source(ErrorKind::InvalidInput, "the record of a session", error))
+    }
+
     /// Puts the record on the medium.
     pub fn save(&self, unit: &Unit) -> Result<()> {
-        let bytes = serde_json::to_vec(self)
-            .map_err(|error| Error::with_source(ErrorKind::InvalidInput, "the record of a session", error))?;
+        let bytes = self.encode()?;
         unit.set_note(&format!("{NOTE_PREFIX}{}", self.session), Some(bytes))
     }
 
@@ -390,6 +401,27 @@ mod tests {
         ] {
             assert!(state.after(event).is_err(), "{state:?} {event:?}");
         }
+    }
+
+    /// The bytes of version 1, kept so that they stay readable; made once by that version's code, by
+    /// `UNDERSTUDY_WRITE_FIXTURES=1`, which never touches what is there.
+    #[test]
+    fn a_record_of_version_1_stays_readable() {
+        let id = |byte| blocks::Id::from_bytes([byte; 16]).unwrap();
+        let (session, machine) = (SessionId(id(3)), MachineId(id(7)));
+        let mut record =
+            SessionRecord::begin(session, machine, CheckpointId(4), BranchId(2), Generation(3), true, 2);
+        let mut migration = MigrationRecord::begin("/srv/web1.raw".into(), "raw".into(), DeltaId(9));
+        migration.apply(MigrationEvent::Mark { position: 1 << 20, delta: DeltaId(9) }).unwrap();
+        record.disks[1].migration = Some(migration);
+        (record.started_ms, record.rto_ms, record.rpo_ms) = (1, 2, 3);
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/session.json");
+        if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !path.exists() {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, record.encode().unwrap()).unwrap();
+        }
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(SessionRecord::decode(&bytes, String::new).unwrap(), record);
     }
 
     #[test]

@@ -25,6 +25,7 @@ pub use format::{
     open_image_with, probe_image,
 };
 pub use replay::{ReplayContent, ReplayPiece, replay};
+pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};
 
 #[cfg(doc)]

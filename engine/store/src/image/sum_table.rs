@@ -101,6 +101,19 @@ impl SumTable {
             .collect()
     }
 
+    /// The checksums of these blocks as the file has them, past what is held in memory.
+    pub(super) fn stored(&self, blocks: Range<u64>) -> Result<Vec<Sum>> {
+        let mut bytes = vec![0; ByteLen::new((blocks.end - blocks.start) * ENTRY_BYTES).as_usize()];
+        self.file.read_at(entry_offset(blocks.start), &mut bytes)?;
+        let sum = |entry: &[u8]| Sum(u32::from_le_bytes(std::array::from_fn(|i| entry[i])));
+        Ok(bytes.chunks_exact(4).map(sum).collect())
+    }
+
+    /// Lets the system forget what it holds of the file in memory.
+    pub(super) fn drop_cached(&self) {
+        self.file.drop_cached();
+    }
+
     /// Stores the checksums of consecutive blocks from `first` on, a few pages at most.
     pub(super) fn set(&self, first: u64, sums: &[Sum]) -> Result<()> {
         let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.0.to_le_bytes()).collect();

@@ -7,10 +7,12 @@
 
 use super::poison::{Poison, check_writable};
 use super::sum_table::{BLOCK, Sum, SumTable};
+use crate::storage::FileCounts;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentSet, ExtentStatus, RequestClass, Result,
     StorageFile, Volume, check_request,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// What one lock covers and one step handles: 16 blocks.
@@ -30,6 +32,10 @@ pub struct SummedImage {
     stripes: Vec<RwLock<()>>,
     redo: Mutex<ExtentSet>,
     poison: Poison,
+    /// What the image's file was written, where somebody counts it.
+    counts: Option<Arc<FileCounts>>,
+    /// Bytes read because blocks were changed in part only.
+    read_back: AtomicU64,
 }
 
 /// A change of a part of one region.
@@ -51,9 +57,26 @@ impl Patch<'_> {
 /// Puts the checksums in `sums` beside an image. An empty file becomes the checksums of an image that is all zeroes.
 /// `Corrupt` where the file belongs to an image of another length or is no sidecar.
 pub fn with_sums(image: Arc<dyn Volume>, sums: Arc<dyn StorageFile>) -> Result<Arc<SummedImage>> {
+    with_counted_sums(image, sums, None)
+}
+
+/// The same where what is written to the image's file is counted.
+pub(crate) fn with_counted_sums(
+    image: Arc<dyn Volume>,
+    sums: Arc<dyn StorageFile>,
+    counts: Option<Arc<FileCounts>>,
+) -> Result<Arc<SummedImage>> {
     let sums = SumTable::open(sums, image.len())?;
     let stripes = (0..STRIPES).map(|_| RwLock::new(())).collect();
-    Ok(Arc::new(SummedImage { image, sums, stripes, redo: Mutex::default(), poison: Poison::default() }))
+    Ok(Arc::new(SummedImage {
+        image,
+        sums,
+        stripes,
+        redo: Mutex::default(),
+        poison: Poison::default(),
+        counts,
+        read_back: AtomicU64::new(0),
+    }))
 }
 
 impl std::fmt::Debug for SummedImage {
@@ -72,9 +95,58 @@ impl SummedImage {
         }
     }
 
+    /// Bytes written to the image's file since it was opened, with everything that its format adds; without the sidecar.
+    pub(crate) fn file_written(&self) -> ByteLen {
+        self.counts.as_ref().map_or(ByteLen::ZERO, |counts| counts.written())
+    }
+
+    /// Bytes read back since it was opened, because blocks were changed in part only.
+    pub(crate) fn read_back(&self) -> ByteLen {
+        ByteLen::new(self.read_back.load(Ordering::Relaxed))
+    }
+
     /// How many bytes [`SummedImage::redo`] has excused from verification and nothing has written since.
     pub fn unverified(&self) -> ByteLen {
         self.redo_blocks().covered()
+    }
+
+    /// Reads one region of the image, at most [`SummedImage::SCRUB_STEP`] long, and holds it against its checksums, both
+    /// as they are stored: how much was read, and the blocks that do not match with the reason. What is zero by the
+    /// image's own map and by its checksum is not read.
+    pub(crate) fn scrub(&self, region: Extent) -> Result<(ByteLen, Vec<(Extent, String)>)> {
+        debug_assert!(region.split(REGION).nth(1).is_none() && region.start().is_aligned(BLOCK));
+        let _lock = self.reading(region.start());
+        let sums = self.sums.stored(region.blocks(BLOCK))?;
+        let is_empty = |extent| -> Result<bool> {
+            let runs = self.image.status(extent)?;
+            Ok(runs.last().map(|run| run.extent.end()) == Some(region.end())
+                && runs.iter().all(|run| run.allocation.reads_as_zero()))
+        };
+        if sums.iter().all(|sum| *sum == Sum::ZERO) && is_empty(region)? {
+            return Ok((ByteLen::ZERO, Vec::new()));
+        }
+        let mut bad = Vec::new();
+        let mut buffer = vec![0; BLOCK.len().as_usize()];
+        for (block, sum) in region.split(BLOCK.len()).zip(sums) {
+            let bytes = &mut buffer[..block.len().as_usize()];
+            let what = match self.image.read_at(block.start(), bytes, RequestClass::Background) {
+                Ok(()) => match Sum::of(bytes) {
+                    found if found == sum || self.redo_blocks().overlaps(block) => continue,
+                    found => format!("it does not match its checksum: {found:?} instead of {sum:?}"),
+                },
+                Err(error) => error.to_string(),
+            };
+            bad.push((block, what));
+        }
+        Ok((region.len(), bad))
+    }
+
+    /// How much [`SummedImage::scrub`] looks at at a time; the last piece of a disk may be shorter.
+    pub(crate) const SCRUB_STEP: ByteLen = REGION;
+
+    /// Lets the system forget what it holds of the checksums in memory.
+    pub(crate) fn drop_cached(&self) {
+        self.sums.drop_cached();
     }
 
     fn redo_blocks(&self) -> MutexGuard<'_, ExtentSet> {
@@ -140,6 +212,7 @@ impl SummedImage {
             // Blocks between the patches are left alone.
             if !touched.is_zero() && touched < block.len() {
                 self.read_blocks(block, &mut content[range(block)], class)?;
+                self.read_back.fetch_add(block.len().get(), Ordering::Relaxed);
             }
         }
         for patch in patches {

@@ -111,11 +111,17 @@ impl Block {
 
     pub(crate) fn check_entries(bytes: Box<[u8; BLOCK_BYTES]>, number: u64, name: &str) -> Result<Block> {
         let block = Block::check(bytes, number, ENTRY_BYTES, name)?;
-        if (0..block.count).any(|index| block.decode_entry(index).is_none()) {
-            let at = number * BLOCK_BYTES as u64;
-            return Err(Error::corrupt(format!(
-                "{name}: index block at offset {at}: an entry makes no sense"
-            )));
+        let mut after = ByteOffset::ZERO;
+        for index in 0..block.count {
+            // Lookups and merges rely on entries being in order and disjoint.
+            match block.decode_entry(index).filter(|entry| after <= entry.extent.start()) {
+                Some(entry) => after = entry.extent.end(),
+                None => {
+                    let at = number * BLOCK_BYTES as u64;
+                    let context = format!("{name}: index block at offset {at}: entry {index} makes no sense");
+                    return Err(Error::corrupt(context));
+                }
+            }
         }
         Ok(block)
     }

@@ -46,7 +46,23 @@ impl IndexReader {
         Ok(IndexReader { file, header, fences, cache })
     }
 
-    #[cfg(test)]
+    /// How many blocks of entries it has.
+    pub(crate) fn blocks(&self) -> usize {
+        self.fences.len()
+    }
+
+    /// The entries of block `number`, counted from 0, read from the file and checked.
+    pub(crate) fn entries_of(&self, number: usize) -> Result<Vec<Entry>> {
+        let block = self.load(number as u64 + 1)?;
+        Ok((0..block.len()).filter_map(|index| block.entry(index)).collect())
+    }
+
+    /// The part of the disk that only block `number` tells about.
+    pub(crate) fn range_of(&self, number: usize) -> Option<Extent> {
+        let start = *self.fences.get(number)?;
+        Extent::between(start, *self.fences.get(number + 1).unwrap_or(&self.header.end))
+    }
+
     pub(crate) fn header(&self) -> &IndexHeader {
         &self.header
     }
@@ -93,7 +109,26 @@ impl IndexReader {
 
     fn load(&self, number: u64) -> Result<Block> {
         let handle = self.file.open()?;
-        Block::check_entries(read_block(&*handle, number)?, number, handle.name())
+        let block = Block::check_entries(read_block(&*handle, number)?, number, handle.name())?;
+        self.check_place(&block, number, handle.name())?;
+        Ok(block)
+    }
+
+    /// `Corrupt` unless the block's entries lie between its own fence and the next one's.
+    fn check_place(&self, block: &Block, number: u64, name: &str) -> Result<()> {
+        let place = usize::try_from(number).unwrap_or(usize::MAX).saturating_sub(1);
+        let (first, next) = (self.fences.get(place), self.fences.get(place.saturating_add(1)));
+        let end = *next.unwrap_or(&self.header.end);
+        let last = block.len().checked_sub(1).and_then(|last| block.entry(last));
+        let fits = block.entry(0).map(|entry| entry.extent.start()).as_ref() == first
+            && last.is_some_and(|entry| entry.extent.end() <= end);
+        if fits {
+            return Ok(());
+        }
+        let at = number * BLOCK_BYTES as u64;
+        Err(Error::corrupt(format!(
+            "{name}: index block at offset {at}: its entries are not what the fence says"
+        )))
     }
 }
 

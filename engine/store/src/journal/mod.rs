@@ -1,5 +1,6 @@
 //! The data log of one delta on one disk: what was written, in order, each record checked by itself.
 
+pub(crate) mod check;
 pub(crate) mod location;
 pub(crate) mod log;
 pub(crate) mod record;

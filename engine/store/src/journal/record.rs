@@ -98,6 +98,27 @@ fn header_crc(bytes: &[u8; HEADER_BYTES], at: ByteOffset) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&at.get().to_le_bytes()), &bytes[..60])
 }
 
+/// Makes what stands at `at` a header of that log wherever its magic is that of one, whatever its fields say: for fuzzing,
+/// which would not get past the checksums otherwise.
+pub(crate) fn reseal_header(bytes: &mut [u8], at: usize, log: LogIdentity, payload_too: bool) {
+    let Some((header, rest)) =
+        bytes.get_mut(at..).and_then(|bytes| bytes.split_first_chunk_mut::<HEADER_BYTES>())
+    else {
+        return;
+    };
+    if header[..4] != MAGIC {
+        return;
+    }
+    header[8..16].copy_from_slice(&log.salt.to_le_bytes());
+    header[16..24].copy_from_slice(&log.delta.0.to_le_bytes());
+    let payload_len = usize::try_from(u64_at(header, 40).saturating_mul(SECTOR_BYTES)).unwrap_or(usize::MAX);
+    if payload_too && let Some(payload) = rest.get(..payload_len) {
+        header[56..60].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+    }
+    let crc = header_crc(header, ByteOffset::new(at as u64));
+    header[60..].copy_from_slice(&crc.to_le_bytes());
+}
+
 fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
     u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]))
 }

@@ -44,7 +44,7 @@ pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<R
         last_seq: Seq(0),
         torn: ByteLen::ZERO,
     };
-    let mut synced_to = synced_high_mark(&mut window, identity)?;
+    let mut synced_to = synced_high_mark(&mut window, file_len, identity)?;
     let mut at = ByteOffset::ZERO;
     let mut pending: Vec<(Extent, Location)> = Vec::new();
     while let Some(header) = window.header(at, identity)? {
@@ -75,14 +75,39 @@ pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<R
     }
     log.synced_to = synced_to;
     log.torn = file_len - log.len;
+    if !log.torn.is_zero() {
+        check_before_cutting(&mut window, &log, identity)?;
+    }
     Ok(log)
 }
 
-/// How far the whole headers from the start on say that the log was synced.
-fn synced_high_mark(window: &mut Window<'_>, identity: LogIdentity) -> Result<ByteOffset> {
+/// The tail that is about to be cut may hold the only header that tells how far the log was synced. The next recovery
+/// would then take rot in a payload before that for a torn tail, so such payloads are read now.
+fn check_before_cutting(window: &mut Window<'_>, log: &RecoveredLog, identity: LogIdentity) -> Result<()> {
+    let known = synced_high_mark(window, log.len, identity)?;
+    let mut at = ByteOffset::ZERO;
+    while at < log.synced_to
+        && let Some(header) = window.header(at, identity)?
+    {
+        let payload = at + ByteLen::new(HEADER_BYTES as u64);
+        if at >= known && !payload_is_whole(window.file, payload, &header)? {
+            let name = window.file.name();
+            let context =
+                format!("{name}: damaged at offset {at}: the payload of a record that was on the medium");
+            return Err(Error::corrupt(context));
+        }
+        at = payload + header.payload_len();
+    }
+    Ok(())
+}
+
+/// How far the whole headers from the start up to `end` say that the log was synced.
+fn synced_high_mark(window: &mut Window<'_>, end: ByteOffset, identity: LogIdentity) -> Result<ByteOffset> {
     let mut at = ByteOffset::ZERO;
     let mut high = ByteOffset::ZERO;
-    while let Some(header) = window.header(at, identity)? {
+    while at < end
+        && let Some(header) = window.header(at, identity)?
+    {
         high = high.max(header.synced_to);
         match at.checked_add(ByteLen::new(HEADER_BYTES as u64) + header.payload_len()) {
             Some(next) => at = next,

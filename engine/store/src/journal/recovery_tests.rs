@@ -98,6 +98,22 @@ fn damage_behind_what_was_synced_is_a_torn_tail() {
     assert_eq!((recovered.len, recovered.last_seq), (ends[2], Seq(2)));
 }
 
+/// The only header that tells of the sync is torn off with the tail: what it proved must not be forgotten with it.
+#[test]
+fn damage_that_only_the_tail_gives_away_is_found_before_the_tail_is_cut() {
+    let storage = CrashStorage::new();
+    let (file, ends) = log(&storage);
+    // The fourth write's record stays whole, the fifth's payload is torn: both say that the first two were synced. The
+    // fourth is cut too once the third is torn.
+    storage.flip_bit("1.log", ends[2] + ByteLen::new(90_000), 0).unwrap();
+    let whole = recover(&*file, IDENTITY).unwrap();
+    assert_eq!((whole.len, whole.synced_to), (ends[2], ends[2]));
+    storage.flip_bit("1.log", ByteOffset::new(100), 0).unwrap();
+    let error = recover(&*file, IDENTITY).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "a payload that was on the medium is rotten");
+    assert!(error.to_string().contains("damaged at offset 0"), "{error}");
+}
+
 fn ends_of_log() -> Vec<ByteOffset> {
     log(&CrashStorage::new()).1
 }

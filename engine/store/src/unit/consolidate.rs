@@ -9,6 +9,7 @@ use crate::index::entry::Entry;
 use crate::index::merge::Merge;
 use crate::index::stack::Stack;
 use crate::journal::location::RecordKind;
+use crate::pace::Pace;
 use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
 use crate::unit::files;
@@ -17,7 +18,7 @@ use blocks::{
     ByteLen, CheckpointId, Error, ErrorKind, Extent, PlantedBug, RequestClass, Result, Storage, Volume,
     WallClock, crash_point,
 };
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{Arc, MutexGuard, PoisonError, TryLockError};
 
 /// What a consolidation did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,30 @@ pub struct ConsolidateReport {
     pub deltas: u64,
     /// How long their logs were.
     pub freed: ByteLen,
+    /// Bytes written to the image files for it, with everything that their format adds.
+    pub image_written: ByteLen,
+    /// Bytes read from the logs.
+    pub log_read: ByteLen,
+    /// Bytes read back from the images, because a block is summed as a whole and was changed in part only.
+    pub image_read: ByteLen,
+}
+
+impl ConsolidateReport {
+    /// Bytes written to the image files for each byte of data that changed; `None` where none did.
+    pub fn amplification(&self) -> Option<f64> {
+        (!self.written.is_zero()).then(|| self.image_written.get() as f64 / self.written.get() as f64)
+    }
+
+    /// Adds another one's numbers.
+    pub fn absorb(&mut self, other: &ConsolidateReport) {
+        self.written += other.written;
+        self.zeroed += other.zeroed;
+        self.deltas += other.deltas;
+        self.freed += other.freed;
+        self.image_written += other.image_written;
+        self.log_read += other.log_read;
+        self.image_read += other.image_read;
+    }
 }
 
 impl Unit {
@@ -42,34 +67,65 @@ impl Unit {
         up_to: CheckpointId,
         progress: &dyn Fn(ByteLen, ByteLen) -> bool,
     ) -> Result<ConsolidateReport> {
+        self.consolidate_at_pace(up_to, &Pace::unlimited(), progress)
+    }
+
+    /// The same no faster than `pace` allows; a byte counts when it is read from a log and when it is written.
+    pub fn consolidate_at_pace(
+        &self,
+        up_to: CheckpointId,
+        pace: &Pace<'_>,
+        progress: &dyn Fn(ByteLen, ByteLen) -> bool,
+    ) -> Result<ConsolidateReport> {
         let _alone = self.take_consolidating()?;
         let Some(stacks) = self.begin_consolidation(up_to)? else { return Ok(ConsolidateReport::default()) };
+        let mut report = ConsolidateReport::default();
+        let outcome = self.replay_stacks(&stacks, pace, progress, &mut report);
+        // What an attempt has cost counts, whether it came to its end or not.
+        let done = outcome.and_then(|()| self.end_consolidation(&mut report));
+        self.consolidated.lock().unwrap_or_else(PoisonError::into_inner).absorb(&report);
+        done.map(|()| report)
+    }
+
+    /// What all consolidations since the unit was opened have done together, those that came to nothing included.
+    pub fn consolidated(&self) -> ConsolidateReport {
+        *self.consolidated.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn replay_stacks(
+        &self,
+        stacks: &[Arc<Stack>],
+        pace: &Pace<'_>,
+        progress: &dyn Fn(ByteLen, ByteLen) -> bool,
+        report: &mut ConsolidateReport,
+    ) -> Result<()> {
         crash_point("consolidate.recorded");
         self.mark_images(true)?;
         crash_point("consolidate.marked");
         let mut total = ByteLen::ZERO;
-        for stack in &stacks {
+        for stack in stacks {
             let mut merge = stack.merge()?;
             while let Some(entry) = merge.next()? {
                 total += entry.extent.len();
             }
         }
-        let mut report = ConsolidateReport::default();
         let mut before = ByteLen::ZERO;
-        for (disk, stack) in self.manifest().disk_indexes().zip(&stacks) {
+        for (disk, stack) in self.manifest().disk_indexes().zip(stacks) {
             let room = Room { storage: self.storage(), kept: self.kept_free(), region: None };
-            let mut pieces =
-                Pieces { merge: stack.merge()?, stack, report: &mut report, done: ByteLen::ZERO, room };
             let image = Arc::clone(self.lock().inventory.image(disk));
-            replay(&mut pieces, &image, &|done| progress(before + done, total))?;
+            let (written, read) = (image.file_written(), image.read_back());
+            let mut pieces = Pieces { merge: stack.merge()?, stack, report, done: ByteLen::ZERO, room, pace };
+            let replayed = replay(&mut pieces, &image, &|done| progress(before + done, total));
             before += pieces.done;
-            image.flush()?;
+            let flushed = replayed.and_then(|()| image.flush());
+            report.image_written += image.file_written().saturating_sub(written);
+            report.image_read += image.read_back().saturating_sub(read);
+            flushed?;
         }
         crash_point("consolidate.replayed");
         self.mark_images(false)?;
         crash_point("consolidate.unmarked");
-        self.end_consolidation(&mut report)?;
-        Ok(report)
+        Ok(())
     }
 
     /// One rewrites the history at a time; `Busy` while another one does.
@@ -170,6 +226,7 @@ struct Pieces<'a> {
     report: &'a mut ConsolidateReport,
     done: ByteLen,
     room: Room<'a>,
+    pace: &'a Pace<'a>,
 }
 
 /// Looks at the free space before an image is written: a write that fails would poison the image.
@@ -217,6 +274,7 @@ impl Pieces<'_> {
                 let log = self.stack.log(entry.delta).ok_or_else(|| {
                     Error::corrupt(format!("an index names delta {}, which is not below it", entry.delta))
                 })?;
+                self.pace.take(ByteLen::new(2 * extent.len().get()))?;
                 let mut bytes = vec![0; extent.len().as_usize()];
                 let plan = Plan::new(vec![PlanPiece::at(extent, entry.location, log)]);
                 plan.read(extent.start(), &mut bytes, self.stack.image(), RequestClass::Background)?;
@@ -224,7 +282,10 @@ impl Pieces<'_> {
             }
         };
         match content {
-            ReplayContent::Data(_) => self.report.written += extent.len(),
+            ReplayContent::Data(_) => {
+                self.report.written += extent.len();
+                self.report.log_read += extent.len();
+            }
             ReplayContent::Zero | ReplayContent::Discard => self.report.zeroed += extent.len(),
         }
         Ok(ReplayPiece { extent, content })

@@ -1,6 +1,7 @@
 //! The names of a unit's files, and publishing its manifest.
 
-use crate::image::{ImageFormat, SummedImage, open_image, with_sums};
+use crate::image::{ImageFormat, SummedImage, open_image, with_counted_sums, with_sums};
+use crate::storage::CountedFile;
 use crate::unit::branch::{DeltaId, Edition};
 use crate::unit::lineage::Span;
 use crate::unit::manifest::Manifest;
@@ -162,15 +163,22 @@ pub(crate) fn open_unit_image(
     unit_dir: &str,
     disk: DiskIndex,
     (format, len): (ImageFormat, ByteLen),
+    writable: bool,
 ) -> Result<Arc<SummedImage>> {
-    let name = present_image_name(storage, unit_dir, disk, format)?;
-    let file = storage.open(&name, OpenMode::ReadWrite)?;
+    let mode = if writable { OpenMode::ReadWrite } else { OpenMode::Read };
+    let file = storage.open(&present_image_name(storage, unit_dir, disk, format)?, mode)?;
     let name = file.name().to_owned();
-    let image = open_image(file, Some(format), true)?;
+    let (file, counts) = CountedFile::around(file);
+    let image = open_image(file, Some(format), writable)?;
     if image.len() != len {
         return Err(Error::corrupt(format!("{name} is an image of {} bytes, not of {len}", image.len())));
     }
-    with_sums(image, storage.open(&sums_name(unit_dir, disk), OpenMode::ReadWrite)?)
+    let sums = storage.open(&sums_name(unit_dir, disk), mode)?;
+    if !writable && sums.is_empty()? {
+        // Opening it for writing would make it the sidecar of an empty image.
+        return Err(Error::corrupt(format!("{} is empty", sums.name())));
+    }
+    with_counted_sums(image, sums, Some(counts))
 }
 
 /// Makes a disk's folder with an empty image; durable but for the folder's own name.
@@ -210,16 +218,25 @@ pub(crate) fn tidy(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -
 }
 
 fn superfluous_names(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -> Result<Vec<String>> {
+    for disk in manifest.disk_indexes() {
+        let present = storage.list(&disk_dir(unit_dir, disk))?;
+        let is_present = |name: &String| {
+            name.rsplit_once('/').is_some_and(|(_, last)| present.iter().any(|name| name == last))
+        };
+        let needed = needed_now(storage, unit_dir, manifest, disk)?;
+        if let Some(missing) = needed.iter().find(|name| !is_present(name)) {
+            return Err(Error::corrupt(format!("{missing} is missing")));
+        }
+    }
+    superfluous(storage, unit_dir, manifest)
+}
+
+/// What lies in the unit's folders and is not part of the unit.
+pub(crate) fn superfluous(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest) -> Result<Vec<String>> {
     let mut superfluous = Vec::new();
     for disk in manifest.disk_indexes() {
         let dir = disk_dir(unit_dir, disk);
-        let mut needed = needed_names(unit_dir, manifest, disk);
-        let image = present_image_name(storage, unit_dir, disk, manifest.image_format)?;
-        let is_settling = image == settling_name(unit_dir, disk, manifest.image_format);
-        if is_settling && manifest.replay.is_some() {
-            needed.remove(&image_name(unit_dir, disk, manifest.image_format));
-            needed.insert(image);
-        }
+        let needed = needed_now(storage, unit_dir, manifest, disk)?;
         let optional: BTreeSet<String> = manifest
             .branches
             .values()
@@ -227,13 +244,27 @@ fn superfluous_names(storage: &dyn Storage, unit_dir: &str, manifest: &Manifest)
             .collect();
         let present: BTreeSet<String> =
             storage.list(&dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();
-        if let Some(missing) = needed.iter().find(|name| !present.contains(*name)) {
-            return Err(Error::corrupt(format!("{missing} is missing")));
-        }
         superfluous
             .extend(present.into_iter().filter(|name| !needed.contains(name) && !optional.contains(name)));
     }
     Ok(superfluous)
+}
+
+/// What the unit needs of a disk, the image by the name that it has now.
+fn needed_now(
+    storage: &dyn Storage,
+    unit_dir: &str,
+    manifest: &Manifest,
+    disk: DiskIndex,
+) -> Result<BTreeSet<String>> {
+    let mut needed = needed_names(unit_dir, manifest, disk);
+    let image = present_image_name(storage, unit_dir, disk, manifest.image_format)?;
+    let is_settling = image == settling_name(unit_dir, disk, manifest.image_format);
+    if is_settling && manifest.replay.is_some() {
+        needed.remove(&image_name(unit_dir, disk, manifest.image_format));
+        needed.insert(image);
+    }
+    Ok(needed)
 }
 
 fn needed_names(unit_dir: &str, manifest: &Manifest, disk: DiskIndex) -> BTreeSet<String> {

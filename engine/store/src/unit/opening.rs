@@ -75,7 +75,13 @@ impl Unit {
         }
         let mut images = Vec::new();
         for (disk, spec) in manifest.disk_indexes().zip(&manifest.disks) {
-            images.push(files::open_unit_image(&*storage, dir, disk, (manifest.image_format, spec.len))?);
+            images.push(files::open_unit_image(
+                &*storage,
+                dir,
+                disk,
+                (manifest.image_format, spec.len),
+                true,
+            )?);
         }
         let (table, cache) = (Arc::clone(&context.table), Arc::clone(&context.cache));
         let mut inventory = Inventory::new(dir.to_owned(), table, cache, images);
@@ -106,6 +112,7 @@ impl Unit {
             consolidating: Mutex::new(()),
             space: Arc::default(),
             not_worth_merging: Mutex::default(),
+            consolidated: Mutex::default(),
             state: Mutex::new(state),
         });
         let mut state = unit.lock();
@@ -215,7 +222,7 @@ fn rewrite(file: &dyn StorageFile, from: ByteOffset, to: ByteOffset) -> Result<(
 }
 
 /// Blocks of the image that an interrupted replay may have torn are not held against their checksums.
-fn excuse_replayed(
+pub(crate) fn excuse_replayed(
     inventory: &mut Inventory,
     manifest: &Manifest,
     disk: DiskIndex,

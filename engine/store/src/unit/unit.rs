@@ -7,6 +7,7 @@ use crate::store::StoreOptions;
 use crate::stored_file::FileTable;
 use crate::unit::branch::{BranchId, BranchInfo, BranchKind};
 use crate::unit::checkpoint::{Checkpoint, CheckpointSpec, Gap};
+use crate::unit::consolidate::ConsolidateReport;
 use crate::unit::files::{self, PublishError};
 use crate::unit::inventory::Inventory;
 use crate::unit::manifest::{DiskSpec, Manifest};
@@ -40,6 +41,7 @@ pub struct Unit {
     pub(super) space: Arc<SpaceCount>,
     /// Runs whose merging was found not to be worth it; with whether it was asked for everything.
     pub(super) not_worth_merging: Mutex<BTreeSet<(Run, bool)>>,
+    pub(super) consolidated: Mutex<ConsolidateReport>,
     pub(super) state: Mutex<UnitState>,
 }
 

@@ -663,6 +663,10 @@ pub struct ServerArguments {
     /// Format of new machines' images [default: vhd, and vhdx where a disk is larger than 2040 GiB].
     #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = formats())]
     pub image_format: Option<String>,
+    /// Whether logs are compressed: auto (where it was measured to pay), always (for space) or never
+    /// [default: auto].
+    #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
+    pub compress: Option<String>,
     /// How many bytes a second consolidation may read and write [default: as many as it can]. Less while
     /// guests are served.
     #[arg(long, env = "UNDERSTUDY_CONSOLIDATE_RATE", value_name = "RATE")]

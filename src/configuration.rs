@@ -42,6 +42,7 @@ pub struct ServerSection {
     pub heartbeat_deadline: Option<String>,
     pub image_format: Option<String>,
     pub reserve: Option<String>,
+    pub compress: Option<String>,
     pub consolidate_rate: Option<String>,
     pub scrub_every: Option<String>,
     pub scrub_rate: Option<String>,

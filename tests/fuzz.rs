@@ -66,7 +66,9 @@ fn lay_out(decoder: &Decoder, path: &Path, bytes: &[u8]) {
     let Some(folder) = std::env::var_os("UNDERSTUDY_FUZZ_CORPUS") else { return };
     let folder = root().join(folder).join(decoder.name);
     std::fs::create_dir_all(&folder).unwrap();
-    std::fs::write(folder.join(path.file_name().unwrap()), bytes).unwrap();
+    // Files of several versions have the same name.
+    let name = path.strip_prefix(root()).unwrap_or(path).to_string_lossy().replace('/', "-");
+    std::fs::write(folder.join(name), bytes).unwrap();
 }
 
 fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {

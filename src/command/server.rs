@@ -81,6 +81,8 @@ fn config(
     if let Some(format) = flags.image_format.or(file.image_format) {
         config.image_format = Some(format.parse()?);
     }
+    let compress = flags.compress.or(file.compress).unwrap_or_else(|| "auto".to_owned());
+    config.store.compress = compress.parse()?;
     if let Some(rate) =
         flags.consolidate_rate.or(parse::<ByteSize>("consolidate-rate", file.consolidate_rate)?)
     {

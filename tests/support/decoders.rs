@@ -14,18 +14,31 @@ pub struct Decoder {
 
 macro_rules! unit {
     ($file:literal) => {
-        concat!("engine/store/tests/fixtures/v1/store/units/2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a/", $file)
+        unit!("v1", $file)
+    };
+    ($version:literal, $file:literal) => {
+        concat!(
+            "engine/store/tests/fixtures/",
+            $version,
+            "/store/units/2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a2a/",
+            $file
+        )
     };
 }
 
 /// All of them.
 pub const DECODERS: &[Decoder] = &[
-    Decoder { name: "log", run: store::fuzzing::log, seeds: &[unit!("disk0/3.log"), unit!("disk0/11.log")] },
+    Decoder {
+        name: "log",
+        run: store::fuzzing::log,
+        seeds: &[unit!("disk0/3.log"), unit!("disk0/11.log"), unit!("v2", "disk0/11.log")],
+    },
     Decoder {
         name: "index",
         run: store::fuzzing::index,
-        seeds: &[unit!("disk0/3.index"), unit!("disk0/2-9.index")],
+        seeds: &[unit!("disk0/3.index"), unit!("disk0/2-9.index"), unit!("v2", "disk0/2-9.index")],
     },
+    Decoder { name: "packed", run: store::fuzzing::packed, seeds: &[unit!("disk0/3.index")] },
     Decoder { name: "manifest", run: store::fuzzing::manifest, seeds: &[unit!("manifest")] },
     Decoder {
         name: "marker",

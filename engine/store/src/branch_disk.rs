@@ -15,6 +15,7 @@ use crate::index::stack::Stack;
 use crate::index::writer::{IndexHeader, IndexWriter};
 use crate::journal::location::{Location, RecordKind};
 use crate::journal::log::{LogWriter, PreparedWrite};
+use crate::journal::packer::Packer;
 use crate::journal::record::LogIdentity;
 use crate::plan::{Plan, PlanPiece, status_in_windows};
 use crate::store::StoreOptions;
@@ -30,6 +31,7 @@ use blocks::{
     is_zero,
 };
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
+use std::time::Instant;
 
 /// How much is appended between two looks at the free space.
 const SPACE_CHECK_BYTES: u64 = 4 << 20;
@@ -59,6 +61,7 @@ pub struct BranchDisk {
     sync: Mutex<SyncState>,
     sync_done: Condvar,
     poison: OnceLock<String>,
+    packer: Packer,
 }
 
 /// Which disk of which branch.
@@ -139,6 +142,7 @@ impl BranchDisk {
         open: OpenDelta,
         stack: Arc<Stack>,
     ) -> Result<BranchDisk> {
+        let packer = Packer::new(options.compress);
         let log_identity = LogIdentity { salt: identity.salt, delta: open.id };
         let writer = match open.log_len {
             Some(len) => {
@@ -168,6 +172,7 @@ impl BranchDisk {
             layers: RwLock::new(layers),
             sync: Mutex::new(sync),
             sync_done: Condvar::new(),
+            packer,
             poison: OnceLock::new(),
         })
     }
@@ -347,7 +352,9 @@ impl BranchDisk {
         let Some(file) = file else {
             return Ok((delta, seq, len, self.table.storage().sync_dir(&dir)?));
         };
+        let (begun, before) = (Instant::now(), lock(&self.sync).len);
         let proof = file.sync()?;
+        self.packer.note_medium(len.get().saturating_sub(before.get()), begun.elapsed());
         if !named {
             self.table.storage().sync_dir(&dir)?;
             let mut appender = lock(&self.append);
@@ -366,7 +373,7 @@ impl BranchDisk {
                 return Err(Error::new(ErrorKind::InvalidInput, context));
             }
             Payload::Data(data) if is_zero(data) => PreparedWrite::empty(extent, RecordKind::Zero),
-            Payload::Data(data) => PreparedWrite::data(extent, data),
+            Payload::Data(data) => PreparedWrite::data(extent, data, &self.packer),
             Payload::Zero => PreparedWrite::empty(extent, RecordKind::Zero),
             Payload::Discard => PreparedWrite::empty(extent, RecordKind::Discard),
         };

@@ -86,6 +86,17 @@ fn recover_log(bytes: &[u8], identity: LogIdentity) {
     assert!(again.map == log.map, "recovering twice gives the same");
 }
 
+/// A compressed payload of 4 KiB.
+pub fn packed(bytes: &[u8]) {
+    let mut payload = vec![0; 4096];
+    let _ = crate::journal::pack::unpack(bytes, &mut payload);
+    if let Some(stored) = crate::journal::pack::pack(bytes) {
+        let mut again = vec![0; bytes.len()];
+        crate::journal::pack::unpack(&stored, &mut again).expect("it reads what it writes");
+        assert!(again == bytes, "it reads what it writes");
+    }
+}
+
 /// An index file: opening, looking up, reading it through.
 pub fn index(bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(INPUT_BYTES_MAX)];

@@ -31,6 +31,7 @@ pub use image::{
     SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,
     replay, with_sums,
 };
+pub use journal::packer::Compression;
 pub use pace::{GuestActivity, Pace};
 pub use scrub::{Finding, Remedy, RepairStep, ScrubReport, check, repair};
 pub use storage::{HostFile, HostStorage};

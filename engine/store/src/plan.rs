@@ -1,6 +1,7 @@
 //! Resolve, then do: where the bytes of a range live is looked up first; only executing the plan touches data.
 
 use crate::journal::location::{Location, LogLocation};
+use crate::journal::pack::unpack;
 use crate::stored_file::StoredFile;
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, StorageFile, Volume,
@@ -154,20 +155,35 @@ fn read_payload(
     last: &mut LastPayload,
 ) -> Result<()> {
     if location.skip == 0 && location.payload_len() == extent.len() {
-        log.open()?.read_at(location.payload, target)?;
-        return check(log, location, extent, target);
+        return load(log, location, extent, target);
     }
     if last.of != Some((log.id(), location.payload)) {
         last.of = None;
         last.bytes.resize(location.payload_len().as_usize(), 0);
-        let handle: Arc<dyn StorageFile> = log.open()?;
-        handle.read_at(location.payload, &mut last.bytes)?;
-        check(log, location, extent, &last.bytes)?;
+        load(log, location, extent, &mut last.bytes)?;
         last.of = Some((log.id(), location.payload));
     }
     let skip = location.skip_len().as_usize();
     target.copy_from_slice(&last.bytes[skip..skip + ByteLen::of(target).as_usize()]);
     Ok(())
+}
+
+/// Reads a whole payload, checks it, and undoes its compression.
+fn load(log: &StoredFile, location: &LogLocation, extent: Extent, payload: &mut [u8]) -> Result<()> {
+    let handle: Arc<dyn StorageFile> = log.open()?;
+    if location.packed == 0 {
+        handle.read_at(location.payload, payload)?;
+        return check(log, location, extent, payload);
+    }
+    let mut stored = vec![0; location.stored_len().as_usize()];
+    handle.read_at(location.payload, &mut stored)?;
+    check(log, location, extent, &stored)?;
+    unpack(&stored, payload).ok_or_else(|| {
+        let (name, at) = (log.name(), location.payload);
+        Error::corrupt(format!(
+            "{name}: payload at offset {at}, needed for {extent} of the disk: not compressed by us"
+        ))
+    })
 }
 
 fn check(log: &StoredFile, location: &LogLocation, extent: Extent, payload: &[u8]) -> Result<()> {

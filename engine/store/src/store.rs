@@ -1,6 +1,7 @@
 //! A store: one pool of units on one storage.
 
 use crate::index::block_cache::BlockCache;
+use crate::journal::packer::Compression;
 use crate::pace::GuestActivity;
 use crate::stored_file::FileTable;
 use crate::unit::Unit;
@@ -20,6 +21,8 @@ const MARKER_NEW: &str = "store.new";
 pub(crate) const UNITS: &str = "units";
 const MAGIC: [u8; 4] = *b"UStr";
 const VERSION: u16 = 1;
+/// Of a store whose logs may have compressed payloads: the programs of version 1 would take those for a torn tail.
+pub(crate) const VERSION_PACKED: u16 = 2;
 
 /// How a store behaves; nothing of it is written down.
 #[derive(Clone, Debug)]
@@ -34,6 +37,9 @@ pub struct StoreOptions {
     pub index_cache: ByteLen,
     /// Whether a thread merges indexes; otherwise a seal does before it returns.
     pub merge_in_background: bool,
+    /// Whether payloads are compressed in the logs. From the first opening with other than `Never` on, programs of version 1
+    /// refuse the store.
+    pub compress: Compression,
     /// Where it is noted that guests are being served, for background work to make way.
     pub guests: Arc<GuestActivity>,
 }
@@ -46,6 +52,7 @@ impl Default for StoreOptions {
             part_log_bytes_max: ByteLen::new(512 << 20),
             index_cache: ByteLen::new(16 << 20),
             merge_in_background: true,
+            compress: Compression::Never,
             guests: Arc::default(),
         }
     }
@@ -74,9 +81,14 @@ impl Store {
     pub fn open(storage: Arc<dyn Storage>, options: StoreOptions) -> Result<Store> {
         storage.lock()?;
         let id = match read_marker(&*storage)? {
-            Some(id) => id,
+            Some((id, _)) => id,
             None => create(&*storage)?,
         };
+        if options.compress != Compression::Never
+            && read_marker(&*storage)?.is_some_and(|(_, v)| v == VERSION)
+        {
+            write_marker(&*storage, id, VERSION_PACKED)?;
+        }
         let worker = if options.merge_in_background { Some(MergeWorker::start()?) } else { None };
         let context = UnitContext {
             table: FileTable::new(storage),
@@ -272,7 +284,7 @@ fn remove_unit_dir(storage: &dyn Storage, dir: &str) -> Result<()> {
     storage.sync_dir(UNITS).map(drop)
 }
 
-pub(crate) fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
+pub(crate) fn read_marker(storage: &dyn Storage) -> Result<Option<(StoreId, u16)>> {
     let names = storage.list("")?;
     if !names.iter().any(|name| name == MARKER) {
         if names.iter().any(|name| name == UNITS) && !storage.list(UNITS)?.is_empty() {
@@ -283,34 +295,34 @@ pub(crate) fn read_marker(storage: &dyn Storage) -> Result<Option<StoreId>> {
     decode_marker(&files::read_small(storage, MARKER)?).map(Some)
 }
 
-/// The identity that a marker's bytes say.
-pub(crate) fn decode_marker(bytes: &[u8]) -> Result<StoreId> {
+/// The identity and the version that a marker's bytes say.
+pub(crate) fn decode_marker(bytes: &[u8]) -> Result<(StoreId, u16)> {
     let mut reader = ByteReader::checksummed(bytes, "the marker of a store")?;
     if reader.array()? != MAGIC {
         return Err(Error::corrupt(format!("{MARKER} is not the marker of a store")));
     }
     let version = reader.u16()?;
-    if version != VERSION {
+    if version != VERSION && version != VERSION_PACKED {
         let context = format!("a store of version {version}, which is newer than this program");
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
     let id = reader.id()?.ok_or_else(|| Error::corrupt("a store without identity"))?;
     reader.finish()?;
-    Ok(StoreId(id))
+    Ok((StoreId(id), version))
 }
 
 fn create(storage: &dyn Storage) -> Result<StoreId> {
     let id = Id::from_bytes(random_bytes()).ok_or_else(|| Error::new(ErrorKind::Io, "no random numbers"))?;
     storage.make_dir(UNITS)?;
     storage.sync_dir("")?;
-    write_marker(storage, StoreId(id))?;
+    write_marker(storage, StoreId(id), VERSION)?;
     Ok(StoreId(id))
 }
 
 /// Puts the marker of that store on the medium, in place of one that may be there.
-pub(crate) fn write_marker(storage: &dyn Storage, id: StoreId) -> Result<()> {
+pub(crate) fn write_marker(storage: &dyn Storage, id: StoreId, version: u16) -> Result<()> {
     let mut writer = ByteWriter::new();
-    writer.bytes(&MAGIC).u16(VERSION).id(Some(id.0)).checksum();
+    writer.bytes(&MAGIC).u16(version).id(Some(id.0)).checksum();
     let file = files::create_anew(storage, MARKER_NEW)?;
     file.write_at(ByteOffset::ZERO, writer.as_bytes())?;
     file.sync()?;

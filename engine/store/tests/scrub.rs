@@ -36,8 +36,10 @@ fn write_some(disk: &BranchDisk, random: &mut Random, writes: u64) {
     for _ in 0..writes {
         let sectors = 1 + random.below(40);
         let at = random.below(LEN / 512 - sectors) * 512;
-        let mut bytes = vec![0; (sectors * 512) as usize];
-        random.fill(&mut bytes);
+        let mut bytes = vec![1 + (at / 512) as u8 % 200; (sectors * 512) as usize];
+        if random.chance(50) {
+            random.fill(&mut bytes);
+        }
         let extent = extent(at, sectors * 512);
         let payload = match random.below(8) {
             0 => Payload::Zero,
@@ -51,7 +53,9 @@ fn write_some(disk: &BranchDisk, random: &mut Random, writes: u64) {
 /// Two branches, an image, merged indexes, an open delta; and what every checkpoint holds.
 fn history(storage: &CrashStorage, seed: u64) -> Vec<(CheckpointId, Vec<u8>)> {
     let mut random = Random::new(seed);
-    let store = Store::open(Arc::new(storage.clone()), options()).unwrap();
+    // Logs with and without compressed payloads.
+    let compress = if random.chance(50) { Compression::Always } else { Compression::Never };
+    let store = Store::open(Arc::new(storage.clone()), StoreOptions { compress, ..options() }).unwrap();
     let disks = vec![DiskSpec { len: ByteLen::new(LEN), serial: "S".into(), device: "/dev/sda".into() }];
     let spec = UnitSpec {
         machine: machine(),

@@ -11,6 +11,8 @@ const BLOCK_HEADER_BYTES: usize = 12;
 const BLOCK_CRC_AT: usize = BLOCK_BYTES - 4;
 /// The length of an entry.
 const ENTRY_BYTES: usize = 40;
+/// The kind of an entry whose payload is compressed, in an index of version 2.
+const KIND_PACKED: u8 = 4;
 /// How many entries a block holds.
 pub(crate) const ENTRIES_PER_BLOCK: usize = (BLOCK_CRC_AT - BLOCK_HEADER_BYTES) / ENTRY_BYTES;
 /// How many fence keys a block holds.
@@ -42,27 +44,36 @@ impl Entry {
     }
 
     fn encode(&self, bytes: &mut [u8]) {
-        let (payload, crc, sectors, skip) = match self.location {
-            Location::Empty(_) => (0, 0, 0, 0),
-            Location::Log(log) => (log.payload.get(), log.crc, log.sectors, log.skip),
+        let (payload, crc, sectors, skip, packed) = match self.location {
+            Location::Empty(_) => (0, 0, 0, 0, 0),
+            Location::Log(log) => (log.payload.get(), log.crc, log.sectors, log.skip, log.packed),
         };
+        let kind = if packed > 0 { KIND_PACKED } else { self.location.kind().to_byte() };
         bytes[..8].copy_from_slice(&self.extent.start().lba().get().to_le_bytes());
         bytes[8..16].copy_from_slice(&(self.extent.len().get() >> SECTOR_SHIFT).to_le_bytes());
         bytes[16..24].copy_from_slice(&self.delta.0.to_le_bytes());
         bytes[24..32].copy_from_slice(&payload.to_le_bytes());
         bytes[32..36].copy_from_slice(&crc.to_le_bytes());
-        bytes[36..40].copy_from_slice(&[sectors, skip, self.location.kind().to_byte(), 0]);
+        bytes[36..40].copy_from_slice(&[sectors, skip, kind, packed]);
     }
 
     fn decode(bytes: &[u8]) -> Option<Entry> {
         let u64_at = |at: usize| Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?));
         let start = Lba::new(u64_at(0)?).offset()?;
         let extent = Extent::new(start, ByteLen::new(u64_at(8)?.checked_mul(SECTOR_BYTES)?)).ok()?;
-        let [sectors, skip, kind] = *bytes.get(36..39)?.first_chunk()?;
-        let location = match RecordKind::from_byte(kind)? {
+        let [sectors, skip, kind, packed] = *bytes.get(36..40)?.first_chunk()?;
+        let (kind, packed) = match kind {
+            KIND_PACKED if packed > 0 => (RecordKind::Data, packed),
+            KIND_PACKED => return None,
+            kind => (RecordKind::from_byte(kind)?, 0),
+        };
+        let location = match kind {
             RecordKind::Data => {
                 let crc = u32::from_le_bytes(*bytes.get(32..36)?.first_chunk()?);
-                let log = LogLocation { payload: ByteOffset::new(u64_at(24)?), crc, sectors, skip };
+                let log = LogLocation { payload: ByteOffset::new(u64_at(24)?), crc, sectors, skip, packed };
+                if log.stored_len() > log.payload_len() {
+                    return None;
+                }
                 if log.skip_len().get().checked_add(extent.len().get())? > log.payload_len().get() {
                     return None;
                 }

@@ -62,6 +62,7 @@ fn random_delta(random: &mut Random, extents: u64) -> ExtentMap<Location> {
             0 => Location::Empty(RecordKind::Zero),
             1 => Location::Empty(RecordKind::Discard),
             _ => Location::Log(LogLocation {
+                packed: 0,
                 payload: ByteOffset::new(number * 65536),
                 crc: random.number() as u32,
                 sectors: sectors as u8,

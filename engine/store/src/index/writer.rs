@@ -1,12 +1,15 @@
 //! Writing an index, entry by entry in order, in bounded memory but for the fence.
 
 use super::entry::{BLOCK_BYTES, ENTRIES_PER_BLOCK, Entry, FENCES_PER_BLOCK, encode_entries, encode_fences};
+use crate::journal::location::Location;
 use crate::unit::branch::DeltaId;
 use blocks::{ByteLen, ByteOffset, ByteReader, ByteWriter, Error, Result, StorageFile, Synced};
 use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"UIdx";
 const VERSION: u16 = 1;
+/// Of an index with entries whose payload is compressed, which version 1 did not know.
+const VERSION_PACKED: u16 = 2;
 /// How many blocks are written at a time.
 const BLOCKS_BATCH: usize = 64;
 
@@ -23,6 +26,8 @@ pub(crate) struct IndexHeader {
     pub covered: ByteLen,
     /// The end of the last entry.
     pub end: ByteOffset,
+    /// Whether an entry's payload is compressed.
+    pub packs: bool,
 }
 
 /// An index that is being written.
@@ -40,7 +45,8 @@ pub(crate) struct IndexWriter {
 impl IndexHeader {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut writer = ByteWriter::new();
-        writer.bytes(&MAGIC).u16(VERSION).u16(0).u64(self.salt).u64(self.first.0).u64(self.last.0);
+        let version = if self.packs { VERSION_PACKED } else { VERSION };
+        writer.bytes(&MAGIC).u16(version).u16(0).u64(self.salt).u64(self.first.0).u64(self.last.0);
         writer.u64(self.entries).u64(self.entry_blocks).u64(self.covered.get()).u64(self.end.get());
         let mut bytes = writer.into_bytes();
         bytes.resize(BLOCK_BYTES - 4, 0);
@@ -56,7 +62,7 @@ impl IndexHeader {
             return Err(Error::corrupt(format!("{name} is not an index")));
         }
         let version = reader.u16()?;
-        if version != VERSION {
+        if version != VERSION && version != VERSION_PACKED {
             let context =
                 format!("{name} is an index of version {version}, which is newer than this program");
             return Err(Error::new(blocks::ErrorKind::Unsupported, context));
@@ -70,6 +76,7 @@ impl IndexHeader {
             entry_blocks: reader.u64()?,
             covered: ByteLen::new(reader.u64()?),
             end: ByteOffset::new(reader.u64()?),
+            packs: version == VERSION_PACKED,
         })
     }
 }
@@ -80,7 +87,16 @@ impl IndexWriter {
         let (covered, end) = (ByteLen::ZERO, ByteOffset::ZERO);
         IndexWriter {
             file,
-            header: IndexHeader { salt, first, last, entries: 0, entry_blocks: 0, covered, end },
+            header: IndexHeader {
+                salt,
+                first,
+                last,
+                entries: 0,
+                entry_blocks: 0,
+                covered,
+                end,
+                packs: false,
+            },
             waiting: None,
             block: Vec::with_capacity(ENTRIES_PER_BLOCK),
             batch: Vec::new(),
@@ -94,6 +110,7 @@ impl IndexWriter {
         debug_assert!(self.header.end <= entry.extent.start(), "entries come in order");
         self.header.covered += entry.extent.len();
         self.header.end = entry.extent.end();
+        self.header.packs |= matches!(entry.location, Location::Log(log) if log.packed > 0);
         match &mut self.waiting {
             Some(waiting) if waiting.continues(&entry) => {
                 let len = waiting.extent.len() + entry.extent.len();

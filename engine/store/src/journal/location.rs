@@ -1,5 +1,6 @@
 //! Where the bytes of an extent are.
 
+use super::pack::PACK_UNIT_BYTES;
 use blocks::{Allocation, ByteLen, ByteOffset, SECTOR_BYTES, Sliceable};
 
 /// What was said about an extent.
@@ -24,12 +25,14 @@ pub(crate) enum Location {
 pub(crate) struct LogLocation {
     /// Where the whole payload starts.
     pub payload: ByteOffset,
-    /// CRC32C of the whole payload.
+    /// CRC32C of the whole payload as it is stored.
     pub crc: u32,
     /// Its length in sectors: 1 to 128.
     pub sectors: u8,
     /// How many of them come before the one meant.
     pub skip: u8,
+    /// Where it is compressed, how many units of 256 bytes are stored of it; 0 where it is stored as it is.
+    pub packed: u8,
 }
 
 impl RecordKind {
@@ -54,6 +57,14 @@ impl RecordKind {
 impl LogLocation {
     pub(crate) fn payload_len(&self) -> ByteLen {
         ByteLen::new(u64::from(self.sectors) * SECTOR_BYTES)
+    }
+
+    /// How many bytes lie in the log; what `crc` is over.
+    pub(crate) fn stored_len(&self) -> ByteLen {
+        match self.packed {
+            0 => self.payload_len(),
+            units => ByteLen::new(u64::from(units) * PACK_UNIT_BYTES as u64),
+        }
     }
 
     pub(crate) fn skip_len(&self) -> ByteLen {
@@ -95,7 +106,7 @@ impl Sliceable for Location {
             (Location::Empty(a), Location::Empty(b)) => a == b,
             (Location::Log(a), Location::Log(b)) => {
                 a.payload == b.payload
-                    && (a.crc, a.sectors) == (b.crc, b.sectors)
+                    && (a.crc, a.sectors, a.packed) == (b.crc, b.sectors, b.packed)
                     && a.skip_len() + len == b.skip_len()
             }
             _ => false,

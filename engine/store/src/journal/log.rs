@@ -1,8 +1,11 @@
 //! Appending to a log.
 
 use super::location::{Location, LogLocation, RecordKind};
+use super::pack;
+use super::packer::Packer;
 use super::record::{HEADER_BYTES, LogIdentity, PAYLOAD_BYTES_MAX, RecordHeader};
 use blocks::{ByteLen, ByteOffset, Extent, Result, SECTOR_BYTES, Seq, StorageFile};
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A write, cut into what becomes one record each, with the checksums already taken.
@@ -15,7 +18,9 @@ pub(crate) struct PreparedWrite<'a> {
 struct PreparedPiece<'a> {
     kind: RecordKind,
     extent: Extent,
-    payload: &'a [u8],
+    /// As it is stored.
+    payload: Cow<'a, [u8]>,
+    packed: u8,
     crc: u32,
 }
 
@@ -28,19 +33,29 @@ pub(crate) struct LogWriter {
 }
 
 impl<'a> PreparedWrite<'a> {
-    /// `extent` gets `data`, which is as long.
-    pub(crate) fn data(extent: Extent, data: &'a [u8]) -> PreparedWrite<'a> {
+    /// `extent` gets `data`, which is as long; compressed where the packer says so.
+    pub(crate) fn data(extent: Extent, data: &'a [u8], packer: &Packer) -> PreparedWrite<'a> {
         let piece = |part: Extent| {
             let from = (part.start() - extent.start()).as_usize();
             let payload = &data[from..from + part.len().as_usize()];
-            PreparedPiece { kind: RecordKind::Data, extent: part, payload, crc: crc32c::crc32c(payload) }
+            let (payload, packed) = match packer.pack(payload) {
+                Some(stored) => {
+                    let units = pack::units(&stored);
+                    (Cow::Owned(stored), units)
+                }
+                None => (Cow::Borrowed(payload), 0),
+            };
+            let crc = crc32c::crc32c(&payload);
+            PreparedPiece { kind: RecordKind::Data, extent: part, payload, packed, crc }
         };
         PreparedWrite { pieces: extent.split(ByteLen::new(PAYLOAD_BYTES_MAX)).map(piece).collect() }
     }
 
     /// `extent` gets no bytes.
     pub(crate) fn empty(extent: Extent, kind: RecordKind) -> PreparedWrite<'a> {
-        PreparedWrite { pieces: vec![PreparedPiece { kind, extent, payload: &[], crc: 0 }] }
+        PreparedWrite {
+            pieces: vec![PreparedPiece { kind, extent, payload: Cow::Borrowed(&[]), packed: 0, crc: 0 }],
+        }
     }
 
     /// How much longer it makes a log.
@@ -82,6 +97,7 @@ impl LogWriter {
                 extent: piece.extent,
                 synced_to,
                 payload_crc: piece.crc,
+                packed: piece.packed,
             };
             headers.push(header.encode(self.identity, at));
             let payload = at + ByteLen::new(HEADER_BYTES as u64);
@@ -91,7 +107,7 @@ impl LogWriter {
         let parts: Vec<&[u8]> = headers
             .iter()
             .zip(&write.pieces)
-            .flat_map(|(header, piece)| [&header[..], piece.payload])
+            .flat_map(|(header, piece)| [&header[..], &piece.payload])
             .collect();
         self.file.write_vectored_at(self.len, &parts)?;
         self.len = at;
@@ -108,6 +124,7 @@ pub(crate) fn location(header: &RecordHeader, payload: ByteOffset) -> Location {
             sectors: u8::try_from(header.extent.len().get() / SECTOR_BYTES)
                 .expect("a payload has at most 128 sectors"),
             skip: 0,
+            packed: header.packed,
         }),
         kind => Location::Empty(kind),
     }

@@ -3,5 +3,7 @@
 pub(crate) mod check;
 pub(crate) mod location;
 pub(crate) mod log;
+pub(crate) mod pack;
+pub(crate) mod packer;
 pub(crate) mod record;
 pub(crate) mod recovery;

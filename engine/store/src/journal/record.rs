@@ -1,6 +1,7 @@
 //! One record of a log: a header that is checked by itself, then the payload. docs/formats/store.md has the table.
 
 use super::location::RecordKind;
+use super::pack::PACK_UNIT_BYTES;
 use crate::unit::branch::DeltaId;
 use blocks::{BlockShift, ByteLen, ByteOffset, Extent, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq};
 
@@ -10,6 +11,9 @@ pub(crate) const HEADER_BYTES: usize = 64;
 pub(crate) const PAYLOAD_BYTES_MAX: u64 = 64 << 10;
 
 const MAGIC: [u8; 4] = *b"URc1";
+/// Of records whose payload is compressed, which version 1 did not know.
+const MAGIC_PACKED: [u8; 4] = *b"URc2";
+const KIND_PACKED: u8 = 4;
 const FLAG_LAST: u8 = 1;
 
 const _: () = assert!(PAYLOAD_BYTES_MAX / SECTOR_BYTES <= u8::MAX as u64);
@@ -33,14 +37,19 @@ pub(crate) struct RecordHeader {
     pub extent: Extent,
     /// How much of the log was known to be on the medium when this was appended.
     pub synced_to: ByteOffset,
-    /// CRC32C of the payload; 0 without one.
+    /// CRC32C of the payload as it is stored; 0 without one.
     pub payload_crc: u32,
+    /// Where the payload is compressed, how many units of 256 bytes it takes; otherwise 0.
+    pub packed: u8,
 }
 
 impl RecordHeader {
     /// How many bytes follow the header.
     pub(crate) fn payload_len(&self) -> ByteLen {
         match self.kind {
+            RecordKind::Data if self.packed > 0 => {
+                ByteLen::new(u64::from(self.packed) * PACK_UNIT_BYTES as u64)
+            }
             RecordKind::Data => self.extent.len(),
             RecordKind::Zero | RecordKind::Discard => ByteLen::ZERO,
         }
@@ -50,8 +59,13 @@ impl RecordHeader {
     pub(crate) fn encode(&self, log: LogIdentity, at: ByteOffset) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
-        put(0, &MAGIC);
-        put(4, &[self.kind.to_byte(), if self.last { FLAG_LAST } else { 0 }]);
+        let packed = self.packed > 0;
+        put(0, if packed { &MAGIC_PACKED } else { &MAGIC });
+        put(
+            4,
+            &[if packed { KIND_PACKED } else { self.kind.to_byte() }, if self.last { FLAG_LAST } else { 0 }],
+        );
+        put(6, &u16::from(self.packed).to_le_bytes());
         put(8, &log.salt.to_le_bytes());
         put(16, &log.delta.0.to_le_bytes());
         put(24, &self.seq.0.to_le_bytes());
@@ -70,7 +84,9 @@ impl RecordHeader {
         log: LogIdentity,
         at: ByteOffset,
     ) -> Option<RecordHeader> {
-        if bytes[..4] != MAGIC
+        let packed = bytes[..4] == MAGIC_PACKED;
+        if (!packed && bytes[..4] != MAGIC)
+            || (packed && bytes[4] != KIND_PACKED)
             || u64_at(bytes, 8) != log.salt
             || u64_at(bytes, 16) != log.delta.0
             || u32_at(bytes, 60) != header_crc(bytes, at)
@@ -80,15 +96,20 @@ impl RecordHeader {
         let start = Lba::new(u64_at(bytes, 32)).offset()?;
         let len = ByteLen::new(u64_at(bytes, 40).checked_mul(SECTOR_BYTES)?);
         let header = RecordHeader {
-            kind: RecordKind::from_byte(bytes[4])?,
+            kind: if packed { RecordKind::Data } else { RecordKind::from_byte(bytes[4])? },
             last: bytes[5] & FLAG_LAST != 0,
             seq: Seq(u64_at(bytes, 24)),
             extent: Extent::new(start, len).ok()?,
             synced_to: ByteOffset::new(u64_at(bytes, 48)),
             payload_crc: u32_at(bytes, 56),
+            packed: if packed { u8::try_from(u16::from_le_bytes([bytes[6], bytes[7]])).ok()? } else { 0 },
         };
-        let fits =
-            header.payload_len().get() <= PAYLOAD_BYTES_MAX && header.extent.is_aligned(BlockShift::SECTOR);
+        let has_room = match header.kind {
+            RecordKind::Data => header.extent.len().get() <= PAYLOAD_BYTES_MAX,
+            RecordKind::Zero | RecordKind::Discard => true,
+        };
+        let shrinks = !packed || (header.packed > 0 && header.payload_len() < header.extent.len());
+        let fits = has_room && shrinks && header.extent.is_aligned(BlockShift::SECTOR);
         fits.then_some(header)
     }
 }
@@ -106,12 +127,15 @@ pub(crate) fn reseal_header(bytes: &mut [u8], at: usize, log: LogIdentity, paylo
     else {
         return;
     };
-    if header[..4] != MAGIC {
+    if header[..4] != MAGIC && header[..4] != MAGIC_PACKED {
         return;
     }
     header[8..16].copy_from_slice(&log.salt.to_le_bytes());
     header[16..24].copy_from_slice(&log.delta.0.to_le_bytes());
-    let payload_len = usize::try_from(u64_at(header, 40).saturating_mul(SECTOR_BYTES)).unwrap_or(usize::MAX);
+    let payload_len = match header[..4] == MAGIC_PACKED {
+        true => usize::from(header[6]) * PACK_UNIT_BYTES,
+        false => usize::try_from(u64_at(header, 40).saturating_mul(SECTOR_BYTES)).unwrap_or(usize::MAX),
+    };
     if payload_too && let Some(payload) = rest.get(..payload_len) {
         header[56..60].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
     }
@@ -139,6 +163,7 @@ mod tests {
             extent: Extent::new(ByteOffset::new(1 << 50), ByteLen::new(4096)).unwrap(),
             synced_to: ByteOffset::new(640),
             payload_crc: 0xdead_beef,
+            packed: 0,
         }
     }
 
@@ -156,6 +181,17 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(RecordHeader::decode(&flipped, log, at), None, "bit {bit}");
         }
+    }
+
+    #[test]
+    fn a_compressed_record_is_read_as_it_was_written_and_must_have_shrunk() {
+        let log = LogIdentity { salt: 11, delta: DeltaId(3) };
+        let at = ByteOffset::new(1280);
+        let packed = RecordHeader { packed: 5, ..header() };
+        assert_eq!(packed.payload_len(), ByteLen::new(1280));
+        assert_eq!(RecordHeader::decode(&packed.encode(log, at), log, at), Some(packed));
+        let grown = RecordHeader { packed: 16, ..header() };
+        assert_eq!(RecordHeader::decode(&grown.encode(log, at), log, at), None);
     }
 
     /// The bytes of version 1, kept so that they stay readable.

@@ -1,6 +1,7 @@
 use super::*;
 use crate::journal::location::RecordKind;
 use crate::journal::log::{LogWriter, PreparedWrite};
+use crate::journal::packer::{Compression, Packer};
 use crate::testing::CrashStorage;
 use crate::unit::branch::DeltaId;
 use blocks::{ErrorKind, OpenMode, Storage};
@@ -18,12 +19,13 @@ fn log(storage: &CrashStorage) -> (Arc<dyn StorageFile>, Vec<ByteOffset>) {
     let mut writer = LogWriter::new(Arc::clone(&file), IDENTITY, ByteOffset::ZERO);
     let data = vec![0xa5; 160 << 10];
     let long = extent(8192, 160 << 10);
+    let never = Packer::new(Compression::Never);
     let writes = [
-        PreparedWrite::data(extent(0, 4096), &data[..4096]),
+        PreparedWrite::data(extent(0, 4096), &data[..4096], &never),
         PreparedWrite::empty(extent(4096, 1 << 40), RecordKind::Zero),
-        PreparedWrite::data(long, &data),
+        PreparedWrite::data(long, &data, &never),
         PreparedWrite::empty(extent(512, 512), RecordKind::Discard),
-        PreparedWrite::data(extent(1024, 512), &data[..512]),
+        PreparedWrite::data(extent(1024, 512), &data[..512], &never),
     ];
     let mut ends = vec![ByteOffset::ZERO];
     for (index, write) in writes.iter().enumerate() {

@@ -214,7 +214,8 @@ fn take_step(storage: &dyn Storage, finding: &Finding, step: &RepairStep) -> Res
     if *step == RepairStep::RebuildMarker {
         let id = common_store(storage, &storage.list(UNITS)?)
             .ok_or_else(|| Error::new(ErrorKind::Io, "the units no longer agree"))?;
-        store::write_marker(storage, id)?;
+        // The newer version is right for stores of either.
+        store::write_marker(storage, id, store::VERSION_PACKED)?;
         return Ok(format!("{file} was made again from what the units say"));
     }
     let (disk, dir, name) = parts_of(file)?;

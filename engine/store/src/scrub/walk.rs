@@ -392,7 +392,7 @@ fn read_alone(
     log: &crate::stored_file::StoredFile,
     location: &LogLocation,
 ) -> std::result::Result<(), String> {
-    let mut bytes = vec![0; location.payload_len().as_usize()];
+    let mut bytes = vec![0; location.stored_len().as_usize()];
     let file: Arc<dyn StorageFile> = log.open().map_err(|error| error.to_string())?;
     file.read_at(location.payload, &mut bytes).map_err(|error| error.to_string())?;
     match crc32c::crc32c(&bytes) == location.crc {

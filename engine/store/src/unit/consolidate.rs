@@ -8,7 +8,7 @@ use crate::image::{ReplayContent, ReplayPiece, replay};
 use crate::index::entry::Entry;
 use crate::index::merge::Merge;
 use crate::index::stack::Stack;
-use crate::journal::location::RecordKind;
+use crate::journal::location::{Location, RecordKind};
 use crate::pace::Pace;
 use crate::plan::{Plan, PlanPiece};
 use crate::unit::Unit;
@@ -275,6 +275,9 @@ impl Pieces<'_> {
                     Error::corrupt(format!("an index names delta {}, which is not below it", entry.delta))
                 })?;
                 self.pace.take(ByteLen::new(2 * extent.len().get()))?;
+                if let Location::Log(location) = entry.location {
+                    self.report.log_read += location.stored_len();
+                }
                 let mut bytes = vec![0; extent.len().as_usize()];
                 let plan = Plan::new(vec![PlanPiece::at(extent, entry.location, log)]);
                 plan.read(extent.start(), &mut bytes, self.stack.image(), RequestClass::Background)?;
@@ -284,7 +287,6 @@ impl Pieces<'_> {
         match content {
             ReplayContent::Data(_) => {
                 self.report.written += extent.len();
-                self.report.log_read += extent.len();
             }
             ReplayContent::Zero | ReplayContent::Discard => self.report.zeroed += extent.len(),
         }

@@ -99,6 +99,7 @@ fn options() -> StoreOptions {
         part_log_bytes_max: ByteLen::new(400 << 10),
         index_cache: ByteLen::new(64 << 10),
         merge_in_background: false,
+        compress: Compression::Always,
         ..StoreOptions::default()
     }
 }

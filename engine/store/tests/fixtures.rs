@@ -1,7 +1,8 @@
-//! A store as version 1 of every format wrote it (log, index, merged index, manifest, marker, checksum sidecar) is
-//! opened, read, checked and carried on by today's code.
+//! Stores as earlier code wrote them are opened, read, scrubbed and carried on by today's code.
 //!
-//! `UNDERSTUDY_WRITE_FIXTURES=1 cargo test -p understudy-store --test fixture_v1` writes the files where they are missing
+//! `v1` has version 1 of every format (log, index, merged index, manifest, marker, checksum sidecar), `v2` has compressed
+//! payloads: records of version 2, and the indexes and the marker of version 2 that tell of them.
+//! `UNDERSTUDY_WRITE_FIXTURES=1 cargo test -p understudy-store --test fixtures` writes the files where they are missing
 //! and never touches what is there: only the code of that version can make them.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
@@ -15,17 +16,21 @@ const DISK: DiskIndex = DiskIndex(0);
 /// Enough checkpoints that eight neighbours become one index.
 const STEPS: u64 = 10;
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/store")
+fn folder(version: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/{version}/store"))
 }
 
 fn machine() -> MachineId {
     MachineId(Id::from_bytes([0x2a; 16]).unwrap())
 }
 
-fn open(folder: &Path) -> Store {
-    let options =
-        StoreOptions { reserve: ByteLen::ZERO, merge_in_background: false, ..StoreOptions::default() };
+fn open(folder: &Path, compress: Compression) -> Store {
+    let options = StoreOptions {
+        reserve: ByteLen::ZERO,
+        merge_in_background: false,
+        compress,
+        ..StoreOptions::default()
+    };
     Store::open(Arc::new(HostStorage::new(folder).unwrap()), options).unwrap()
 }
 
@@ -64,9 +69,9 @@ fn expected() -> Vec<Vec<u8>> {
         .collect()
 }
 
-fn make(folder: &Path) {
+fn make(folder: &Path, compress: Compression) {
     std::fs::create_dir_all(folder).unwrap();
-    let store = open(folder);
+    let store = open(folder, compress);
     let disks = vec![DiskSpec { len: ByteLen::new(LEN), serial: "S1".into(), device: "/dev/sda".into() }];
     let spec = UnitSpec {
         machine: machine(),
@@ -119,16 +124,27 @@ fn read(volume: &dyn Volume) -> Vec<u8> {
 
 #[test]
 fn a_store_of_version_1_is_opened_read_and_carried_on() {
-    if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !folder().exists() {
-        make(&folder());
+    carry_on("v1", Compression::Never);
+}
+
+#[test]
+fn a_store_with_compressed_payloads_is_opened_read_and_carried_on() {
+    carry_on("v2", Compression::Always);
+}
+
+fn carry_on(version: &str, made: Compression) {
+    let folder = folder(version);
+    if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !folder.exists() {
+        make(&folder, made);
     }
     let work = tempfile::tempdir().unwrap();
-    copy_dir(&folder(), work.path());
-    let store = open(work.path());
+    copy_dir(&folder, work.path());
+    let store = open(work.path(), Compression::Never);
     assert_eq!(store.damaged_units(), [], "{:?}", store.findings());
     assert_eq!(store.findings(), Vec::<String>::new());
     let unit = store.unit(machine()).unwrap();
     assert_eq!((unit.name().as_str(), unit.definition()), ("old-timer", br#"{"cpus":2}"#.to_vec()));
+    assert_eq!(unit.scrub(&Pace::unlimited(), &|_, _| {}).unwrap().findings, []);
     assert_eq!(unit.gaps()[0].cause, "the machine was away");
     assert_eq!(unit.note("session/none").unwrap(), b"{}");
     let expected = expected();
@@ -147,7 +163,7 @@ fn a_store_of_version_1_is_opened_read_and_carried_on() {
     let mut after = expected[STEPS as usize].clone();
     after[..512].fill(9);
     drop((head, unit, store));
-    let store = open(work.path());
+    let store = open(work.path(), Compression::Never);
     let unit = store.unit(machine()).unwrap();
     assert!(read(&unit.view(newest, DISK).unwrap()) == after, "the consolidated whole");
 }

@@ -39,6 +39,11 @@ pub const DECODERS: &[Decoder] = &[
         seeds: &[unit!("disk0/3.index"), unit!("disk0/2-9.index"), unit!("v2", "disk0/2-9.index")],
     },
     Decoder { name: "packed", run: store::fuzzing::packed, seeds: &[unit!("disk0/3.index")] },
+    Decoder {
+        name: "hashes",
+        run: store::fuzzing::hashes,
+        seeds: &["engine/store/tests/fixtures/v1/blocks.hashes"],
+    },
     Decoder { name: "manifest", run: store::fuzzing::manifest, seeds: &[unit!("manifest")] },
     Decoder {
         name: "marker",

@@ -135,6 +135,18 @@ fn read_index(bytes: &[u8]) {
     }
 }
 
+/// A file of hashes of blocks.
+pub fn hashes(bytes: &[u8]) {
+    let mut sealed = bytes[..bytes.len().min(INPUT_BYTES_MAX)].to_vec();
+    for _ in 0..2 {
+        let (storage, _file) = file_of(&sealed);
+        let _ = refused(crate::identity::fuzz(&storage, "input", &sealed));
+        for page in sealed.chunks_exact_mut(4096) {
+            reseal(page);
+        }
+    }
+}
+
 /// A manifest: what is accepted can be relied on.
 pub fn manifest(bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(INPUT_BYTES_MAX)];

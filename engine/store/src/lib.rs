@@ -9,6 +9,7 @@ mod copy;
 mod delta_file;
 #[doc(hidden)]
 pub mod fuzzing;
+mod identity;
 mod image;
 mod index;
 mod journal;
@@ -26,6 +27,7 @@ pub use branch_disk::{BranchDisk, Payload};
 pub use convert::{Difference, compare_volumes, convert_volume};
 pub use copy::copy_volume;
 pub use delta_file::{DeltaFile, DeltaHeader, DeltaMerge, Prefer, apply_delta, merge_deltas};
+pub use identity::{BlockHash, BlockHashes};
 pub use image::{
     CheckReport, Fault, FaultKind, ImageFormat, ImageOptions, NewImage, ReplayContent, ReplayPiece,
     SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,

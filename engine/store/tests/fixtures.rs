@@ -167,3 +167,25 @@ fn carry_on(version: &str, made: Compression) {
     let unit = store.unit(machine()).unwrap();
     assert!(read(&unit.view(newest, DISK).unwrap()) == after, "the consolidated whole");
 }
+
+/// Hashes of blocks as version 1 kept them: of the newest checkpoint of the store of version 1.
+#[test]
+fn hashes_of_version_1_stay_readable() {
+    let kept = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/blocks.hashes");
+    let work = tempfile::tempdir().unwrap();
+    copy_dir(&folder("v1"), work.path());
+    let name = format!("units/{}/disk0/blocks.hashes", machine());
+    let hash = |block: u64| [u8::try_from(block).unwrap() + 1; 32];
+    let hashes = |unit: &Unit| unit.block_hashes(unit.checkpoints().last().unwrap().id, DISK).unwrap();
+    if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !kept.exists() {
+        let store = open(work.path(), Compression::Never);
+        let hashes = hashes(&store.unit(machine()).unwrap());
+        [0, 3].into_iter().for_each(|block| hashes.put(block, &hash(block)));
+        std::fs::copy(work.path().join(&name), &kept).unwrap();
+    }
+    std::fs::copy(&kept, work.path().join(&name)).unwrap();
+    let store = open(work.path(), Compression::Never);
+    let hashes = hashes(&store.unit(machine()).unwrap());
+    let known: Vec<_> = (0..4).map(|block| hashes.get(block)).collect();
+    assert_eq!(known, [Some(hash(0)), None, None, Some(hash(3))]);
+}

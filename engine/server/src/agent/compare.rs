@@ -15,12 +15,21 @@ pub(crate) struct Compared {
     pub skipped: ByteLen,
     /// What differs, neighbours joined.
     pub differing: Vec<Extent>,
+    /// Hashes that were computed of the stand-in's blocks, which are counted in 64 KiB.
+    pub computed: Vec<(u64, BlockHash)>,
 }
 
 /// Compares block by block, without blocks that touch `skip` or have no hash. Only 64 KiB blocks, and only whole ranges
 /// of the disk. A block that the stand-in cannot read because it is rotten counts as differing, and is reported in the
 /// log: what is sent for it mends it.
-pub(crate) fn compare(volume: &dyn Volume, report: &HashReport, skip: &ExtentSet) -> Result<Compared> {
+///
+/// `known` has the hashes of blocks in this very state: such blocks are not read.
+pub(crate) fn compare(
+    volume: &dyn Volume,
+    report: &HashReport,
+    skip: &ExtentSet,
+    known: &dyn Fn(u64) -> Option<BlockHash>,
+) -> Result<Compared> {
     check(volume, report)?;
     let zero = known_zero(volume, report.range)?;
     let mut compared = Compared::default();
@@ -31,10 +40,15 @@ pub(crate) fn compare(volume: &dyn Volume, report: &HashReport, skip: &ExtentSet
             compared.skipped += block.len();
             continue;
         };
+        let number = BlockShift::KIB_64.block_of(block.start());
         let ours = if zero.contains(block) {
             Some(zero_hash(block.len()))
+        } else if let Some(kept) = known(number) {
+            Some(kept)
         } else {
-            hash_block(volume, block, &mut buffer)?
+            let computed = hash_block(volume, block, &mut buffer)?;
+            compared.computed.extend(computed.map(|hash| (number, hash)));
+            computed
         };
         if ours == Some(theirs) {
             compared.equal += block.len();
@@ -148,10 +162,10 @@ mod tests {
         let ours = disk(&[(0, 1), (BLOCK, 2), (5 * BLOCK, 3)]);
         let theirs = disk(&[(0, 1), (BLOCK, 9), (2 * BLOCK + 512, 2), (5 * BLOCK, 4)]);
         let whole = from(0, 5 * BLOCK + 512);
-        let compared = compare(&ours, &report(&theirs, whole), &ExtentSet::new()).unwrap();
+        let compared = compare(&ours, &report(&theirs, whole), &ExtentSet::new(), &|_| None).unwrap();
         assert_eq!(compared.differing, [from(BLOCK, 2 * BLOCK), from(5 * BLOCK, 512)]);
         assert_eq!(compared.equal, ByteLen::new(3 * BLOCK));
-        let same = compare(&ours, &report(&ours, whole), &ExtentSet::new()).unwrap();
+        let same = compare(&ours, &report(&ours, whole), &ExtentSet::new(), &|_| None).unwrap();
         assert_eq!((same.equal, same.differing), (whole.len(), vec![]));
     }
 
@@ -162,7 +176,7 @@ mod tests {
         let mut report = report(&theirs, from(0, 3 * BLOCK));
         report.hashes[2] = None;
         let skip = ExtentSet::from_iter([from(BLOCK + 512, 512)]);
-        let compared = compare(&ours, &report, &skip).unwrap();
+        let compared = compare(&ours, &report, &skip, &|_| None).unwrap();
         assert_eq!(compared.differing, [from(0, BLOCK)]);
         assert_eq!(compared.skipped, ByteLen::new(2 * BLOCK));
     }
@@ -174,12 +188,98 @@ mod tests {
         let wrong = |change: &dyn Fn(&mut HashReport)| {
             let mut report = good.clone();
             change(&mut report);
-            compare(&ours, &report, &ExtentSet::new()).unwrap_err().kind()
+            compare(&ours, &report, &ExtentSet::new(), &|_| None).unwrap_err().kind()
         };
         assert_eq!(wrong(&|report| report.block = BlockShift::KIB_4), ErrorKind::InvalidInput);
         assert_eq!(wrong(&|report| report.range = from(512, 2 * BLOCK)), ErrorKind::InvalidInput);
         assert_eq!(wrong(&|report| report.range = from(0, 9 * BLOCK)), ErrorKind::InvalidInput);
         assert_eq!(wrong(&|report| report.range = from(0, BLOCK + 512)), ErrorKind::InvalidInput);
         assert_eq!(wrong(&|report| report.hashes.truncate(1)), ErrorKind::InvalidInput);
+    }
+
+    /// A volume that counts what is read of it.
+    struct Counted<'a>(&'a dyn Volume, std::sync::atomic::AtomicU64);
+
+    impl Volume for Counted<'_> {
+        fn len(&self) -> ByteLen {
+            self.0.len()
+        }
+        fn is_read_only(&self) -> bool {
+            self.0.is_read_only()
+        }
+        fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+            self.1.fetch_add(buffer.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            self.0.read_at(offset, buffer, class)
+        }
+        fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+            self.0.write_at(offset, data, fua, class)
+        }
+        fn write_zeroes(&self, extent: Extent, keep: bool, fua: bool, class: RequestClass) -> Result<()> {
+            self.0.write_zeroes(extent, keep, fua, class)
+        }
+        fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+            self.0.discard(extent, fua, class)
+        }
+        fn flush(&self) -> Result<()> {
+            self.0.flush()
+        }
+        fn status(&self, extent: Extent) -> Result<Vec<blocks::ExtentStatus>> {
+            self.0.status(extent)
+        }
+    }
+
+    /// A verification of a disk that did not change since the last one reads none of its data, and of one that did only
+    /// the blocks that changed.
+    #[test]
+    fn what_is_known_is_not_read_again() {
+        use store::*;
+        let options = StoreOptions { reserve: ByteLen::ZERO, ..StoreOptions::default() };
+        let store = Store::open(std::sync::Arc::new(testing::CrashStorage::new()), options).unwrap();
+        let len = ByteLen::new(5 * BLOCK + 512);
+        let unit = store
+            .create_unit(UnitSpec {
+                machine: blocks::MachineId(blocks::Id::from_bytes([1; 16]).unwrap()),
+                name: "box".into(),
+                definition: Vec::new(),
+                disks: vec![DiskSpec { len, serial: String::new(), device: "/dev/sda".into() }],
+                image_format: ImageFormat::Raw,
+            })
+            .unwrap();
+        let theirs = MemoryVolume::new(len);
+        let head = unit.disk(unit.main_branch(), DiskIndex(0)).unwrap();
+        let write = |at: u64, byte: u8| {
+            let at = ByteOffset::new(at);
+            theirs.write_at(at, &[byte; 512], false, RequestClass::Guest).unwrap();
+            head.write_at(at, &[byte; 512], false, RequestClass::Background).unwrap();
+        };
+        [0, BLOCK, 3 * BLOCK, 5 * BLOCK].into_iter().for_each(|at| write(at, 7));
+        let verify = || {
+            let sealed = unit.seal(unit.main_branch(), CheckpointSpec::crash_consistent_now()).unwrap();
+            let view = unit.view(sealed.into_inner(), DiskIndex(0)).unwrap();
+            let hashes = unit.block_hashes(unit.checkpoints().last().unwrap().id, DiskIndex(0)).unwrap();
+            let counted = Counted(&view, 0.into());
+            let whole = from(0, len.get());
+            let compared =
+                compare(&counted, &report(&theirs, whole), &ExtentSet::new(), &|block| hashes.get(block))
+                    .unwrap();
+            assert_eq!((compared.equal, compared.differing), (len, vec![]));
+            compared.computed.iter().for_each(|(block, hash)| hashes.put(*block, hash));
+            counted.1.into_inner()
+        };
+        assert_eq!(verify(), 3 * BLOCK + 512, "the first reads what is not zero");
+        assert_eq!(verify(), 0, "nothing changed: nothing is read");
+        write(BLOCK + 1024, 9);
+        assert_eq!(verify(), BLOCK, "one block changed");
+        assert_eq!(verify(), 0);
+        // A difference is found by kept hashes too.
+        theirs.write_at(ByteOffset::ZERO, &[1; 512], false, RequestClass::Guest).unwrap();
+        let newest = unit.checkpoints().last().unwrap().id;
+        let (view, hashes) =
+            (unit.view(newest, DiskIndex(0)).unwrap(), unit.block_hashes(newest, DiskIndex(0)).unwrap());
+        let compared = compare(&view, &report(&theirs, from(0, len.get())), &ExtentSet::new(), &|block| {
+            hashes.get(block)
+        })
+        .unwrap();
+        assert_eq!(compared.differing, [from(0, BLOCK)]);
     }
 }

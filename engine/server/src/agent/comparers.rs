@@ -1,12 +1,12 @@
 //! Comparing hashes beside the ingest, a few at a time.
 
-use super::compare::compare;
+use super::compare::{Compared, compare};
 use super::requests::{Comparison, RequestEvent};
 use super::source::Source;
-use blocks::{CheckpointId, DiskIndex, ExtentSet, Result, Volume};
+use blocks::{BlockShift, CheckpointId, DiskIndex, Extent, ExtentSet, Result, Volume};
 use std::collections::HashMap;
 use std::sync::Arc;
-use store::View;
+use store::{BlockHashes, BranchDisk, View};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use wire::{HashReport, ServerMessage};
@@ -19,7 +19,7 @@ pub(crate) struct Comparers {
     source: Arc<Source>,
     hands: Hands,
     /// The checkpoint that is being verified, and its views; they pin it.
-    views: HashMap<(CheckpointId, DiskIndex), Arc<View>>,
+    views: HashMap<(CheckpointId, DiskIndex), (Arc<View>, BlockHashes)>,
 }
 
 /// Who compares.
@@ -49,7 +49,7 @@ impl Comparers {
     pub fn scan(&self, report: HashReport) -> Result<()> {
         let disk = self.source.disk(report.disk)?.clone();
         self.spawn(move |source| {
-            let compared = compare(&*disk, &report, &ExtentSet::new())?;
+            let compared = scan_with_kept(source, &disk, &report)?;
             let (disk, range) = (report.disk, report.range);
             source.tell(ServerMessage::Differing { disk, range, extents: compared.differing });
             Ok(())
@@ -66,10 +66,11 @@ impl Comparers {
         last: bool,
     ) -> Result<()> {
         let disk = report.disk;
-        let view = self.view(checkpoint, disk)?;
+        let (view, hashes) = self.view(checkpoint, disk)?;
         let excluded = self.excluded(checkpoint, disk);
         self.spawn(move |source| {
-            let compared = compare(&*view as &dyn Volume, &report, &excluded)?;
+            let compared = compare(&*view as &dyn Volume, &report, &excluded, &|block| hashes.get(block))?;
+            compared.computed.iter().for_each(|(block, hash)| hashes.put(*block, hash));
             let comparison = Comparison {
                 disk,
                 equal: compared.equal,
@@ -96,15 +97,16 @@ impl Comparers {
         }
     }
 
-    fn view(&mut self, checkpoint: CheckpointId, disk: DiskIndex) -> Result<Arc<View>> {
+    fn view(&mut self, checkpoint: CheckpointId, disk: DiskIndex) -> Result<(Arc<View>, BlockHashes)> {
         if let Some(view) = self.views.get(&(checkpoint, disk)) {
             return Ok(view.clone());
         }
         // One checkpoint is verified at a time; one that was given up must not stay pinned.
         self.views.retain(|(_, other), _| *other != disk);
         let view = Arc::new(self.source.unit.view(checkpoint, disk)?);
-        self.views.insert((checkpoint, disk), view.clone());
-        Ok(view)
+        let hashes = self.source.unit.block_hashes(checkpoint, disk)?;
+        self.views.insert((checkpoint, disk), (view.clone(), hashes.clone()));
+        Ok((view, hashes))
     }
 
     fn excluded(&self, checkpoint: CheckpointId, disk: DiskIndex) -> ExtentSet {
@@ -133,4 +135,23 @@ impl Comparers {
             Hands::Inline => compare(),
         }
     }
+}
+
+/// Compares with the newest state. Kept hashes serve where nothing was written since the newest sealed delta; those that
+/// are computed are kept where nothing was written until after the block had been read.
+fn scan_with_kept(source: &Source, disk: &BranchDisk, report: &HashReport) -> Result<Compared> {
+    let (hashes, sealed) = source.unit.head_hashes(source.branch, report.disk)?;
+    let written = disk.changed_since(sealed)?;
+    let is_sealed = |written: &ExtentSet, block: u64| {
+        let extent = Extent::new(BlockShift::KIB_64.start_of(block), BlockShift::KIB_64.len());
+        extent.is_ok_and(|extent| !written.overlaps(extent))
+    };
+    let known = |block| hashes.get(block).filter(|_| is_sealed(&written, block));
+    let compared = compare(disk, report, &ExtentSet::new(), &known)?;
+    if !compared.computed.is_empty() {
+        let written = disk.changed_since(sealed)?;
+        let sealed_blocks = compared.computed.iter().filter(|(block, _)| is_sealed(&written, *block));
+        sealed_blocks.for_each(|(block, hash)| hashes.put(*block, hash));
+    }
+    Ok(compared)
 }

@@ -200,6 +200,12 @@ impl Unit {
     }
 
     fn end_consolidation(&self, report: &mut ConsolidateReport) -> Result<()> {
+        let replay = self.manifest().replay.clone();
+        for (disk, floor) in
+            replay.iter().flat_map(|replay| self.manifest().disk_indexes().zip(&replay.floors))
+        {
+            self.save_hashes(disk, *floor);
+        }
         let mut state = self.lock_open()?;
         let before = Arc::clone(&state.manifest);
         let mut next = (*before).clone();

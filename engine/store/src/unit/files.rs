@@ -85,6 +85,11 @@ pub(crate) fn sums_name(unit_dir: &str, disk: DiskIndex) -> String {
     format!("{}/image.sums", disk_dir(unit_dir, disk))
 }
 
+/// The hashes of the disk's blocks: a cache that may be missing.
+pub(crate) fn hashes_name(unit_dir: &str, disk: DiskIndex) -> String {
+    format!("{}/blocks.hashes", disk_dir(unit_dir, disk))
+}
+
 pub(crate) fn manifest_name(unit_dir: &str) -> String {
     format!("{unit_dir}/manifest")
 }
@@ -241,6 +246,7 @@ pub(crate) fn superfluous(storage: &dyn Storage, unit_dir: &str, manifest: &Mani
             .branches
             .values()
             .map(|b| log_name(unit_dir, disk, Edition::first(b.ends[usize::from(disk.0)].open)))
+            .chain([hashes_name(unit_dir, disk)])
             .collect();
         let present: BTreeSet<String> =
             storage.list(&dir)?.into_iter().map(|name| format!("{dir}/{name}")).collect();

@@ -109,6 +109,7 @@ impl Unit {
             options: context.options.clone(),
             merges: context.merges.clone(),
             view_pins: Arc::new(ViewPins::default()),
+            hashes: manifest.disk_indexes().map(|_| Arc::default()).collect(),
             consolidating: Mutex::new(()),
             space: Arc::default(),
             not_worth_merging: Mutex::default(),

@@ -1,6 +1,7 @@
 //! One machine's disks: branches, checkpoints, views, and the facts that are published with them.
 
 use crate::branch_disk::BranchDisk;
+use crate::identity::HashTable;
 use crate::image::ImageFormat;
 use crate::index::block_cache::BlockCache;
 use crate::store::StoreOptions;
@@ -37,6 +38,8 @@ pub struct Unit {
     pub(super) options: StoreOptions,
     pub(super) merges: MergeQueue,
     pub(super) view_pins: Arc<ViewPins>,
+    /// One for each disk; opened when they are first asked for.
+    pub(super) hashes: Vec<Arc<Mutex<Option<HashTable>>>>,
     pub(super) consolidating: Mutex<()>,
     pub(super) space: Arc<SpaceCount>,
     /// Runs whose merging was found not to be worth it; with whether it was asked for everything.

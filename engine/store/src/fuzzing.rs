@@ -177,7 +177,7 @@ fn read_manifest(bytes: &[u8]) {
     if let Some(at) = newest {
         let session = BranchKind::Session(SessionId(manifest.machine.0));
         let mut next = manifest.clone();
-        next.fork(at, session).expect("a branch can start at every checkpoint");
+        next.fork(at, session, "").expect("a branch can start at every checkpoint");
         let _ = next.begin_replay(at).and_then(|()| next.end_replay());
     }
 }

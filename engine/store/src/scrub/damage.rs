@@ -76,7 +76,8 @@ impl Scrubber<'_> {
         match (&piece.source, damaged) {
             (PlanSource::Image, Damaged::Image) => true,
             (PlanSource::Log(log, location), Damaged::Payload(delta, at)) => {
-                location.payload == at && log.id() == self.inventory.log(disk, delta).id()
+                location.payload == at
+                    && log.id() == self.inventory.log(disk, self.manifest.edition(delta)).id()
             }
             _ => false,
         }

@@ -11,4 +11,4 @@ mod walk;
 
 pub use finding::{Finding, Remedy, RepairStep, ScrubReport};
 pub use rest::{check, repair};
-pub(crate) use walk::{OpenLog, Scrubber};
+pub(crate) use walk::{OpenLog, Scrubber, own_span};

@@ -1,7 +1,7 @@
 //! A store at rest: checked without opening it, and repaired where that needs no guess.
 
 use super::finding::{Finding, Remedy, RepairStep, ScrubReport};
-use super::walk::{OpenLog, Scrubber};
+use super::walk::{OpenLog, Scrubber, own_span};
 use crate::index::block_cache::BlockCache;
 use crate::index::entry::Entry;
 use crate::index::writer::IndexWriter;
@@ -10,7 +10,7 @@ use crate::journal::recovery::recover;
 use crate::pace::Pace;
 use crate::store::{self, Store, StoreOptions, UNITS};
 use crate::stored_file::FileTable;
-use crate::unit::branch::DeltaId;
+use crate::unit::branch::{DeltaId, Edition};
 use crate::unit::files::{self, PublishError};
 use crate::unit::inventory::Inventory;
 use crate::unit::manifest::Manifest;
@@ -68,7 +68,10 @@ pub fn repair(
     for finding in &before.findings {
         let Remedy::Exact(step) = &finding.remedy else { continue };
         if files.insert(finding.file.clone()) {
-            done.push(take_step(&**storage, finding, step)?);
+            match take_step(&**storage, finding, step) {
+                Ok(line) => done.push(line),
+                Err(error) => done.push(format!("{} could not be made again: {error}", finding.file)),
+            }
         }
     }
     let options = StoreOptions { merge_in_background: false, ..StoreOptions::default() };
@@ -139,7 +142,7 @@ fn check_unit(
         match files::open_unit_image(&**storage, dir, disk, (manifest.image_format, spec.len), false) {
             Ok(image) => images.push(image),
             Err(error) => {
-                let file = files::image_name(dir, disk, manifest.image_format);
+                let file = files::present_image_name(&**storage, dir, disk, manifest.image_format)?;
                 let mut finding =
                     of_unit(&manifest.name, file, error.to_string(), Remedy::None(IMAGE_UNUSABLE));
                 finding.disk = Some(disk);
@@ -181,7 +184,7 @@ fn check_open_logs(
     let mut logs = Vec::new();
     for (branch, ends) in manifest.branches.iter().map(|(id, branch)| (*id, &branch.ends)) {
         for (disk, end) in manifest.disk_indexes().zip(ends) {
-            let name = files::log_name(dir, disk, end.open);
+            let name = files::log_name(dir, disk, Edition::first(end.open));
             let file = match storage.open(&name, OpenMode::Read) {
                 Ok(file) => file,
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -218,27 +221,27 @@ fn take_step(storage: &dyn Storage, finding: &Finding, step: &RepairStep) -> Res
         store::write_marker(storage, id, store::VERSION_PACKED)?;
         return Ok(format!("{file} was made again from what the units say"));
     }
-    let (disk, dir, name) = parts_of(file)?;
+    let (disk, dir) = place_of(file)?;
     let mut manifest = files::read_manifest(storage, dir)?;
     if *step == RepairStep::DropMerged {
-        let is_it = |first, last| files::index_name(dir, disk, first, last) == *file;
-        manifest.merged.retain(|merged| !is_it(merged.first, merged.last));
+        manifest.merged.retain(|merged| files::index_name(dir, disk, merged.span()) != *file);
         files::publish(storage, dir, &manifest).map_err(PublishError::into_error)?;
         return Ok(format!("{file} is given up: the indexes that it was made of are whole"));
     }
-    let delta = name.strip_suffix(".index").and_then(|id| id.parse().ok()).map(DeltaId);
+    let is_it = |id: &DeltaId| files::index_name(dir, disk, own_span(manifest.edition(*id))) == *file;
+    let delta = manifest.deltas.keys().copied().find(is_it);
     let delta = delta.ok_or_else(|| Error::new(ErrorKind::Io, format!("{file} is no index of one delta")))?;
     rebuild_index(storage, dir, disk, delta, &manifest)?;
     Ok(format!("{file} was made again from the log"))
 }
 
-/// `units/ID/diskN/NAME`, taken apart.
-fn parts_of(file: &str) -> Result<(DiskIndex, &str, &str)> {
-    let parts = file.rsplit_once('/').and_then(|(folder, name)| {
+/// The disk and the unit's folder of `units/ID/diskN/NAME`.
+fn place_of(file: &str) -> Result<(DiskIndex, &str)> {
+    let place = file.rsplit_once('/').and_then(|(folder, _)| {
         let (dir, disk) = folder.rsplit_once('/')?;
-        Some((DiskIndex(disk.strip_prefix("disk")?.parse().ok()?), dir, name))
+        Some((DiskIndex(disk.strip_prefix("disk")?.parse().ok()?), dir))
     });
-    parts.ok_or_else(|| Error::new(ErrorKind::Io, format!("{file} is no file of a disk")))
+    place.ok_or_else(|| Error::new(ErrorKind::Io, format!("{file} is no file of a disk")))
 }
 
 /// Makes the index of a sealed delta from its log, which was found whole. `Corrupt`, and nothing changed, where it would
@@ -252,14 +255,14 @@ fn rebuild_index(
 ) -> Result<()> {
     let known =
         manifest.deltas.get(&delta).ok_or_else(|| Error::corrupt(format!("{dir}: no delta {delta}")))?;
-    let log = storage.open(&files::log_name(dir, disk, delta), OpenMode::Read)?;
+    let log = storage.open(&files::log_name(dir, disk, manifest.edition(delta)), OpenMode::Read)?;
     let recovered = recover(&*log, LogIdentity { salt: manifest.salt, delta })?;
     if recovered.len != known.log_len.end() {
         let context =
             format!("{}: {} bytes of it are whole, not {}", log.name(), recovered.len, known.log_len);
         return Err(Error::corrupt(context));
     }
-    let name = files::index_name(dir, disk, delta, delta);
+    let name = files::index_name(dir, disk, own_span(manifest.edition(delta)));
     let new_name = format!("{name}.new");
     let mut writer = IndexWriter::new(files::create_anew(storage, &new_name)?, manifest.salt, delta, delta);
     for (extent, location) in recovered.map.iter() {

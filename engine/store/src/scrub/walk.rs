@@ -9,7 +9,7 @@ use crate::journal::check::{LogPart, walk_log};
 use crate::journal::location::{Location, LogLocation};
 use crate::journal::record::LogIdentity;
 use crate::pace::Pace;
-use crate::unit::branch::{BranchId, DeltaId};
+use crate::unit::branch::{BranchId, DeltaId, Edition};
 use crate::unit::files;
 use crate::unit::inventory::Inventory;
 use crate::unit::lineage::Span;
@@ -41,8 +41,9 @@ pub(crate) struct Scrubber<'a> {
     pub(super) manifest: Arc<Manifest>,
     pub(super) inventory: Inventory,
     pace: &'a Pace<'a>,
-    /// Whether the unit still has those deltas: what was consolidated or dropped meanwhile is no damage.
-    still_there: &'a dyn Fn(DeltaId) -> bool,
+    /// Whether the unit still has that index and, of one delta, its log: what was consolidated, thinned or dropped meanwhile
+    /// is no damage.
+    still_there: &'a dyn Fn(Span) -> bool,
     progress: &'a dyn Fn(ByteLen, ByteLen),
     total: ByteLen,
     report: ScrubReport,
@@ -53,7 +54,7 @@ impl<'a> Scrubber<'a> {
         storage: &'a dyn Storage,
         (dir, manifest, inventory): (String, Arc<Manifest>, Inventory),
         pace: &'a Pace<'a>,
-        still_there: &'a dyn Fn(DeltaId) -> bool,
+        still_there: &'a dyn Fn(Span) -> bool,
         progress: &'a dyn Fn(ByteLen, ByteLen),
     ) -> Scrubber<'a> {
         let report = ScrubReport::default();
@@ -82,7 +83,7 @@ impl<'a> Scrubber<'a> {
             self.scrub_delta(*id, delta)?;
         }
         for merged in &manifest.merged {
-            let span = Span { first: merged.first, last: merged.last, tier: merged.tier };
+            let span = merged.span();
             self.scrub_index(merged.disk, span, None, Remedy::Exact(RepairStep::DropMerged))?;
         }
         for log in open_logs {
@@ -94,9 +95,16 @@ impl<'a> Scrubber<'a> {
         Ok(self.report)
     }
 
+    /// The image's name as it is now: it changes while the image is being changed.
+    fn image_name(&self, disk: DiskIndex) -> String {
+        let format = self.manifest.image_format;
+        files::present_image_name(self.storage, &self.dir, disk, format)
+            .unwrap_or_else(|_| files::image_name(&self.dir, disk, format))
+    }
+
     /// How much of an image will have to be read, as far as that is cheap to tell: only for the progress.
     fn stored_image_len(&self, disk: DiskIndex) -> ByteLen {
-        let name = files::image_name(&self.dir, disk, self.manifest.image_format);
+        let name = self.image_name(disk);
         let stored = self.storage.open(&name, OpenMode::Read).and_then(|file| {
             let (mut at, mut stored) = (ByteOffset::ZERO, ByteLen::ZERO);
             while let Some(data) = file.next_data(at)? {
@@ -109,7 +117,7 @@ impl<'a> Scrubber<'a> {
     }
 
     fn scrub_delta(&mut self, id: DeltaId, delta: &Delta) -> Result<()> {
-        let span = Span { first: id, last: id, tier: 0 };
+        let span = own_span(self.manifest.edition(id));
         let before = self.report.count();
         let mut entries = Vec::new();
         // Whether it could be made again from the log is known only after the log was read.
@@ -117,7 +125,7 @@ impl<'a> Scrubber<'a> {
         self.scrub_index(delta.disk, span, Some((delta, &mut entries)), remedy)?;
         let index_findings = before..self.report.count();
         let log_findings = self.report.count();
-        self.scrub_log(id, delta.disk, delta.log_len.end(), &entries)?;
+        self.scrub_log(self.manifest.edition(id), delta.disk, delta.log_len.end(), &entries)?;
         if self.report.count() == log_findings {
             for number in index_findings {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);
@@ -137,13 +145,13 @@ impl<'a> Scrubber<'a> {
         mut of: Option<(&Delta, &mut Vec<Entry>)>,
         remedy: Remedy,
     ) -> Result<()> {
-        let name = files::index_name(&self.dir, disk, span.first, span.last);
+        let name = files::index_name(&self.dir, disk, span);
         let damaged = Damaged::Index(span.first, span.last);
         self.forget(&name);
         let manifest = Arc::clone(&self.manifest);
         let reader = match self.inventory.reader(manifest.salt, disk, &span) {
             Ok(reader) => reader,
-            Err(_) if !(self.still_there)(span.last) => return Ok(()),
+            Err(_) if !(self.still_there)(span) => return Ok(()),
             Err(error) => {
                 self.found(disk, name, None, None, error.to_string(), damaged, remedy);
                 return Ok(());
@@ -176,7 +184,7 @@ impl<'a> Scrubber<'a> {
                         entries.extend(block);
                     }
                 }
-                Err(_) if !(self.still_there)(span.last) => return Ok(()),
+                Err(_) if !(self.still_there)(span) => return Ok(()),
                 Err(error) => {
                     let at = ByteOffset::new((number as u64 + 1) * 4096);
                     let range = reader.range_of(number);
@@ -205,13 +213,14 @@ impl<'a> Scrubber<'a> {
     /// Reads a log through: every payload against its record's checksum and against those of the entries that need it.
     fn scrub_log(
         &mut self,
-        delta: DeltaId,
+        edition: Edition,
         disk: DiskIndex,
         len: ByteOffset,
         entries: &[Entry],
     ) -> Result<()> {
-        let name = files::log_name(&self.dir, disk, delta);
-        let log = self.inventory.log(disk, delta);
+        let delta = edition.delta;
+        let name = files::log_name(&self.dir, disk, edition);
+        let log = self.inventory.log(disk, edition);
         let mut needed: Vec<(Extent, LogLocation)> = entries
             .iter()
             .filter_map(|entry| match entry.location {
@@ -257,7 +266,7 @@ impl<'a> Scrubber<'a> {
             if error.kind() == ErrorKind::Cancelled {
                 return Err(error);
             }
-            if (self.still_there)(delta) {
+            if (self.still_there)(own_span(edition)) {
                 let what = error.to_string();
                 self.found(disk, name, None, None, what, Damaged::Log(delta), Remedy::None(LOST));
             }
@@ -288,7 +297,7 @@ impl<'a> Scrubber<'a> {
     /// An open delta has no index on the medium yet, but all of it belongs to the newest state of its branch.
     fn scrub_open_log(&mut self, log: &OpenLog) -> Result<()> {
         let before = self.report.findings.len();
-        self.scrub_log(log.delta, log.disk, log.len, &[])?;
+        self.scrub_log(Edition::first(log.delta), log.disk, log.len, &[])?;
         for finding in self.report.findings.iter_mut().skip(before) {
             finding.branches = vec![log.branch];
         }
@@ -297,7 +306,7 @@ impl<'a> Scrubber<'a> {
 
     fn scrub_image(&mut self, disk: DiskIndex) -> Result<()> {
         let image: Arc<SummedImage> = Arc::clone(self.inventory.image(disk));
-        let name = files::image_name(&self.dir, disk, self.manifest.image_format);
+        let name = self.image_name(disk);
         let len = blocks::Volume::len(&*image);
         let mut forgotten = None;
         for region in Extent::whole(len).into_iter().flat_map(|whole| whole.split(SummedImage::SCRUB_STEP)) {
@@ -353,6 +362,11 @@ impl<'a> Scrubber<'a> {
         let (unit, disk) = (self.manifest.name.clone(), Some(disk));
         self.report.add(Finding { unit, disk, file, offset, extent, what, checkpoints, branches, remedy });
     }
+}
+
+/// The index of one delta as it is stored now.
+pub(crate) fn own_span(edition: Edition) -> Span {
+    Span { first: edition.delta, last: edition.delta, tier: 0, revision: edition.revision }
 }
 
 /// Whether an index has as many entries as its first block and the manifest say.

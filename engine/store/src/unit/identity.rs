@@ -2,10 +2,10 @@
 
 use crate::identity::{BlockHashes, HashTable, lock};
 use crate::index::reader::IndexReader;
+use crate::scrub::own_span;
 use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId};
 use crate::unit::files;
-use crate::unit::lineage::Span;
 use crate::unit::manifest::Manifest;
 use blocks::{BlockShift, CheckpointId, DiskIndex, ExtentSet, Result};
 use std::sync::Arc;
@@ -58,11 +58,13 @@ impl Unit {
         }
         let line = manifest.line(disk, end)?;
         let is_below = |of: DeltaId| of == manifest.floor(disk) || line.contains(&of);
-        match (kept.as_mut(), of.filter(|of| is_below(*of))) {
-            (Some(table), Some(of)) => {
-                let between: Vec<DeltaId> = line.into_iter().filter(|delta| *delta > of).collect();
-                table.advance(end, &self.changed_blocks(&manifest, disk, &between)?)
-            }
+        let changed = of.filter(|of| is_below(*of)).and_then(|of| {
+            let between: Vec<DeltaId> = line.iter().copied().filter(|delta| *delta > of).collect();
+            // Deltas that were thinned meanwhile cannot tell any more: then it begins anew.
+            self.changed_blocks(&manifest, disk, &between).ok()
+        });
+        match (kept.as_mut(), changed) {
+            (Some(table), Some(changed)) => table.advance(end, &changed),
             _ => {
                 *kept = Some(HashTable::create(self.storage(), &name, owner, end)?);
                 self.storage().sync_dir(&files::disk_dir(self.dir(), disk)).map(drop)
@@ -74,7 +76,7 @@ impl Unit {
     fn changed_blocks(&self, manifest: &Manifest, disk: DiskIndex, deltas: &[DeltaId]) -> Result<ExtentSet> {
         let mut changed = ExtentSet::new();
         for delta in deltas {
-            let span = Span { first: *delta, last: *delta, tier: 0 };
+            let span = own_span(manifest.edition(*delta));
             let reader: Arc<IndexReader> = self.lock_open()?.inventory.reader(manifest.salt, disk, &span)?;
             let mut cursor = reader.cursor();
             while let Some(entry) = cursor.next()? {

@@ -2,11 +2,11 @@
 
 use crate::index::block_cache::BlockCache;
 use crate::pace::Pace;
-use crate::scrub::{Finding, OpenLog, Remedy, ScrubReport, Scrubber};
+use crate::scrub::{Finding, OpenLog, Remedy, ScrubReport, Scrubber, own_span};
 use crate::unit::Unit;
-use crate::unit::branch::DeltaId;
 use crate::unit::files;
 use crate::unit::inventory::Inventory;
+use crate::unit::lineage::Span;
 use blocks::{ByteLen, Result};
 use std::sync::Arc;
 
@@ -55,10 +55,12 @@ impl Unit {
         }
         let cache = Arc::new(BlockCache::new(CACHE));
         let inventory = Inventory::new(self.dir().to_owned(), Arc::clone(&self.table), cache, images);
-        let still_there = |delta: DeltaId| {
+        let still_there = |span: Span| {
             let now = self.manifest();
-            now.deltas.contains_key(&delta)
-                || now.branches.values().any(|b| b.ends.iter().any(|e| e.open == delta))
+            let is_delta = now.deltas.contains_key(&span.last) && own_span(now.edition(span.last)) == span;
+            is_delta
+                || now.merged.iter().any(|merged| merged.span() == span)
+                || now.branches.values().any(|b| b.ends.iter().any(|e| e.open == span.last))
         };
         let parts = (self.dir().to_owned(), manifest, inventory);
         report.absorb(Scrubber::new(self.storage(), parts, pace, &still_there, progress).run(&open_logs)?);

@@ -11,6 +11,7 @@ use crate::index::reader::IndexReader;
 use crate::index::writer::IndexWriter;
 use crate::journal::location::Location;
 use crate::journal::log::{LogWriter, PreparedWrite};
+use crate::journal::packer::Packer;
 use crate::journal::record::{HEADER_BYTES, LogIdentity};
 use crate::plan::{Plan, PlanPiece};
 use crate::stored_file::StoredFile;
@@ -242,6 +243,7 @@ impl Unit {
         let index = files::create_anew(self.storage(), &names[1])?;
         let mut index = IndexWriter::new(index, salt, delta, delta);
         let image = Arc::clone(self.lock().inventory.image(work.run.disk));
+        let packer = Packer::new(self.options.compress);
         let mut merge = Merge::new(&work.readers, DeltaId::IMAGE)?;
         while let Some(entry) = merge.next()? {
             let bytes = match entry.location {
@@ -258,7 +260,7 @@ impl Unit {
             };
             let write = match entry.location {
                 Location::Empty(kind) => PreparedWrite::empty(entry.extent, kind),
-                Location::Log(_) => PreparedWrite::data(entry.extent, &bytes),
+                Location::Log(_) => PreparedWrite::data(entry.extent, &bytes, &packer),
             };
             for (extent, location) in log.append(work.seq, &write, ByteOffset::ZERO)? {
                 index.push(Entry { extent, delta, location })?;

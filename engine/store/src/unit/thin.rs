@@ -11,7 +11,7 @@ use crate::index::reader::IndexReader;
 use crate::index::writer::IndexWriter;
 use crate::journal::location::Location;
 use crate::journal::log::{LogWriter, PreparedWrite};
-use crate::journal::packer::Packer;
+use crate::journal::packer::{Compression, Packer};
 use crate::journal::record::{HEADER_BYTES, LogIdentity};
 use crate::plan::{Plan, PlanPiece};
 use crate::stored_file::StoredFile;
@@ -61,7 +61,7 @@ struct Work {
     readers: Vec<Arc<IndexReader>>,
     logs: BTreeMap<DeltaId, Arc<StoredFile>>,
     seq: Seq,
-    /// How long the logs are, and how long the merged one will be at most.
+    /// How long the logs are, and how long the merged one will be.
     old_len: ByteLen,
     new_len: ByteLen,
 }
@@ -160,10 +160,12 @@ impl Unit {
         }
         let of_run = || run.deltas.iter().filter_map(|edition| manifest.deltas.get(&edition.delta));
         let old_len: ByteLen = of_run().map(|delta| delta.log_len).sum();
-        // From the manifest alone: what is covered without data only makes it look fuller than it is.
+        // From the manifest alone: what is covered without data only makes it look fuller than it is. So does compression,
+        // by too much to rely on it.
         let records = of_run().map(|delta| delta.entries * HEADER_BYTES as u64).sum();
         let held: ByteLen = of_run().map(|delta| delta.covered).sum::<ByteLen>() + ByteLen::new(records);
-        if run.deltas.len() == 1 && !goal.is_reached(&run, old_len, held) {
+        let may_be_packed = self.options.compress != Compression::Never;
+        if run.deltas.len() == 1 && !may_be_packed && !goal.is_reached(&run, old_len, held) {
             return Ok(None);
         }
         let key = (run.clone(), goal == ThinGoal::Everything);
@@ -243,7 +245,9 @@ impl Unit {
         let index = files::create_anew(self.storage(), &names[1])?;
         let mut index = IndexWriter::new(index, salt, delta, delta);
         let image = Arc::clone(self.lock().inventory.image(work.run.disk));
-        let packer = Packer::new(self.options.compress);
+        // What was compressed stays so. Measuring anew what pays would take samples that there may be too few of.
+        let (packing, plain) = (Packer::new(Compression::Always), Packer::new(Compression::Never));
+        let packs_all = self.options.compress == Compression::Always;
         let mut merge = Merge::new(&work.readers, DeltaId::IMAGE)?;
         while let Some(entry) = merge.next()? {
             let bytes = match entry.location {
@@ -260,7 +264,10 @@ impl Unit {
             };
             let write = match entry.location {
                 Location::Empty(kind) => PreparedWrite::empty(entry.extent, kind),
-                Location::Log(_) => PreparedWrite::data(entry.extent, &bytes, &packer),
+                Location::Log(location) => {
+                    let packer = if packs_all || location.packed > 0 { &packing } else { &plain };
+                    PreparedWrite::data(entry.extent, &bytes, packer)
+                }
             };
             for (extent, location) in log.append(work.seq, &write, ByteOffset::ZERO)? {
                 index.push(Entry { extent, delta, location })?;
@@ -308,14 +315,18 @@ impl ThinGoal {
     }
 }
 
-/// How long the log of a merge is at most.
+/// How long the log of a merge will be: at most so long without compression, and with it where a part shrinks as the whole
+/// did.
 fn merged_len(readers: &[Arc<IndexReader>]) -> Result<ByteLen> {
     let mut len = ByteLen::ZERO;
     let mut merge = Merge::new(readers, DeltaId::IMAGE)?;
     while let Some(entry) = merge.next()? {
         let data = match entry.location {
             Location::Empty(_) => ByteLen::ZERO,
-            Location::Log(_) => entry.extent.len(),
+            Location::Log(log) => {
+                let (stored, whole) = (log.stored_len().get(), log.payload_len().get());
+                ByteLen::new((entry.extent.len().get() * stored).div_ceil(whole))
+            }
         };
         len += data + ByteLen::new(HEADER_BYTES as u64);
     }

@@ -134,7 +134,7 @@ impl Play {
     }
 
     fn run(&mut self, steps: u64) -> Outcome {
-        let store = open_store(&self.storage)?;
+        let store = open_store(&self.storage, self.image_format)?;
         self.host = Some(open_host(&self.storage, store, self.boot, self.image_format)?);
         for step in 0..steps {
             self.trace.at(step, self.clock.elapsed());

@@ -97,7 +97,7 @@ impl Play {
 
     /// `Err`: the store or the sessions cannot be opened.
     fn start_again(&mut self, end: End) -> Result<Outcome> {
-        let store = open_store(&self.storage)?;
+        let store = open_store(&self.storage, self.image_format)?;
         if self.storage.has_lost_power() {
             return Err(blocks::Error::new(blocks::ErrorKind::Io, "the power is off"));
         }
@@ -235,7 +235,7 @@ impl Play {
         }
         let mut copy = self.storage.crash(self.random.number());
         let mut models = self.units.clone();
-        let store = open_store(&copy)?;
+        let store = open_store(&copy, self.image_format)?;
         for model in models.iter_mut().flatten() {
             let Some(unit) = store.unit(model.machine) else {
                 return Err(Failure::new(format!("machine {} is gone", model.machine)));
@@ -252,7 +252,7 @@ impl Play {
         drop(store);
         copy = copy.survive();
         self.turn_bits(&copy, replaying)?;
-        let store = match open_store(&copy) {
+        let store = match open_store(&copy, self.image_format) {
             Ok(store) => store,
             Err(error) => {
                 self.counts.one("rot found");

@@ -1,8 +1,8 @@
 //! Every decoder of ours takes mutated inputs, a fixed number of rounds each, and keeps its promises: no panic, no
 //! endless work, refusal by an error, and what is accepted can be relied on.
 //!
-//! `UNDERSTUDY_FUZZ_SEED` repeats what a failure printed, `UNDERSTUDY_FUZZ_ROUNDS` plays longer, `scripts/soak` runs the
-//! same under libFuzzer. What was ever found stays in tests/corpus under a name that says what it was.
+//! `UNDERSTUDY_FUZZ_SEED` repeats what a failure printed, `UNDERSTUDY_FUZZ_ROUNDS` plays longer, as `scripts/soak`
+//! does. What was ever found stays in tests/corpus under a name that says what it was.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -59,16 +59,6 @@ fn play(decoder: &Decoder, input: &[u8], what: &str) {
 
 fn crc32_of(input: &[u8]) -> u32 {
     input.iter().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193))
-}
-
-/// For scripts/fuzz: puts everything that is kept where libFuzzer goes on from.
-fn lay_out(decoder: &Decoder, path: &Path, bytes: &[u8]) {
-    let Some(folder) = std::env::var_os("UNDERSTUDY_FUZZ_CORPUS") else { return };
-    let folder = root().join(folder).join(decoder.name);
-    std::fs::create_dir_all(&folder).unwrap();
-    // Files of several versions have the same name.
-    let name = path.strip_prefix(root()).unwrap_or(path).to_string_lossy().replace('/', "-");
-    std::fs::write(folder.join(name), bytes).unwrap();
 }
 
 fn mutate(input: &mut Vec<u8>, other: &[u8], random: &mut Random) {
@@ -129,7 +119,6 @@ fn what_is_kept_is_taken_as_it_is() {
         assert!(!inputs.is_empty(), "decoder '{}' has nothing to start from", decoder.name);
         for (path, bytes) in inputs {
             play(decoder, &bytes, &path.display().to_string());
-            lay_out(decoder, &path, &bytes);
         }
         play(decoder, &[], "no bytes at all");
     }

@@ -1,6 +1,5 @@
 //! Every decoder of ours that reads bytes from outside, as a function that panics where a promise is broken, with the
-//! files that fuzzing starts from. Played for a fixed number of rounds by tests/fuzz.rs, and for as long as one likes by
-//! fuzz/ under libFuzzer.
+//! files that fuzzing starts from. Played for a fixed number of rounds by tests/fuzz.rs.
 
 /// A decoder, and what it is fed with at first.
 pub struct Decoder {

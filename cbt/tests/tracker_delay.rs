@@ -21,6 +21,7 @@ struct Delayed {
     disk: Option<Loop>,
     servers: Vec<Child>,
     mountpoint: PathBuf,
+    _folder: tempfile::TempDir,
 }
 
 impl Delayed {
@@ -30,7 +31,7 @@ impl Delayed {
         let (socket, mountpoint) = (at("socket"), at("mnt"));
         std::fs::create_dir(&mountpoint).unwrap();
         let backing = mountpoint.join("nbd");
-        let mut delayed = Delayed { disk: None, servers: Vec::new(), mountpoint };
+        let mut delayed = Delayed { disk: None, servers: Vec::new(), mountpoint, _folder: folder };
         delayed.start(Command::new("nbdkit").arg("-f").arg("-U").arg(&socket).args([
             "--filter=delay",
             "memory",
@@ -45,7 +46,7 @@ impl Delayed {
         // Direct, because in the page cache of the file below a read waits as well.
         let output = run("losetup", &["-f", "--show", "--direct-io=on", backing.to_str().unwrap()]);
         let device = PathBuf::from(String::from_utf8(output.stdout).unwrap().trim());
-        delayed.disk = Some(Loop { device, backing, folder });
+        delayed.disk = Some(Loop { device, backing, folder: tempfile::tempdir().unwrap() });
         delayed
     }
 
@@ -60,10 +61,8 @@ impl Delayed {
 
 impl Drop for Delayed {
     fn drop(&mut self) {
-        if let Some(disk) = &self.disk {
-            let _ = Command::new("losetup").arg("-d").arg(&disk.device).output();
-            let _ = cbt::detach_tracker(&disk.name());
-        }
+        // Once: the number may be another test's a moment later.
+        drop(self.disk.take());
         for _ in 0..50 {
             if Command::new("umount").arg(&self.mountpoint).output().is_ok_and(|done| done.status.success()) {
                 break;

@@ -63,8 +63,9 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", self.path()]).output();
+        // In this order: what has the number after the detaching may be another test's.
         let _ = cbt::detach_tracker(self.device.file_name().unwrap().to_str().unwrap());
+        let _ = Command::new("losetup").args(["-d", self.path()]).output();
     }
 }
 

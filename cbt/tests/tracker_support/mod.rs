@@ -64,8 +64,9 @@ impl Drop for Loop {
         for number in ["1", "2"] {
             let _ = Command::new("delpart").args([device, number]).output();
         }
-        let _ = Command::new("losetup").args(["-d", device]).output();
+        // In this order: what has the number after the detaching may be another test's.
         let _ = cbt::detach_tracker(&self.name());
+        let _ = Command::new("losetup").args(["-d", device]).output();
     }
 }
 

@@ -244,14 +244,20 @@ fn all_as_before(storage: &CrashStorage, expected: &[(CheckpointId, Vec<u8>)]) {
 
 #[test]
 fn indexes_and_the_marker_are_made_again() {
-    let seed = rand::random::<u64>();
-    println!("seed {seed}");
-    let whole_storage = CrashStorage::new();
-    let expected = history(&whole_storage, seed);
-    let files = names(&whole_storage, "");
+    let first = u64::from(rand::random::<u32>());
+    // Thinning drops merged indexes, so not every history ends with one.
+    let with_merged_index = |seed: u64| {
+        println!("seed {seed}");
+        let storage = CrashStorage::new();
+        let expected = history(&storage, seed);
+        let files = names(&storage, "");
+        let merged = |name: &String| name.ends_with(".index") && name.contains('-');
+        files.iter().any(merged).then_some((storage, expected, files))
+    };
+    let (whole_storage, expected, files) =
+        (first..first + 50).find_map(with_merged_index).expect("one of fifty ends with a merged index");
     let can_be_made_again = |name: &&String| name.ends_with(".index") || *name == "store";
     let again: Vec<_> = files.iter().filter(can_be_made_again).collect();
-    assert!(again.iter().any(|name| name.contains('-')), "a merged index is among them: {again:?}");
     for name in again {
         for missing in [false, true] {
             let storage = whole_storage.crash(0);

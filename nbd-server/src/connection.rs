@@ -35,8 +35,9 @@ use std::time::{Duration, Instant};
 const SKIPPED_BYTES_MAX: u64 = 2 * PAYLOAD_BYTES_MAX as u64;
 /// What a thread keeps of its buffer between requests.
 const KEPT_BUFFER_BYTES: usize = 1 << 20;
-/// How long the client of a removed export may go on asking (and being told so) before it is cut off.
-const REMOVED_GRACE: Duration = Duration::from_secs(5);
+/// How long the client of a removed export stays connected, so that what it has on its way is answered, before it is cut
+/// off.
+const REMOVED_GRACE: Duration = Duration::from_secs(2);
 
 /// What the threads of a connection share.
 pub(crate) struct Connection {
@@ -188,7 +189,7 @@ impl Connection {
         if !receiver.holds_request(headers) {
             self.outbox.flush(socket)?;
         }
-        let Some(header) = receiver.header(socket, headers, || !self.client.export().is_removed())? else {
+        let Some(header) = receiver.header(socket, headers, || self.may_go_on())? else {
             return Ok(None);
         };
         let Some(request) = Request::decode(headers, &header) else {
@@ -219,7 +220,7 @@ impl Connection {
         Ok(Some(Received { request, verdict, more, _permit: permit }))
     }
 
-    /// Whether another request may be read: always, but for a few seconds only once the export is removed.
+    /// Whether another request may be read: always, but for a little while only once the export is removed.
     fn may_go_on(&self) -> bool {
         if !self.client.export().is_removed() {
             return true;

@@ -21,8 +21,9 @@ use wire::{
 const MIB: u64 = 1 << 20;
 const DISK: ByteLen = ByteLen::new(64 << 30);
 const LIMIT_MIB: u64 = 300;
-/// What the agent has under way.
-const WINDOW: u64 = 8 * MIB;
+/// What the agent has under way: as much as the server takes before it stops reading. A real agent has no bound of its own,
+/// as what is not acknowledged stays marked.
+const WINDOW: u64 = 32 * MIB;
 
 struct Load {
     sender: Sender<AgentMessage>,
@@ -35,6 +36,7 @@ struct Load {
     seq: u64,
     acked: u64,
     in_flight: std::collections::VecDeque<(u64, u64)>,
+    in_flight_bytes: u64,
     peak: u64,
 }
 
@@ -110,7 +112,7 @@ async fn connect(data: &std::path::Path, write_bytes: u64) -> anyhow::Result<Loa
     let mut random = Random::new(1);
     let mut noise = vec![0; 4 << 20];
     random.fill(&mut noise);
-    Ok(Load { sender, receiver, random, noise, write_bytes, seq: 0, acked: 0, in_flight, peak: 0 })
+    Ok(Load { sender, receiver, random, noise, write_bytes, seq: 0, acked: 0, in_flight, in_flight_bytes: 0, peak: 0 })
 }
 
 impl Load {
@@ -125,7 +127,8 @@ impl Load {
         let write = Write { disk: DiskIndex(0), seq: Seq(self.seq), extent, payload: Payload::Data(data) };
         self.sender.send(&AgentMessage::Write(write)).await?;
         self.in_flight.push_back((self.seq, len));
-        while self.in_flight.iter().map(|(_, len)| len).sum::<u64>() > WINDOW {
+        self.in_flight_bytes += len;
+        while self.in_flight_bytes > WINDOW {
             self.hear().await?;
         }
         if self.seq.is_multiple_of(512) {
@@ -146,8 +149,8 @@ impl Load {
         match self.receiver.recv().await? {
             Some(ServerMessage::Ack { seq, .. }) => {
                 self.acked = seq.0;
-                while self.in_flight.front().is_some_and(|(first, _)| *first <= seq.0) {
-                    self.in_flight.pop_front();
+                while let Some((_, len)) = self.in_flight.pop_front_if(|(first, _)| *first <= seq.0) {
+                    self.in_flight_bytes -= len;
                 }
                 Ok(None)
             }

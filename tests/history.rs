@@ -126,18 +126,22 @@ fn killed_at_every_step_of_thin_settle_clone_and_delete() {
         ["disconnected", "failed", "stopped"].iter().any(|state| stage.status("/state") == *state)
     });
     let unit = stage.path("store").join("units").join(stage.status("/machine").as_str().unwrap());
+    let remove = ["machine", "remove", NAME];
     for step in ["delete.closed", "delete.marked"] {
         stage.start_server(Some(step));
-        let _ = stage.us(&["machine", "remove", NAME]);
+        let _ = stage.us(&remove);
         stage.wait_until(step, 30, |stage| !stage.server_alive());
-        stage.revive();
-        let is_there = stage.us(&["status", NAME]).is_ok();
-        assert_eq!(
-            is_there,
-            step == "delete.closed",
-            "{step}: from its mark on the rest goes with the next start"
-        );
+        assert!(stage.died_at(step), "{step} was not reached\n{}", stage.logs());
+        assert!(unit.exists(), "{step}");
+        if step == "delete.closed" {
+            stage.revive();
+            assert!(stage.us(&["status", NAME]).is_ok(), "{step}: nothing of it has gone yet");
+        }
     }
+    // From its mark on the rest goes with the next start, and with the one after where that one dies as well.
+    stage.start_server(Some("delete.emptied"));
+    assert!(stage.died_at("delete.emptied"), "it was not reached\n{}", stage.logs());
+    stage.revive();
     assert!(!unit.exists(), "its space is free again");
     assert!(stage.us(&["status", NAME]).is_err());
 }

@@ -112,7 +112,18 @@ async fn connect(data: &std::path::Path, write_bytes: u64) -> anyhow::Result<Loa
     let mut random = Random::new(1);
     let mut noise = vec![0; 4 << 20];
     random.fill(&mut noise);
-    Ok(Load { sender, receiver, random, noise, write_bytes, seq: 0, acked: 0, in_flight, in_flight_bytes: 0, peak: 0 })
+    Ok(Load {
+        sender,
+        receiver,
+        random,
+        noise,
+        write_bytes,
+        seq: 0,
+        acked: 0,
+        in_flight,
+        in_flight_bytes: 0,
+        peak: 0,
+    })
 }
 
 impl Load {

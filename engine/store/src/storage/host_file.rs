@@ -7,7 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// How much is written at a time where a hole has to be written out as zeroes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
@@ -21,6 +21,15 @@ pub struct HostFile {
     /// Its path, for messages.
     name: String,
     is_device: bool,
+    known: Mutex<KnownData>,
+}
+
+/// The data that was found last: some file systems look at every page up to the next hole to find it.
+#[derive(Debug, Default)]
+struct KnownData {
+    run: Option<Extent>,
+    /// Rises with each hole that is made, so that what was found before it is not taken for newer.
+    holes_made: u64,
 }
 
 impl HostFile {
@@ -55,11 +64,42 @@ impl HostFile {
             let context = format!("{name} is neither a regular file nor a block device");
             return Err(Error::new(ErrorKind::InvalidInput, context));
         }
-        Ok(HostFile { file: Arc::new(file), name, is_device: kind.is_block_device() })
+        let is_device = kind.is_block_device();
+        Ok(HostFile { file: Arc::new(file), name, is_device, known: Mutex::default() })
     }
 
     fn failed(&self, what: &str, at: impl std::fmt::Display, error: std::io::Error) -> Error {
         Error::io(format!("{}: {what} at {at}", self.name), error)
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownData> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There are holes now where data was.
+    fn forget_data(&self) {
+        let mut known = self.known();
+        known.run = None;
+        known.holes_made += 1;
+    }
+
+    fn find_data(&self, from: ByteOffset) -> Result<Option<Extent>> {
+        let end = self.len()?.end();
+        let Some(rest) = Extent::between(from, end) else { return Ok(None) };
+        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(from.get())) {
+            Ok(start) => start,
+            Err(Errno::NXIO) => return Ok(None),
+            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(rest)),
+            Err(errno) => return Err(self.failed("looking for data", from, errno.into())),
+        };
+        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
+            Ok(hole) => ByteOffset::new(hole),
+            Err(Errno::NXIO) => end,
+            Err(errno) => return Err(self.failed("looking for holes", start, errno.into())),
+        };
+        // A file that another process changes between the two calls may give an empty range: call it data.
+        let start = ByteOffset::new(start);
+        Ok(Some(Extent::between(start, hole).unwrap_or(rest)))
     }
 
     fn write_out_zeroes(&self, extent: Extent) -> Result<()> {
@@ -137,7 +177,9 @@ impl StorageFile for HostFile {
 
     fn set_len(&self, len: ByteLen) -> Result<()> {
         if !self.is_device {
-            return self.file.set_len(len.get()).map_err(|error| self.failed("setting length", len, error));
+            let set = self.file.set_len(len.get());
+            self.forget_data();
+            return set.map_err(|error| self.failed("setting length", len, error));
         }
         let size = self.len()?;
         if len == size {
@@ -155,7 +197,9 @@ impl StorageFile for HostFile {
         let ways = [FallocateFlags::PUNCH_HOLE, FallocateFlags::ZERO_RANGE];
         for way in ways {
             let flags = way | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&self.file, flags, extent.start().get(), extent.len().get()) {
+            let punched = rustix::fs::fallocate(&self.file, flags, extent.start().get(), extent.len().get());
+            self.forget_data();
+            match punched {
                 Ok(()) => return Ok(()),
                 Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
                 Err(errno) => return Err(self.failed("punching a hole", extent, errno.into())),
@@ -165,22 +209,20 @@ impl StorageFile for HostFile {
     }
 
     fn next_data(&self, from: ByteOffset) -> Result<Option<Extent>> {
-        let end = self.len()?.end();
-        let Some(rest) = Extent::between(from, end) else { return Ok(None) };
-        let start = match rustix::fs::seek(&self.file, SeekFrom::Data(from.get())) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => return Ok(None),
-            Err(Errno::INVAL | Errno::OPNOTSUPP) => return Ok(Some(rest)),
-            Err(errno) => return Err(self.failed("looking for data", from, errno.into())),
+        let holes_made = {
+            let known = self.known();
+            // Data that has become a hole behind our back may still be called data.
+            if let Some(run) = known.run.filter(|run| run.start() <= from && from < run.end()) {
+                return Ok(Extent::between(from, run.end()));
+            }
+            known.holes_made
         };
-        let hole = match rustix::fs::seek(&self.file, SeekFrom::Hole(start)) {
-            Ok(hole) => ByteOffset::new(hole),
-            Err(Errno::NXIO) => end,
-            Err(errno) => return Err(self.failed("looking for holes", start, errno.into())),
-        };
-        // A file that another process changes between the two calls may give an empty range: call it data.
-        let start = ByteOffset::new(start);
-        Ok(Some(Extent::between(start, hole).unwrap_or(rest)))
+        let found = self.find_data(from)?;
+        let mut known = self.known();
+        if known.holes_made == holes_made {
+            known.run = found.or(known.run);
+        }
+        Ok(found)
     }
 
     fn sync(&self) -> Result<Synced> {

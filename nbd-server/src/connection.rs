@@ -143,7 +143,7 @@ impl Connection {
                 return Ok(());
             };
             let side_by_side = self.pace.is_slow() && self.hand_lead_on();
-            let started = Instant::now();
+            let begun = self.pace.begin();
             let bytes = received.request.len.get();
             let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
             if !side_by_side {
@@ -156,7 +156,7 @@ impl Connection {
             // Whoever was relieved meanwhile leaves the new leader's number alone.
             let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
             answered?;
-            self.pace.note(started.elapsed(), bytes);
+            self.pace.end(begun, bytes);
             if buffer.len() > KEPT_BUFFER_BYTES {
                 *buffer = Vec::new();
             }

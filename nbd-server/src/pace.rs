@@ -1,10 +1,13 @@
 //! Whether the requests of a connection are quick enough to be done one after the other by the thread that reads them.
 //!
 //! Handing the reading on to another thread costs more than a read from the page cache takes, but saves the others
-//! from waiting where a request takes long. What counts is what requests have taken lately.
+//! from waiting where a request takes long: because it waits for a device, or because there is much to compute. What counts
+//! is what requests have taken lately. A thread that merely lost its core to another is no slow request: side by side
+//! there would be more threads for the same cores.
 
+use nix::sys::resource::{UsageWho, getrusage};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::Instant;
 
 /// What a quick request takes at most, and per KiB.
 const QUICK_US: u64 = 60;
@@ -21,15 +24,56 @@ pub struct Pace {
     weight: AtomicU32,
 }
 
+/// A request that is being done.
+#[derive(Debug)]
+pub struct Begun {
+    at: Instant,
+    /// Of the thread that does it; looked up only after a slow request, as that costs a system call.
+    before: Option<Usage>,
+}
+
+/// What a thread has used up.
+#[derive(Debug, Clone, Copy)]
+struct Usage {
+    /// How often it has waited for something.
+    waits: i64,
+    computed_us: i64,
+}
+
+impl Usage {
+    fn of_this_thread() -> Option<Usage> {
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).ok()?;
+        let micros = |time: nix::sys::time::TimeVal| time.tv_sec() * 1_000_000 + time.tv_usec();
+        let computed_us = micros(usage.user_time()) + micros(usage.system_time());
+        Some(Usage { waits: usage.voluntary_context_switches(), computed_us })
+    }
+}
+
 impl Pace {
-    /// Takes note of a request.
-    pub fn note(&self, took: Duration, bytes: u64) {
+    /// A request begins on this thread.
+    pub fn begin(&self) -> Begun {
+        let is_suspect = self.weight.load(Ordering::Relaxed) > 0;
+        Begun { at: Instant::now(), before: is_suspect.then(Usage::of_this_thread).flatten() }
+    }
+
+    /// It is done, on the same thread.
+    pub fn end(&self, begun: Begun, bytes: u64) {
         let quick_us = QUICK_US + (bytes >> 10) * QUICK_US_PER_KIB;
+        let took = begun.at.elapsed();
+        let is_slow = took.as_micros() > u128::from(quick_us)
+            && match (begun.before, Usage::of_this_thread()) {
+                (Some(before), Some(after)) => {
+                    let computed_us = after.computed_us - before.computed_us;
+                    after.waits > before.waits || computed_us > quick_us.cast_signed()
+                }
+                _ => true,
+            };
+        self.note(is_slow);
+    }
+
+    fn note(&self, is_slow: bool) {
         let weight = self.weight.load(Ordering::Relaxed);
-        let next = match took.as_micros() > u128::from(quick_us) {
-            true => (weight + SLOW_WEIGHT).min(WEIGHT_MAX),
-            false => weight.saturating_sub(1),
-        };
+        let next = if is_slow { (weight + SLOW_WEIGHT).min(WEIGHT_MAX) } else { weight.saturating_sub(1) };
         // Threads may overwrite each other's: it is an estimate.
         if next != weight {
             self.weight.store(next, Ordering::Relaxed);
@@ -45,19 +89,52 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
+
+    fn request(pace: &Pace, bytes: u64, work: impl FnOnce()) {
+        let begun = pace.begin();
+        work();
+        pace.end(begun, bytes);
+    }
 
     #[test]
-    fn two_slow_requests_make_a_slow_connection_and_quick_ones_a_quick_one_again() {
+    fn two_that_wait_make_a_slow_connection_and_quick_ones_a_quick_one_again() {
         let pace = Pace::default();
-        let (slow, quick) = (Duration::from_millis(3), Duration::from_micros(9));
-        pace.note(slow, 4096);
+        let wait = || std::thread::sleep(Duration::from_millis(3));
+        request(&pace, 4096, wait);
         assert!(!pace.is_slow());
-        pace.note(slow, 4096);
+        request(&pace, 4096, wait);
         assert!(pace.is_slow());
-        (0..20).for_each(|_| pace.note(slow, 0));
-        (0..49).for_each(|_| pace.note(quick, 4096));
+        (0..20).for_each(|_| request(&pace, 0, wait));
+        (0..64).for_each(|_| pace.note(false));
         assert!(!pace.is_slow());
-        (0..9).for_each(|_| pace.note(Duration::from_millis(1), 1 << 20));
-        assert!(!pace.is_slow(), "much takes longer");
+    }
+
+    #[test]
+    fn much_to_compute_is_slow_as_well() {
+        let pace = Pace::default();
+        let compute = || {
+            let before = Usage::of_this_thread().unwrap().computed_us;
+            while Usage::of_this_thread().unwrap().computed_us < before + 2000 {}
+        };
+        (0..3).for_each(|_| request(&pace, 4096, compute));
+        assert!(pace.is_slow());
+    }
+
+    #[test]
+    fn much_data_may_take_longer() {
+        let pace = Pace::default();
+        // Twenty seconds are allowed.
+        (0..9).for_each(|_| request(&pace, 10 << 30, || std::thread::sleep(Duration::from_millis(1))));
+        assert!(!pace.is_slow());
+    }
+
+    #[test]
+    fn a_lost_core_is_no_slow_request() {
+        let pace = Pace::default();
+        pace.note(true);
+        let lost = Begun { at: Instant::now() - Duration::from_secs(1), before: Usage::of_this_thread() };
+        pace.end(lost, 4096);
+        assert!(!pace.is_slow());
     }
 }

@@ -728,6 +728,9 @@ pub struct AgentArguments {
     /// When changes are sent: continuous, or every=DURATION [default: continuous].
     #[arg(long, env = "UNDERSTUDY_SEND", value_name = "continuous|every=DURATION")]
     pub send: Option<String>,
+    /// Whether what is sent is compressed: auto (where the link was measured to be the slower one), always or never
+    #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
+    pub compress: Option<String>,
     /// How often a checkpoint is taken [default: 60s].
     #[arg(long, env = "UNDERSTUDY_CHECKPOINT_EVERY", value_name = "DURATION")]
     pub checkpoint_every: Option<humantime::Duration>,

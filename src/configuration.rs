@@ -83,6 +83,7 @@ pub struct AgentSection {
     pub name: Option<String>,
     pub tracker: Option<String>,
     pub send: Option<String>,
+    pub compress: Option<String>,
     pub checkpoint_every: Option<String>,
     pub heartbeat: Option<String>,
     pub freeze_budget: Option<String>,

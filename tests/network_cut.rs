@@ -1,4 +1,4 @@
-//! A network that is cut under write load costs no full copy, no memory and no slower disk.
+//! A network that is cut under write load costs no full copy, no memory and no slower disk; one that is slow carries less.
 //!
 //! `UNDERSTUDY_CUT_SECONDS` says how long it is cut: 8 here, 60 in scripts/soak.
 
@@ -63,4 +63,24 @@ fn a_cut_network_costs_nothing_but_time() {
     let copy = stage.path("copy.raw");
     support::sh(&format!("nbdcopy {} {}", support::uri(&session, 0), copy.display()));
     run(Command::new("cmp").arg(&copy).arg(&device));
+}
+
+#[test]
+fn what_shrinks_travels_packed_and_arrives_as_it_was() {
+    let mut stage = Stage::new(96);
+    let device = stage.disk.device().to_owned();
+    let text = "understudy ".repeat(64 * MIB as usize / 11 + 1);
+    std::fs::write(stage.path("text"), &text.as_bytes()[..64 * MIB as usize]).unwrap();
+    support::sh(&format!(
+        "dd if={} of={device} bs=1M oflag=direct status=none",
+        stage.path("text").display()
+    ));
+    stage.start_server(None);
+    let proxy = Proxy::new(stage.port);
+    stage.start_agent_towards(None, proxy.port(), &["--compress", "always"]);
+    stage.wait_protected();
+    let sent = proxy.upstream_bytes();
+    println!("64 MiB travelled as {sent} B");
+    assert!(sent < 8 * MIB, "{sent}");
+    stage.assert_stand_in_equals_disk("packed");
 }

@@ -72,6 +72,9 @@ fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> a
     if let Some(send) = flags.send.or(file.send) {
         config.send = send_mode(&send)?;
     }
+    if let Some(compress) = flags.compress.or(file.compress) {
+        config.compress = compress.parse()?;
+    }
     let set = |target: &mut std::time::Duration, value: Option<Duration>| {
         if let Some(value) = value {
             *target = value.into();

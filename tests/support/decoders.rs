@@ -51,7 +51,11 @@ pub const DECODERS: &[Decoder] = &[
     },
     Decoder { name: "sums", run: store::fuzzing::sums, seeds: &[unit!("disk0/image.sums")] },
     Decoder { name: "image", run: store::fuzzing::image, seeds: &[] },
-    Decoder { name: "frame", run: wire::fuzzing::frame, seeds: &["engine/wire/tests/fixtures/v1"] },
+    Decoder {
+        name: "frame",
+        run: wire::fuzzing::frame,
+        seeds: &["engine/wire/tests/fixtures/v1", "engine/wire/tests/fixtures/v2"],
+    },
     Decoder { name: "token", run: wire::fuzzing::token, seeds: &[] },
     Decoder { name: "inventory", run: wire::fuzzing::inventory, seeds: &[] },
     Decoder {

@@ -2,7 +2,7 @@
 
 use crate::barrier::BarrierSettings;
 use crate::tracker::TrackerWish;
-use blocks::Extent;
+use blocks::{Compression, Extent};
 use std::path::PathBuf;
 use std::time::Duration;
 use wire::{Address, AgentIdentity};
@@ -22,6 +22,8 @@ pub struct AgentConfig {
     pub tracker: TrackerWish,
     /// When changes are sent.
     pub send: SendMode,
+    /// Whether what is sent is compressed, where the server understands that.
+    pub compress: Compression,
     /// How often a checkpoint is taken.
     pub checkpoint_every: Duration,
     /// How often the server hears from this agent.
@@ -74,6 +76,7 @@ impl AgentConfig {
                 .collect(),
             tracker: TrackerWish::Auto,
             send: SendMode::Continuous,
+            compress: Compression::Auto,
             checkpoint_every: Duration::from_secs(60),
             heartbeat: Duration::from_secs(5),
             barrier: BarrierSettings::default(),

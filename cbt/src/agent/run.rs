@@ -196,7 +196,8 @@ async fn carry(
     welcome: Welcome,
 ) -> Result<(Worker, Ended)> {
     connection.set_idle_timeout(None);
-    let (sender, receiver) = connection.split();
+    let (mut sender, receiver) = connection.split();
+    sender.set_compression(config.compress);
     let (link, ends) = link();
     let inbox = ends.inbox;
     let mut worker = worker;

@@ -9,7 +9,14 @@ use std::path::Path;
 /// Held as long as an agent has a disk; the kernel lets go of it when the process ends, however it ends.
 #[derive(Debug)]
 pub(crate) struct DiskLock {
-    _file: File,
+    file: File,
+}
+
+impl Drop for DiskLock {
+    fn drop(&mut self) {
+        // A program that another thread is just starting has copies of all descriptors until it runs: closing would not do.
+        let _ = rustix::fs::flock(&self.file, rustix::fs::FlockOperation::Unlock);
+    }
 }
 
 impl DiskLock {
@@ -41,6 +48,6 @@ impl DiskLock {
         file.set_len(0)
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(|error| Error::io(context(), error))?;
-        Ok(DiskLock { _file: file })
+        Ok(DiskLock { file })
     }
 }

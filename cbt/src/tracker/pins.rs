@@ -17,7 +17,14 @@ const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 #[derive(Debug)]
 pub(crate) struct Pins {
     folder: PathBuf,
-    _lock: OwnedFd,
+    lock: OwnedFd,
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        // A program that another thread is just starting has copies of all descriptors until it runs: closing would not do.
+        let _ = rustix::fs::flock(&self.lock, FlockOperation::Unlock);
+    }
 }
 
 impl Pins {
@@ -30,7 +37,7 @@ impl Pins {
         let lock =
             rustix::fs::open(&folder, flags, Mode::empty()).map_err(|error| at(&folder, error.into()))?;
         match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Pins { folder, _lock: lock }),
+            Ok(()) => Ok(Pins { folder, lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let context = format!("{disk} is being tracked by another process ({})", folder.display());
                 Err(Error::new(ErrorKind::Busy, context))

@@ -5,6 +5,7 @@
 //! an agent or NBD is.
 
 mod codec;
+mod compression;
 mod crash_point;
 mod durable;
 mod error;
@@ -21,6 +22,7 @@ mod units;
 mod volume;
 
 pub use codec::{ByteReader, ByteWriter};
+pub use compression::{Compression, CompressionGauge};
 pub use crash_point::crash_point;
 pub use durable::{Durable, Synced};
 pub use error::{Error, ErrorKind, Result};

@@ -23,6 +23,7 @@ pub mod testing;
 mod unit;
 mod view;
 
+pub use blocks::Compression;
 pub use branch_disk::{BranchDisk, Payload};
 pub use convert::{Difference, compare_volumes, convert_volume};
 pub use copy::copy_volume;
@@ -33,7 +34,6 @@ pub use image::{
     SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,
     replay, with_sums,
 };
-pub use journal::packer::Compression;
 pub use pace::{GuestActivity, Pace};
 pub use scrub::{Finding, Remedy, RepairStep, ScrubReport, check, repair};
 pub use storage::{HostFile, HostStorage};

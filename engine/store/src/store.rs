@@ -1,7 +1,6 @@
 //! A store: one pool of units on one storage.
 
 use crate::index::block_cache::BlockCache;
-use crate::journal::packer::Compression;
 use crate::pace::GuestActivity;
 use crate::stored_file::FileTable;
 use crate::unit::Unit;
@@ -9,6 +8,7 @@ use crate::unit::files;
 use crate::unit::manifest::UnitSpec;
 use crate::unit::merging::{MergeQueue, MergeWorker};
 use crate::unit::unit::UnitContext;
+use blocks::Compression;
 use blocks::{
     ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Id, MachineId, OpenMode, Result, Storage,
     StoreId, crash_point,

@@ -1,12 +1,15 @@
 //! Messages over a stream of bytes.
 
-use crate::frame::{Header, encode_head};
+use crate::frame::{Header, VERSION, VERSION_PACKED, encode_head};
+use crate::packing::Packer;
 use crate::{AgentMessage, HEADER_BYTES, Message, ServerMessage, codec};
-use blocks::{Error, ErrorKind, Result};
+use blocks::{Compression, Error, ErrorKind, Result};
 use std::fmt;
 use std::io::IoSlice;
 use std::marker::PhantomData;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 /// An agent's connection: it says [`AgentMessage`]s and hears [`ServerMessage`]s.
@@ -34,6 +37,8 @@ pub struct Sender<S> {
     timeout: Option<Duration>,
     /// Set while a frame is half written; a future that is dropped there leaves it set for good.
     torn: bool,
+    version: Arc<AtomicU16>,
+    packer: Packer,
     says: PhantomData<fn(S)>,
 }
 
@@ -44,6 +49,8 @@ pub struct Receiver<R> {
     timeout: Option<Duration>,
     restriction: Restriction,
     progress: Progress,
+    /// What both sides understand: ours until the other side has spoken an older one.
+    version: Arc<AtomicU16>,
     hears: PhantomData<fn() -> R>,
 }
 
@@ -73,12 +80,15 @@ impl<S: Message, R: Message> Connection<S, R> {
     {
         let (reader, writer) = tokio::io::split(stream);
         let peer = peer.to_string();
+        let version = Arc::new(AtomicU16::new(VERSION));
         Connection {
             sender: Sender {
                 writer: Box::new(writer),
                 peer: peer.clone(),
                 timeout: None,
                 torn: false,
+                version: version.clone(),
+                packer: Packer::default(),
                 says: PhantomData,
             },
             receiver: Receiver {
@@ -87,6 +97,7 @@ impl<S: Message, R: Message> Connection<S, R> {
                 timeout: None,
                 restriction: Restriction::Nothing,
                 progress: Progress::START,
+                version,
                 hears: PhantomData,
             },
         }
@@ -139,18 +150,29 @@ impl<S: Message> Sender<S> {
     /// `InvalidInput` for a message that breaks its own rules (nothing was sent, the connection goes on);
     /// `Cancelled` after the write timeout; `Io`.
     pub async fn send(&mut self, message: &S) -> Result<()> {
-        let head = encode_head(message)?;
+        let version = self.version.load(Ordering::Relaxed);
+        let packed = if version >= VERSION_PACKED { self.packer.pack(message.payload()) } else { None };
+        let head = encode_head(version, message, packed.as_deref())?;
         if self.torn {
             let context =
                 format!("the connection to {} ended in the middle of an earlier message", self.peer);
             return Err(Error::new(ErrorKind::Io, context));
         }
         self.torn = true;
-        self.write(&head, message.payload()).await?;
+        let payload = packed.as_deref().unwrap_or(message.payload());
+        let begun = Instant::now();
+        self.write(&head, payload).await?;
         let flushed = bounded(self.timeout, self.writer.flush()).await;
         flushed.map_err(|error| stalled(format_args!("sending to {}", self.peer), self.timeout, error))?;
+        self.packer.note_sent(head.len() + payload.len(), begun.elapsed());
         self.torn = false;
         Ok(())
+    }
+
+    /// Whether payloads are packed, where the other side understands that; not at all at first. `Auto` counts how long sends
+    /// wait against how long packing takes.
+    pub fn set_compression(&mut self, mode: Compression) {
+        self.packer.mode = mode;
     }
 
     async fn write(&mut self, head: &[u8], payload: &[u8]) -> Result<()> {
@@ -231,6 +253,7 @@ impl<R: Message> Receiver<R> {
         match std::mem::replace(&mut self.progress, Progress::START) {
             Progress::Header { bytes, .. } => {
                 let header = Header::decode(&bytes)?;
+                self.version.fetch_min(header.version, Ordering::Relaxed);
                 R::check_kind(header.kind)?;
                 self.restriction.check(&header)?;
                 self.progress = Progress::Body {
@@ -242,7 +265,7 @@ impl<R: Message> Receiver<R> {
                 Ok(None)
             }
             Progress::Body { header, fields, payload, .. } => {
-                header.check_body(&fields, &payload)?;
+                let payload = header.open_body(&fields, payload)?;
                 codec::decode(header.kind, &fields, payload).map(Some)
             }
             Progress::Failed => Err(already_failed()),

@@ -3,8 +3,8 @@
 
 use crate::frame::HEADER_BYTES;
 use crate::{
-    Address, AgentMessage, Fingerprint, Inventory, Message, ServerMessage, Token, TokenSecret, decode_frame,
-    encode_frame,
+    Address, AgentMessage, Fingerprint, Inventory, Message, ServerMessage, Token, TokenSecret, VERSION,
+    decode_frame, encode_frame, encode_packed_frame,
 };
 use blocks::ErrorKind;
 use std::fmt::Debug;
@@ -32,8 +32,12 @@ pub fn frame(bytes: &[u8]) {
 fn read_frame<M: Message + PartialEq + Debug>(bytes: &[u8]) {
     match decode_frame::<M>(bytes) {
         Ok(message) => {
-            let again = encode_frame(&message).expect("what was accepted keeps the rules of its kind");
+            let again =
+                encode_frame(VERSION, &message).expect("what was accepted keeps the rules of its kind");
             assert_eq!(decode_frame::<M>(&again).expect("it reads what it writes"), message);
+            let packed =
+                encode_packed_frame(&message).expect("what was accepted keeps the rules of its kind");
+            assert_eq!(decode_frame::<M>(&packed).expect("it reads what it writes"), message);
         }
         Err(error) => {
             assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported), "{error:?}");

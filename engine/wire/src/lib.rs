@@ -18,6 +18,7 @@ mod identity;
 mod inventory;
 mod message;
 mod name;
+mod packing;
 mod private_file;
 mod tls;
 mod token;
@@ -30,7 +31,8 @@ pub use connection::{AgentConnection, Connection, Receiver, Sender, ServerConnec
 pub use enroll::enroll;
 pub use fingerprint::Fingerprint;
 pub use frame::{
-    FIELDS_BYTES_MAX, FRAME_BYTES_MAX, HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION, decode_frame, encode_frame,
+    FIELDS_BYTES_MAX, FRAME_BYTES_MAX, HEADER_BYTES, PAYLOAD_BYTES_MAX, VERSION, VERSION_MIN, decode_frame,
+    encode_frame, encode_packed_frame,
 };
 pub use identity::AgentIdentity;
 pub use inventory::{DiskInventory, FileSystem, Firmware, Inventory, Nic, Partition};

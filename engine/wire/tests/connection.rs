@@ -4,7 +4,7 @@
 
 mod messages;
 
-use blocks::{DiskIndex, ErrorKind, Result, Seq};
+use blocks::{ByteLen, ByteOffset, Compression, DiskIndex, ErrorKind, Extent, Result, Seq};
 use messages::{agent_samples, extent, server_samples};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
@@ -62,12 +62,49 @@ async fn every_message_arrives_however_the_stream_cuts_it() -> Result<()> {
     Ok(())
 }
 
+/// Sends writes that shrink well, and gives what the other side has seen: how often a payload was packed.
+async fn packed_of(agent_hears_first: Option<Vec<u8>>, writes: u64) -> usize {
+    let (mut stream, agent) = duplex(1 << 20);
+    let mut agent: AgentConnection = Connection::new(agent, "the server");
+    if let Some(bytes) = agent_hears_first {
+        stream.write_all(&bytes).await.unwrap();
+        agent.recv().await.unwrap().unwrap();
+    }
+    let (mut sender, _hears) = agent.split();
+    sender.set_compression(Compression::Always);
+    let (mut seen, mut head) = (0, [0; HEADER_BYTES]);
+    for seq in 1..=writes {
+        let payload = Payload::Data(vec![seq as u8; 65536]);
+        let extent = Extent::new(ByteOffset::ZERO, ByteLen::new(65536)).unwrap();
+        let write = AgentMessage::Write(Write { disk: DiskIndex(0), seq: Seq(seq), extent, payload });
+        sender.send(&write).await.unwrap();
+        stream.read_exact(&mut head).await.unwrap();
+        let len = |at: usize| u32::from_le_bytes(head[at..at + 4].try_into().unwrap()) as usize;
+        let mut body = vec![0; len(8) + len(12)];
+        stream.read_exact(&mut body).await.unwrap();
+        let frame = [&head[..], &body].concat();
+        assert_eq!(decode_frame::<AgentMessage>(&frame).unwrap(), write);
+        seen += usize::from(frame.len() < 4096);
+    }
+    seen
+}
+
+#[tokio::test]
+async fn payloads_are_packed_only_for_who_understands_it() {
+    assert_eq!(packed_of(None, 3).await, 3);
+    let new = encode_frame(VERSION, &ServerMessage::Resume).unwrap();
+    assert_eq!(packed_of(Some(new), 3).await, 3);
+    let old = encode_frame(1, &ServerMessage::Resume).unwrap();
+    assert_eq!(packed_of(Some(old), 3).await, 0);
+}
+
 #[tokio::test]
 async fn a_receive_that_is_dropped_loses_nothing() {
     let (mut stream, server) = duplex(64);
     let mut server: ServerConnection = Connection::new(server, "the agent");
     let expected: Vec<_> = (1..4).map(write).collect();
-    let bytes: Vec<u8> = expected.iter().flat_map(|message| encode_frame(message).unwrap()).collect();
+    let bytes: Vec<u8> =
+        expected.iter().flat_map(|message| encode_frame(VERSION, message).unwrap()).collect();
     let feed = tokio::spawn(async move {
         for piece in bytes.chunks(100_003) {
             stream.write_all(piece).await.unwrap();
@@ -136,7 +173,7 @@ async fn hear(bytes: &[u8]) -> blocks::Error {
 #[tokio::test]
 async fn a_header_is_judged_before_its_body_is_waited_for() {
     let head = |change: fn(&mut [u8])| {
-        let mut head = encode_frame(&write(1)).unwrap();
+        let mut head = encode_frame(VERSION, &write(1)).unwrap();
         head.truncate(HEADER_BYTES);
         change(&mut head);
         let crc = crc32c::crc32c(&head[..20]);

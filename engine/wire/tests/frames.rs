@@ -15,15 +15,18 @@ use wire::*;
 proptest! {
     #[test]
     fn agent_messages_round_trip(message in any_agent_message()) {
-        let frame = encode_frame(&message).unwrap();
+        let frame = encode_frame(VERSION, &message).unwrap();
         prop_assert!(frame.len() <= FRAME_BYTES_MAX);
-        prop_assert_eq!(decode_frame::<AgentMessage>(&frame).unwrap(), message);
+        prop_assert_eq!(&decode_frame::<AgentMessage>(&frame).unwrap(), &message);
+        let packed = encode_packed_frame(&message).unwrap();
+        prop_assert!(packed.len() <= frame.len());
+        prop_assert_eq!(decode_frame::<AgentMessage>(&packed).unwrap(), message);
         prop_assert_eq!(decode_frame::<ServerMessage>(&frame).unwrap_err().kind(), ErrorKind::Unsupported);
     }
 
     #[test]
     fn server_messages_round_trip(message in any_server_message()) {
-        let frame = encode_frame(&message).unwrap();
+        let frame = encode_frame(VERSION, &message).unwrap();
         prop_assert!(frame.len() <= FRAME_BYTES_MAX);
         prop_assert_eq!(decode_frame::<ServerMessage>(&frame).unwrap(), message);
         prop_assert_eq!(decode_frame::<AgentMessage>(&frame).unwrap_err().kind(), ErrorKind::Unsupported);
@@ -39,14 +42,32 @@ fn check_fixtures<M: Message + PartialEq + Debug>(samples: Vec<(&'static str, M)
         kinds.insert(message.kind());
         let path = folder.join(format!("{name}.frame"));
         if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !path.exists() {
-            std::fs::write(&path, encode_frame(&message).unwrap()).unwrap();
+            std::fs::write(&path, encode_frame(1, &message).unwrap()).unwrap();
         }
         let frame = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(decode_frame::<M>(&frame).unwrap(), message, "{name} is read as it was");
-        assert_eq!(encode_frame(&message).unwrap(), frame, "{name} is written as it was");
+        assert_eq!(encode_frame(1, &message).unwrap(), frame, "{name} is written as it was");
+        let now = encode_frame(VERSION, &message).unwrap();
+        assert_eq!(now[24..], frame[24..], "{name} is the same in version 2, but for the version");
     }
     let known: BTreeSet<u16> = (0..=u16::MAX).filter(|kind| M::check_kind(*kind).is_ok()).collect();
     assert_eq!(kinds, known, "each kind has its fixture");
+}
+
+/// What packed it is a library that may pack better one day: only reading is for ever.
+#[test]
+fn packed_frames_of_version_2_stay_readable() {
+    let data = Payload::Data((0..4096u32).map(|at| (at / 100) as u8).collect());
+    let write = Write { disk: DiskIndex(1), seq: Seq(7), extent: extent(4096, 4096), payload: data };
+    let message = AgentMessage::Write(write);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v2/write-packed.frame");
+    if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !path.exists() {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(&path, encode_packed_frame(&message).unwrap()).unwrap();
+    }
+    let frame = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    assert!(frame.len() < 1024);
+    assert_eq!(decode_frame::<AgentMessage>(&frame).unwrap(), message);
 }
 
 #[test]
@@ -68,7 +89,7 @@ fn reseal(frame: &mut [u8]) {
 }
 
 fn refusal(change: impl FnOnce(&mut Vec<u8>), resealed: bool) -> blocks::Error {
-    let mut frame = encode_frame(&agent_samples()[3].1).unwrap();
+    let mut frame = encode_frame(VERSION, &agent_samples()[3].1).unwrap();
     change(&mut frame);
     if resealed {
         reseal(&mut frame);
@@ -80,7 +101,18 @@ fn refusal(change: impl FnOnce(&mut Vec<u8>), resealed: bool) -> blocks::Error {
 fn frames_that_are_none_say_why() {
     for (error, kind, why) in [
         (refusal(|frame| frame[0] = b'G', true), ErrorKind::Corrupt, "wrong magic"),
-        (refusal(|frame| frame[4] = 2, true), ErrorKind::Unsupported, "speaks version 2 of the protocol"),
+        (refusal(|frame| frame[4] = 3, true), ErrorKind::Unsupported, "speaks version 3 of the protocol"),
+        (refusal(|frame| frame[4] = 0, true), ErrorKind::Unsupported, "speaks version 0 of the protocol"),
+        (
+            refusal(|frame| frame[7] |= 0x40, true),
+            ErrorKind::Corrupt,
+            "a packed payload of 512 bytes announces",
+        ),
+        (
+            refusal(|frame| (frame[4], frame[7]) = (1, 0x40), true),
+            ErrorKind::Unsupported,
+            "kind 0x4004 is no message",
+        ),
         (refusal(|frame| frame[6] = 0xee, true), ErrorKind::Unsupported, "kind 0x00ee is no message"),
         (refusal(|frame| frame[8] ^= 1, false), ErrorKind::Corrupt, "checksum mismatch"),
         (refusal(|frame| frame[30] ^= 1, false), ErrorKind::Corrupt, "checksum mismatch"),
@@ -103,24 +135,30 @@ fn frames_that_are_none_say_why() {
 #[test]
 fn messages_that_break_their_rules_are_not_sent() {
     let write = |extent: Extent, payload| {
-        encode_frame(&AgentMessage::Write(Write { disk: DiskIndex(0), seq: Seq(1), extent, payload }))
+        encode_frame(
+            VERSION,
+            &AgentMessage::Write(Write { disk: DiskIndex(0), seq: Seq(1), extent, payload }),
+        )
     };
     let hashes = |range, count| {
-        encode_frame(&AgentMessage::Hashes(HashReport {
-            purpose: HashPurpose::Scan,
-            disk: DiskIndex(0),
-            range,
-            block: blocks::BlockShift::KIB_64,
-            hashes: vec![Some([1; 32]); count],
-        }))
+        encode_frame(
+            VERSION,
+            &AgentMessage::Hashes(HashReport {
+                purpose: HashPurpose::Scan,
+                disk: DiskIndex(0),
+                range,
+                block: blocks::BlockShift::KIB_64,
+                hashes: vec![Some([1; 32]); count],
+            }),
+        )
     };
     let differing = |count| {
         let (disk, range, extents) = (DiskIndex(0), extent(0, 1), vec![extent(0, 1); count]);
-        encode_frame(&ServerMessage::Differing { disk, range, extents })
+        encode_frame(VERSION, &ServerMessage::Differing { disk, range, extents })
     };
     let inventory = |len| {
         let (_, AgentMessage::Hello(hello)) = agent_samples().remove(0) else { panic!("hello comes first") };
-        encode_frame(&AgentMessage::Hello(Hello { inventory: "x".repeat(len), ..hello }))
+        encode_frame(VERSION, &AgentMessage::Hello(Hello { inventory: "x".repeat(len), ..hello }))
     };
     let range = extent(0, 1 << 21);
     for (result, why) in [
@@ -136,7 +174,7 @@ fn messages_that_break_their_rules_are_not_sent() {
         (differing(EXTENTS_MAX + 1), "262144 are allowed"),
         (inventory(8 << 20), "8388608 are allowed"),
         (
-            encode_frame(&ServerMessage::RestoreRead { restore: 1, disk: DiskIndex(0), range }),
+            encode_frame(VERSION, &ServerMessage::RestoreRead { restore: 1, disk: DiskIndex(0), range }),
             "takes more than",
         ),
     ] {

@@ -5,6 +5,7 @@
 
 mod messages;
 
+use blocks::{DiskIndex, Seq};
 use rand_free::Random;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -99,10 +100,13 @@ fn decode(frame: &[u8]) -> bool {
     assert!(taken <= MEMORY_MAX + 8 * frame.len(), "{taken} bytes were taken for {} bytes", frame.len());
     // Whatever is accepted can be said again, and is the same then.
     if let Ok(message) = &agent {
-        assert_eq!(decode_frame::<AgentMessage>(&encode_frame(message).unwrap()).unwrap(), *message);
+        assert_eq!(decode_frame::<AgentMessage>(&encode_frame(VERSION, message).unwrap()).unwrap(), *message);
     }
     if let Ok(message) = &server {
-        assert_eq!(decode_frame::<ServerMessage>(&encode_frame(message).unwrap()).unwrap(), *message);
+        assert_eq!(
+            decode_frame::<ServerMessage>(&encode_frame(VERSION, message).unwrap()).unwrap(),
+            *message
+        );
     }
     agent.is_ok() || server.is_ok()
 }
@@ -117,11 +121,16 @@ fn no_bytes_panic_or_take_memory() {
     let mut random = Random(seed);
     let mut frames: Vec<(u16, Vec<u8>)> = Vec::new();
     for (_, message) in messages::agent_samples() {
-        frames.push((message.kind(), encode_frame(&message).unwrap()));
+        frames.push((message.kind(), encode_frame(VERSION, &message).unwrap()));
     }
     for (_, message) in messages::server_samples() {
-        frames.push((message.kind(), encode_frame(&message).unwrap()));
+        frames.push((message.kind(), encode_frame(VERSION, &message).unwrap()));
     }
+    let data = Payload::Data((0..4096u32).map(|at| (at / 100) as u8).collect());
+    let write =
+        Write { disk: DiskIndex(1), seq: Seq(7), extent: messages::extent(4096, 4096), payload: data };
+    let packed = encode_packed_frame(&AgentMessage::Write(write)).unwrap();
+    frames.push((u16::from_le_bytes([packed[6], packed[7]]), packed));
     let mut accepted = 0;
     for round in 0..FRAMES {
         let (kind, frame) = &frames[random.below(frames.len())];

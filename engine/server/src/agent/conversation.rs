@@ -19,7 +19,7 @@ use super::machine::{Machine, Phase};
 use super::registration::refusal;
 use super::restore_link::{LinkEnds, is_restore_answer, is_restore_order};
 use super::source::Source;
-use blocks::{Error, ErrorKind, Result};
+use blocks::{Compression, Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{Gap, Unit};
@@ -87,7 +87,9 @@ impl Conversation {
         connection: ServerConnection,
     ) -> Result<Conversation> {
         let Admitted { machine, unit, handle, ends, welcome, starts } = admitted;
-        let (sender, mut receiver) = connection.split();
+        let (mut sender, mut receiver) = connection.split();
+        // What comes home travels the same link.
+        sender.set_compression(Compression::Auto);
         // A peer that is silent for twice as long as makes it failed is not worth its socket.
         receiver.set_idle_timeout(Some(context.deadlines.failed * 2));
         let (out, messages) = mpsc::channel(OUT_QUEUE);

@@ -49,7 +49,7 @@ pub struct Authority {
     machines: Arc<Machines>,
     /// Held over each enrolment: two that show the same token, or ask for the same name, take turns.
     enrolment: Mutex<()>,
-    _lock: File,
+    lock: File,
 }
 
 impl Authority {
@@ -75,7 +75,7 @@ impl Authority {
             tokens: Tokens::new(folder.join("tokens")),
             machines,
             enrolment: Mutex::new(()),
-            _lock: lock,
+            lock,
         })
     }
 
@@ -197,6 +197,13 @@ impl Authority {
     /// Every machine that was ever enrolled, by name.
     pub fn machines(&self) -> Vec<EnrolledMachine> {
         self.machines.all()
+    }
+}
+
+impl Drop for Authority {
+    fn drop(&mut self) {
+        // A program that another thread is just starting has copies of all descriptors until it runs: closing would not do.
+        let _ = rustix::fs::flock(&self.lock, rustix::fs::FlockOperation::Unlock);
     }
 }
 

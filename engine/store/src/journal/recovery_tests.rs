@@ -1,9 +1,10 @@
 use super::*;
 use crate::journal::location::RecordKind;
 use crate::journal::log::{LogWriter, PreparedWrite};
-use crate::journal::packer::{Compression, Packer};
+use crate::journal::packer::Packer;
 use crate::testing::CrashStorage;
 use crate::unit::branch::DeltaId;
+use blocks::Compression;
 use blocks::{ErrorKind, OpenMode, Storage};
 use std::sync::Arc;
 

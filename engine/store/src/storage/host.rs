@@ -55,6 +55,13 @@ impl HostStorage {
     }
 }
 
+impl Drop for HostStorage {
+    fn drop(&mut self) {
+        // A program that another thread is just starting has copies of all descriptors until it runs: closing would not do.
+        let _ = rustix::fs::flock(&self.root, FlockOperation::Unlock);
+    }
+}
+
 impl Storage for HostStorage {
     fn open(&self, name: &str, mode: OpenMode) -> Result<Arc<dyn StorageFile>> {
         let flags = OFlags::CLOEXEC

@@ -11,7 +11,7 @@ use crate::index::reader::IndexReader;
 use crate::index::writer::IndexWriter;
 use crate::journal::location::Location;
 use crate::journal::log::{LogWriter, PreparedWrite};
-use crate::journal::packer::{Compression, Packer};
+use crate::journal::packer::Packer;
 use crate::journal::record::{HEADER_BYTES, LogIdentity};
 use crate::plan::{Plan, PlanPiece};
 use crate::stored_file::StoredFile;
@@ -22,6 +22,7 @@ use crate::unit::files;
 use crate::unit::lineage::Span;
 use crate::unit::manifest::Manifest;
 use crate::unit::run::{Run, Stored};
+use blocks::Compression;
 use blocks::{
     ByteLen, ByteOffset, CheckpointId, Error, ErrorKind, RequestClass, Result, Seq, WallClock, crash_point,
 };

@@ -74,6 +74,14 @@ machine need none.")]
         #[arg(long)]
         watch: bool,
     },
+    /// Print what a monitoring system wants to know of a running server, in Prometheus' text format.
+    #[command(after_help = "\
+Example:
+  understudy metrics > /var/lib/node_exporter/understudy.prom.new &&
+    mv /var/lib/node_exporter/understudy.prom.new /var/lib/node_exporter/understudy.prom
+
+With --json it prints what `understudy status --json` prints, which has all of it too.")]
+    Metrics,
     /// Take a checkpoint now, of a machine or of a session.
     #[command(after_help = "Example:\n  understudy checkpoint web1 --name before-upgrade")]
     Checkpoint {

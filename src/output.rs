@@ -89,6 +89,17 @@ pub fn duration(ms: u64) -> String {
     humantime::format_duration(Duration::from_millis(rounded)).to_string()
 }
 
+/// `950ns`, `12.3us`, `4.0ms`, `1.5s`: two or three digits that count.
+pub fn brief(nanoseconds: u64) -> String {
+    let value = nanoseconds as f64;
+    match nanoseconds {
+        0..1_000 => format!("{nanoseconds}ns"),
+        1_000..1_000_000 => format!("{:.1}us", value / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1}ms", value / 1e6),
+        _ => format!("{:.1}s", value / 1e9),
+    }
+}
+
 /// A duration that may not be known.
 pub fn maybe_duration(ms: Option<u64>) -> String {
     ms.map_or_else(|| "-".to_owned(), duration)
@@ -112,5 +123,7 @@ mod tests {
         assert_eq!(duration(65_432), "1m 5s");
         assert_eq!(duration(12), "12ms");
         assert_eq!(maybe_duration(None), "-");
+        let brief = [950, 12_288, 4_000_000, 1_500_000_000].map(brief);
+        assert_eq!(brief, ["950ns", "12.3us", "4.0ms", "1.5s"]);
     }
 }

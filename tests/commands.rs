@@ -5,7 +5,7 @@
 mod support;
 
 use serde_json::Value;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use support::disk::Disk;
 use support::process::Process;
 use support::{NAME, Stage, program, run, sh, uri};
@@ -119,6 +119,77 @@ fn a_checkpoint_of_a_session_is_one_like_any_other() {
     let other = stage.us(&["recover", NAME, "--at", &number, "--drill"]).unwrap();
     run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 5 1M 128k", &uri(&other, 0)]));
     run(Command::new("qemu-io").args(["-f", "raw", "-r", "-c", "read -P 8 1M 128k", &address]));
+}
+
+#[test]
+fn status_and_metrics_count_what_a_client_did() {
+    const SCRIPT: &str = "
+for i in range(5): h.pread(4096, 4096 * i)
+for i in range(3): h.pwrite(b'x' * 1000, 512 * i)
+h.flush()
+try: h.trim(512, 1 << 40)
+except nbd.Error: pass
+print('done', flush=True)
+import sys
+sys.stdin.read()
+";
+    let mut stage = protected();
+    let session = stage.us(&["recover", NAME, "--drill"]).unwrap();
+    let connect = format!("h.set_strict_mode(0); h.connect_uri('{}')", uri(&session, 0));
+    let path = format!("/usr/bin:{}", std::env::var("PATH").unwrap());
+    let mut client = Command::new("nbdsh")
+        .env("PATH", path)
+        .args(["-c", &connect, "-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let export = |stage: &Stage| stage.us(&["status", NAME]).unwrap()["nbd"]["exports"][0].clone();
+    // A reply may be with the client before it is counted.
+    stage.wait_until("four kinds of requests", 60, |stage| {
+        export(stage).pointer("/traffic/operations/3/requests").is_some()
+    });
+    let seen = export(&stage);
+    assert_eq!(seen["clients"].as_array().unwrap().len(), 1);
+    assert!(seen["clients"][0]["address"].as_str().unwrap().starts_with("unix:pid="), "{seen}");
+    for (at, [name, requests, bytes, errors]) in [
+        ["read", "5", "20480", "0"],
+        ["write", "3", "3000", "0"],
+        ["flush", "1", "0", "0"],
+        ["trim", "1", "0", "1"],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for whose in ["/traffic", "/clients/0/traffic"] {
+            let found = seen.pointer(&format!("{whose}/operations/{at}")).unwrap();
+            assert_eq!(found["operation"], name, "{seen}");
+            let counted = ["requests", "bytes", "errors"].map(|what| found[what].to_string());
+            assert_eq!(counted, [requests, bytes, errors], "{seen}");
+            let buckets = found["latency"].as_array().unwrap().iter();
+            let sum: u64 = buckets.map(|bucket| bucket["requests"].as_u64().unwrap()).sum();
+            assert_eq!(sum.to_string(), requests);
+        }
+    }
+    let ours = |arguments: &[&str]| {
+        let socket = stage.path("store").join("control.sock");
+        run(program().arg("--control").arg(socket).args(arguments))
+    };
+    let name = seen["export"].as_str().unwrap();
+    let metrics = ours(&["metrics"]);
+    for line in [
+        format!("understudy_nbd_bytes_total{{export=\"{name}\",operation=\"write\"}} 3000"),
+        format!("understudy_nbd_request_seconds_count{{export=\"{name}\",operation=\"read\"}} 5"),
+        format!("understudy_nbd_clients{{export=\"{name}\"}} 1"),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no '{line}' in\n{metrics}");
+    }
+    let words = ours(&["status"]);
+    assert!(words.contains(&format!("{name}: 1 clients, 0 in flight; 5 read (20.0 KiB, ")), "{words}");
+    drop(client.stdin.take());
+    assert!(client.wait().unwrap().success());
+    stage.wait_until("the client's end", 60, |stage| export(stage)["clients"] == Value::Array(Vec::new()));
+    assert_eq!(export(&stage)["traffic"], seen["traffic"], "what it did stays");
 }
 
 #[test]

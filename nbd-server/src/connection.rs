@@ -24,7 +24,9 @@ use crate::relief::Relief;
 use crate::reply::Reply;
 use crate::request::{Command, Request};
 use crate::server::Slot;
+use crate::traffic::{Operation, Peer};
 use blocks::ByteLen;
+use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,9 +99,11 @@ impl Connection {
             tracing::warn!("a connection cannot be given timeouts: {error}");
             return;
         }
+        let peer = Peer::of(slot.socket(), chosen.client);
+        let client = chosen.export.connect(slot.number(), peer);
         let connection = Arc::new(Connection {
             slot,
-            client: chosen.export.connect(),
+            client,
             read_only: chosen.read_only,
             agreed: chosen.agreed,
             receiver: Mutex::new(Receiver::new(limits.stall_timeout)),
@@ -145,6 +149,8 @@ impl Connection {
             let side_by_side = self.pace.is_slow() && self.hand_lead_on();
             let begun = self.pace.begin();
             let bytes = received.request.len.get();
+            let operation = Operation::of(received.request.command);
+            self.client.counters().begin();
             let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
             if !side_by_side {
                 self.at.store(number, Ordering::SeqCst);
@@ -155,8 +161,10 @@ impl Connection {
             let answered = self.answer(received, more, buffer);
             // Whoever was relieved meanwhile leaves the new leader's number alone.
             let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
+            let took = self.pace.end(begun, bytes);
+            let succeeded = matches!(answered, Ok(true)).then_some(bytes);
+            self.client.counters().end(operation, succeeded, took);
             answered?;
-            self.pace.end(begun, bytes);
             if buffer.len() > KEPT_BUFFER_BYTES {
                 *buffer = Vec::new();
             }
@@ -229,7 +237,8 @@ impl Connection {
         since.get_or_insert_with(Instant::now).elapsed() < REMOVED_GRACE
     }
 
-    fn answer(&self, received: Received, more: bool, buffer: &mut [u8]) -> io::Result<()> {
+    /// Whether the client got what it asked for, rather than an error.
+    fn answer(&self, received: Received, more: bool, buffer: &mut [u8]) -> io::Result<bool> {
         let Received { request, verdict, _permit, .. } = received;
         let reply = Reply {
             socket: self.slot.socket(),
@@ -238,8 +247,9 @@ impl Connection {
             cookie: request.cookie,
             offset: request.offset,
             headers: self.agreed.headers,
+            failed: Cell::new(false),
         };
-        match verdict {
+        let sent = match verdict {
             Ok(Action::Write { .. }) if request.len.is_zero() => reply.done(),
             Ok(action) => {
                 let payload_len = request.payload_len(self.agreed.headers).as_usize();
@@ -247,7 +257,8 @@ impl Connection {
                 dispatch::serve(action, &self.agreed, self.client.export(), &mut buffer[..used], &reply)
             }
             Err(refusal) => reply.error(refusal.error, refusal.reason),
-        }
+        };
+        sent.map(|()| !reply.failed.get())
     }
 
     fn roles(&self) -> MutexGuard<'_, Roles> {

@@ -3,6 +3,7 @@
 use crate::byte_access::ByteAccess;
 use crate::metadata::Metadata;
 use crate::protocol::STRING_BYTES_MAX;
+use crate::traffic::{Counters, ExportTraffic, Peer, Visitors};
 use blocks::{ByteLen, Error, ErrorKind, Result, Volume};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,6 +30,7 @@ pub struct Export {
     read_only: bool,
     hidden: bool,
     clients: AtomicUsize,
+    visitors: Visitors,
     client_hook: Option<ClientHook>,
 }
 
@@ -61,6 +63,7 @@ impl Export {
             hidden: false,
             description: String::new(),
             clients: AtomicUsize::new(0),
+            visitors: Visitors::default(),
             client_hook: None,
         }
     }
@@ -151,9 +154,10 @@ impl Export {
     }
 
     /// Counts a client until the returned guard is dropped.
-    pub(crate) fn connect(self: &Arc<Export>) -> Client {
+    pub(crate) fn connect(self: &Arc<Export>, connection: u64, peer: Peer) -> Client {
         self.count(|clients| clients.fetch_add(1, Ordering::SeqCst) + 1);
-        Client { export: self.clone() }
+        let counters = self.visitors.enter(connection, peer);
+        Client { export: self.clone(), connection, counters }
     }
 
     fn count(&self, change: impl FnOnce(&AtomicUsize) -> usize) {
@@ -177,16 +181,24 @@ impl fmt::Debug for Export {
 #[derive(Debug)]
 pub(crate) struct Client {
     export: Arc<Export>,
+    connection: u64,
+    counters: Arc<Counters>,
 }
 
 impl Client {
     pub(crate) fn export(&self) -> &Export {
         &self.export
     }
+
+    /// Where its requests are counted.
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
 }
 
 impl Drop for Client {
     fn drop(&mut self) {
+        self.export.visitors.leave(self.connection);
         self.export.count(|clients| clients.fetch_sub(1, Ordering::SeqCst) - 1);
     }
 }
@@ -242,6 +254,12 @@ impl Exports {
             clients: export.clients.load(Ordering::SeqCst),
         };
         table.iter().map(info).collect()
+    }
+
+    /// What clients did, by export. A removed export is forgotten with what it counted.
+    pub fn traffic(&self) -> Vec<ExportTraffic> {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner).clone();
+        table.into_iter().map(|(name, export)| export.visitors.look(name)).collect()
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Arc<Export>> {

@@ -16,6 +16,7 @@ use crate::request::{Command, Headers, Request};
 use crate::security::Access;
 use crate::socket::Socket;
 use blocks::{ByteLen, MemoryVolume};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,6 +68,7 @@ pub fn requests(bytes: &[u8]) -> u64 {
             cookie: request.cookie,
             offset: request.offset,
             headers,
+            failed: Cell::new(false),
         };
         let outcome = match dispatch::check(&request, &agreed, export.len(), read_only) {
             Ok(action) => {

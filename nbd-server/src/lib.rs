@@ -33,6 +33,7 @@ mod security;
 mod server;
 mod socket;
 mod tls;
+mod traffic;
 mod uri;
 
 pub use client::NbdVolume;
@@ -43,4 +44,7 @@ pub use listener::{ListenAddress, Listener};
 pub use metadata::{Metadata, MetadataRun};
 pub use security::{Access, AccessRule, Permission, ServerTls, TlsFiles};
 pub use server::{NbdServer, ServerOptions};
+pub use traffic::{
+    Arrivals, ArrivalsSeen, ClientTraffic, ExportTraffic, Latency, Operation, OperationTraffic, Traffic,
+};
 pub use uri::NbdUri;

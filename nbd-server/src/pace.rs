@@ -7,7 +7,7 @@
 
 use nix::sys::resource::{UsageWho, getrusage};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a quick request takes at most, and per KiB.
 const QUICK_US: u64 = 60;
@@ -56,8 +56,8 @@ impl Pace {
         Begun { at: Instant::now(), before: is_suspect.then(Usage::of_this_thread).flatten() }
     }
 
-    /// It is done, on the same thread.
-    pub fn end(&self, begun: Begun, bytes: u64) {
+    /// It is done, on the same thread; how long it took.
+    pub fn end(&self, begun: Begun, bytes: u64) -> Duration {
         let quick_us = QUICK_US + (bytes >> 10) * QUICK_US_PER_KIB;
         let took = begun.at.elapsed();
         let is_slow = took.as_micros() > u128::from(quick_us)
@@ -69,6 +69,7 @@ impl Pace {
                 _ => true,
             };
         self.note(is_slow);
+        took
     }
 
     fn note(&self, is_slow: bool) {

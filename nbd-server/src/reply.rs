@@ -9,6 +9,7 @@ use crate::protocol::{
 use crate::request::Headers;
 use crate::socket::Socket;
 use blocks::{ByteOffset, Extent, FileRange};
+use std::cell::Cell;
 use std::io;
 
 /// The descriptors of one chunk of block status at most; the client asks on from the last one's end.
@@ -26,6 +27,8 @@ pub struct Reply<'a> {
     /// The request's.
     pub offset: ByteOffset,
     pub headers: Headers,
+    /// Set once the answer is an error.
+    pub failed: Cell<bool>,
 }
 
 impl Reply<'_> {
@@ -94,6 +97,7 @@ impl Reply<'_> {
 
     /// It failed; `message` is for a person and travels where the protocol has room for it.
     pub fn error(&self, error: NbdError, message: &str) -> io::Result<()> {
+        self.failed.set(true);
         if !self.headers.has_chunks() {
             return self.simple(error.code(), &[]);
         }
@@ -103,6 +107,7 @@ impl Reply<'_> {
 
     /// A read failed at this offset, behind what was sent of it.
     pub fn error_at(&self, error: NbdError, message: &str, at: ByteOffset) -> io::Result<()> {
+        self.failed.set(true);
         if !self.headers.has_chunks() {
             return self.simple(error.code(), &[]);
         }

@@ -9,6 +9,7 @@ use crate::listener::{ListenAddress, Listener};
 use crate::relief::Relief;
 use crate::security::{Access, ServerTls};
 use crate::socket::Socket;
+use crate::traffic::Arrivals;
 use blocks::{Error, ErrorKind, Result};
 use rustix::event::{PollFd, PollFlags};
 use std::collections::HashMap;
@@ -38,6 +39,8 @@ pub struct ServerOptions {
     pub tls: Option<ServerTls>,
     /// Who may open what.
     pub access: Access,
+    /// Where it counts its connections.
+    pub arrivals: Arc<Arrivals>,
 }
 
 impl ServerOptions {
@@ -54,6 +57,7 @@ struct Shared {
     limits: Limits,
     tls: Option<ServerTls>,
     access: Access,
+    arrivals: Arc<Arrivals>,
     budget: Arc<Budget>,
     relief: Arc<Relief>,
     open: Mutex<Open>,
@@ -87,7 +91,7 @@ impl NbdServer {
         exports: Exports,
         options: ServerOptions,
     ) -> Result<NbdServer> {
-        let ServerOptions { limits, tls, access } = options;
+        let ServerOptions { limits, tls, access, arrivals } = options;
         let failed = |error| Error::io("cannot start the NBD server", error);
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
@@ -101,7 +105,8 @@ impl NbdServer {
                 .spawn(move || relief.run())
                 .map_err(failed)?
         };
-        let shared = Arc::new(Shared { exports, limits, tls, access, budget, relief, open, closed_one });
+        let shared =
+            Arc::new(Shared { exports, limits, tls, access, arrivals, budget, relief, open, closed_one });
         let acceptor = {
             let shared = shared.clone();
             let accept = move || shared.accept(&listeners, &woken);
@@ -218,6 +223,7 @@ impl Shared {
         let socket = Arc::new(socket);
         let mut open = self.lock();
         if open.stopping || open.sockets.len() >= self.limits.connections_max {
+            self.arrivals.turn_away();
             tracing::warn!("an NBD client is turned away: {} are connected", open.sockets.len());
             return None;
         }
@@ -225,6 +231,7 @@ impl Shared {
         open.next += 1;
         open.sockets.insert(number, socket.clone());
         drop(open);
+        self.arrivals.accept();
         Some(Slot { shared: self.clone(), number, socket })
     }
 
@@ -241,7 +248,10 @@ impl Shared {
                 Connection::serve(slot, chosen, &self.limits, self.budget.clone(), &self.relief)
             }
             Ok(None) => slot.socket.say_goodbye(),
-            Err(error) => tracing::debug!("an NBD handshake came to nothing: {error}"),
+            Err(error) => {
+                self.arrivals.handshake_failed();
+                tracing::debug!("an NBD handshake came to nothing: {error}");
+            }
         }
     }
 
@@ -264,11 +274,17 @@ impl Slot {
     pub fn socket(&self) -> &Socket {
         &self.socket
     }
+
+    /// The connection's number.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         self.shared.lock().sockets.remove(&self.number);
+        self.shared.arrivals.close();
         self.shared.closed_one.notify_all();
     }
 }

@@ -79,6 +79,20 @@ impl Socket {
         }
     }
 
+    /// Who is at the other end: `ADDRESS:PORT`, or `unix:pid=PID,uid=UID`.
+    pub fn peer(&self) -> String {
+        let found = match &self.stream {
+            Stream::Tcp(stream) => stream.peer_addr().map(|address| address.to_string()),
+            Stream::Unix(stream) => rustix::net::sockopt::socket_peercred(stream)
+                .map(|peer| format!("unix:pid={},uid={}", peer.pid.as_raw_nonzero(), peer.uid.as_raw()))
+                .map_err(io::Error::from),
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory(_) => Ok("memory".to_owned()),
+        };
+        // It has left already.
+        found.unwrap_or_else(|_| "unknown".to_owned())
+    }
+
     /// Whether what is said is encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.tls.get().is_some()

@@ -5,7 +5,7 @@ mod common;
 
 use blocks::{ByteLen, ByteOffset, MemoryVolume, RequestClass, Volume};
 use common::{MIB, Served, patterned, succeed};
-use nbd_server::Export;
+use nbd_server::{Export, Operation};
 use std::fs;
 use std::sync::Arc;
 
@@ -209,6 +209,45 @@ fn nbd_client_lists_the_exports() {
     let port = served.tcp_port().to_string();
     let list = succeed("nbd-client", &["-l", "127.0.0.1", &port]);
     assert!(list.contains("disk") && list.contains("second"), "{list}");
+}
+
+#[test]
+fn what_clients_did_is_counted() {
+    const SCRIPT: &str = "
+for i in range(7): h.pread(4096, 4096 * i)
+for i in range(3): h.pwrite(b'x' * 1000, 512 * i)
+h.trim(1 << 16, 1 << 20); h.zero(1 << 17, 1 << 20); h.cache(1 << 18, 0); h.flush(); h.flush()
+h.block_status(1 << 20, 0, lambda *_: 0)
+h.set_strict_mode(0)
+for call in (lambda: h.pread(512, 8 << 20), lambda: h.pwrite(b'y' * 512, 8 << 20)):
+    try: call()
+    except nbd.Error: pass
+    else: raise SystemExit('past the end')
+";
+    let expected = [
+        (Operation::Read, 8, 7 * 4096, 1),
+        (Operation::Write, 4, 3000, 1),
+        (Operation::Flush, 2, 0, 0),
+        (Operation::Trim, 1, 1 << 16, 0),
+        (Operation::WriteZeroes, 1, 1 << 17, 0),
+        (Operation::Cache, 1, 1 << 18, 0),
+        (Operation::BlockStatus, 1, 1 << 20, 0),
+    ];
+    let (served, _disk) = Served::memory(8 * MIB);
+    for (times, uri) in (1..).zip(served.uris()) {
+        let connect = format!("h.add_meta_context('base:allocation'); h.connect_uri('{uri}')");
+        succeed("nbdsh", &["-c", &connect, "-c", SCRIPT]);
+        let traffic = served.traffic();
+        let seen: Vec<_> = traffic
+            .seen()
+            .map(|(operation, seen)| (operation, seen.requests(), seen.bytes, seen.errors))
+            .collect();
+        let expected = expected.map(|(operation, requests, bytes, errors)| {
+            (operation, times * requests, times * bytes, times * errors)
+        });
+        assert_eq!(seen, expected);
+        assert_eq!((traffic.in_flight, traffic.requests()), (0, times * 18));
+    }
 }
 
 #[test]

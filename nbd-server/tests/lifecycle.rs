@@ -8,7 +8,7 @@ use blocks::{
 };
 use common::raw::Raw;
 use common::{MIB, Served};
-use nbd_server::{Export, Exports, Limits};
+use nbd_server::{Export, Exports, Limits, Operation};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -233,4 +233,38 @@ fn neighbours_within_a_sector_on_many_connections_lose_nothing() {
     for (number, piece) in disk.snapshot()[..2048].chunks(32).enumerate() {
         assert_eq!(piece, [199 ^ (number % 8) as u8; 32], "piece {number}");
     }
+}
+
+#[test]
+fn a_client_is_seen_with_what_it_has_in_flight_and_how_long_things_took() {
+    let delay = Duration::from_millis(200);
+    let (served, _disk) = slow(delay);
+    let mut raw = Raw::ready(served.tcp_port());
+    let look = || served.exports.traffic().remove(0);
+    raw.request(0, 1, 1, 0, 512);
+    raw.send(&[1; 512]);
+    let started = Instant::now();
+    while look().traffic.in_flight == 0 && look().traffic.requests() == 0 {
+        assert!(started.elapsed() < Duration::from_secs(60), "the request is not seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(raw.simple_reply(), (0, 1));
+    drop(raw);
+    let traffic = served.traffic();
+    let writes = traffic.of(Operation::Write);
+    assert_eq!((traffic.in_flight, writes.requests(), writes.bytes), (0, 1, 512));
+    assert!(writes.latency.longest() >= delay, "{:?}", writes.latency.longest());
+    assert!(writes.latency.permille(500).unwrap() >= delay);
+    assert_eq!(writes.latency.sum(), writes.latency.longest());
+
+    let other = Raw::ready(served.tcp_port());
+    let started = Instant::now();
+    while look().clients.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(60), "the client is not seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let clients = look().clients;
+    assert!(clients[0].address.starts_with("127.0.0.1:") && !clients[0].encrypted);
+    assert_eq!((clients[0].traffic.requests(), look().traffic.requests()), (0, 1), "its own, and all");
+    drop(other);
 }

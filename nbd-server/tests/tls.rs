@@ -44,7 +44,8 @@ fn scene(required: bool, clients: bool, access: Access) -> Scene {
     let other = Arc::new(MemoryVolume::new(ByteLen::new(MIB)));
     exports.insert("other", Export::new(other)).unwrap();
     let limits = Limits { handshake_timeout: Duration::from_secs(3), ..Limits::default() };
-    let options = ServerOptions { limits, tls: Some(ServerTls::load(&files, required).unwrap()), access };
+    let tls = Some(ServerTls::load(&files, required).unwrap());
+    let options = ServerOptions { limits, tls, access, ..ServerOptions::default() };
     Scene { served: Served::with_options(exports, options), disk, pki, authority }
 }
 

@@ -1,6 +1,6 @@
 //! Commands that a running server carries out.
 
-use super::print;
+use super::{metrics, print};
 use crate::arguments::{
     BranchCommand, CheckpointsCommand, Command, MachineCommand, SessionCommand, UsageError,
 };
@@ -15,6 +15,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Asks the server and prints what comes of it.
 pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()> {
     let watch = matches!(command, Command::Status { watch: true, .. });
+    let as_metrics = matches!(command, Command::Metrics);
     let request = request(command)?;
     loop {
         let reply = control.ask(&request, output::progress(json).as_mut())?;
@@ -23,7 +24,10 @@ pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()
         }
         match json {
             true => println!("{}", serde_json::to_string(&reply)?),
-            false => print::reply(&reply),
+            false => match &reply {
+                Reply::Status(status) if as_metrics => print!("{}", metrics::text(status)),
+                _ => print::reply(&reply),
+            },
         }
         if !watch {
             return verdict(&reply);
@@ -35,6 +39,7 @@ pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()
 fn request(command: Command) -> anyhow::Result<Request> {
     Ok(match command {
         Command::Status { machine, .. } => Request::Status { machine },
+        Command::Metrics => Request::Status { machine: None },
         Command::Checkpoint { of, name, protect_until } => Request::Checkpoint { of, name, protect_until },
         Command::Checkpoints { command: Some(command), .. } => of_checkpoints(command),
         Command::Checkpoints { machine: Some(machine), .. } => Request::Checkpoints { machine },

@@ -4,6 +4,7 @@ mod agent;
 mod ask;
 mod delta;
 mod image;
+mod metrics;
 mod nbd;
 mod print;
 mod serve;

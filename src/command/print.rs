@@ -1,9 +1,9 @@
 //! Replies in words.
 
-use crate::output::{duration, maybe_duration, size, table};
+use crate::output::{brief, duration, maybe_duration, size, table};
 use server::control::api::{
-    BranchList, CheckpointInfo, CheckpointList, FailbackInfo, MachineStatus, Reply, ScrubMachine,
-    ScrubStatus, SessionInfo, Status, VerifyInfo,
+    BranchList, CheckpointInfo, CheckpointList, ExportStatus, FailbackInfo, MachineStatus, Reply,
+    ScrubMachine, ScrubStatus, SessionInfo, Status, VerifyInfo,
 };
 
 /// Prints what came of a command.
@@ -75,6 +75,7 @@ fn status(status: &Status) {
             scrub.findings.iter().for_each(|finding| println!("{}: damage: {finding}", machine.name));
         }
     }
+    status.nbd.exports.iter().for_each(|export| println!("{}: {}", export.export, traffic_line(export)));
     status.alarms.iter().for_each(|alarm| println!("ALARM {}", alarm.words));
     let free = status.free_bytes.map_or_else(|| "unknown".to_owned(), size);
     println!("store {}, {free} free, server memory {}", status.store, size(status.memory_bytes));
@@ -93,6 +94,24 @@ fn space(machine: &MachineStatus) {
         maybe_duration(machine.window_ms),
         machine.keep
     );
+}
+
+/// Who uses an export, and how it goes: the kinds of requests by what half of them and all but one of a hundred took.
+fn traffic_line(export: &ExportStatus) -> String {
+    let traffic = &export.traffic;
+    let mut line = format!("{} clients, {} in flight", export.clients.len(), traffic.in_flight);
+    for seen in &traffic.operations {
+        let errors = if seen.errors == 0 { String::new() } else { format!(", {} ERRORS", seen.errors) };
+        line.push_str(&format!(
+            "; {} {} ({}, {}, p99 {}{errors})",
+            seen.requests,
+            seen.operation,
+            size(seen.bytes),
+            brief(seen.p50_ns),
+            brief(seen.p99_ns)
+        ));
+    }
+    line
 }
 
 fn scrub_line(scrub: &ScrubStatus) -> String {

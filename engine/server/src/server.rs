@@ -147,7 +147,7 @@ fn open(
     }
     let authority = Arc::new(Authority::open(&config.data.join("authority"))?);
     let options = SessionsOptions {
-        exports,
+        exports: exports.clone(),
         listeners: nbd_addresses,
         encrypted: config.nbd_options.is_encryption_required(),
         storage,
@@ -180,6 +180,8 @@ fn open(
         agent_context,
         authority,
         sessions,
+        exports,
+        arrivals: config.nbd_options.arrivals.clone(),
         consolidating,
         keep: config.keep.clone(),
         guests,

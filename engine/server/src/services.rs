@@ -4,6 +4,7 @@ use crate::agent::{AgentContext, Agents};
 use crate::authority::Authority;
 use crate::ladder::Ladder;
 use crate::session::Sessions;
+use nbd_server::{Arrivals, Exports};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,10 @@ pub(crate) struct Services {
     pub agent_context: Arc<AgentContext>,
     pub authority: Arc<Authority>,
     pub sessions: Arc<Sessions>,
+    /// What is served over NBD, with what its clients did.
+    pub exports: Exports,
+    /// The NBD clients that came and went.
+    pub arrivals: Arc<Arrivals>,
     pub consolidating: Turns,
     /// How long history is kept, where a machine has no ladder of its own.
     pub keep: Ladder,

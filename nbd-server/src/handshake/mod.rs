@@ -36,6 +36,8 @@ pub struct Chosen {
     pub read_only: bool,
     /// How it is spoken to.
     pub agreed: Agreed,
+    /// The names in its certificate.
+    pub client: Vec<String>,
 }
 
 /// What a server has to say in a handshake.
@@ -394,6 +396,7 @@ impl Conversation<'_> {
     }
 
     fn chosen(&self, name: &str, export: Arc<Export>, read_only: bool) -> Chosen {
-        Chosen { export, read_only, agreed: Agreed { headers: self.headers, contexts: self.contexts(name) } }
+        let agreed = Agreed { headers: self.headers, contexts: self.contexts(name) };
+        Chosen { export, read_only, agreed, client: self.client.clone() }
     }
 }

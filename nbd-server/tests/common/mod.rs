@@ -6,7 +6,9 @@ pub mod raw;
 pub mod sparse;
 
 use blocks::{ByteLen, MemoryVolume, Volume};
-use nbd_server::{Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri, ServerOptions};
+use nbd_server::{
+    Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri, ServerOptions, Traffic,
+};
 use std::io::Read;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -63,6 +65,19 @@ impl Served {
     /// Both ways to the export.
     pub fn uris(&self) -> [String; 2] {
         [self.tcp(), self.unix()]
+    }
+
+    /// What all clients of the export `disk` did, once they have left.
+    pub fn traffic(&self) -> Traffic {
+        let started = Instant::now();
+        loop {
+            let export = self.exports.traffic().into_iter().find(|export| export.name == "disk").unwrap();
+            if export.clients.is_empty() {
+                return export.traffic;
+            }
+            assert!(started.elapsed() < TOOL_TIMEOUT, "a client does not leave: {:?}", export.clients);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn tcp_port(&self) -> u16 {

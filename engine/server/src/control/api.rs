@@ -265,6 +265,84 @@ pub struct Status {
     /// What wants a person, of the store as a whole.
     #[serde(default)]
     pub alarms: Vec<AlarmInfo>,
+    /// Who uses the disks that are served; of one machine, those of its sessions.
+    #[serde(default)]
+    pub nbd: NbdStatus,
+}
+
+/// The NBD server since it started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NbdStatus {
+    /// Connections that are open, those in their handshake included.
+    pub connections: u64,
+    /// Connections that were given a place.
+    pub accepted: u64,
+    /// Connections that were not, for want of a place.
+    pub turned_away: u64,
+    /// Handshakes that came to nothing.
+    pub failed_handshakes: u64,
+    pub exports: Vec<ExportStatus>,
+}
+
+/// An export and who uses it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    pub export: String,
+    /// Those that are connected.
+    pub clients: Vec<ClientStatus>,
+    /// What they and those before them did since the export is served.
+    pub traffic: TrafficStatus,
+}
+
+/// A connection to an export.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ClientStatus {
+    pub connection: u64,
+    /// `ADDRESS:PORT`, or `unix:pid=PID,uid=UID`.
+    pub address: String,
+    /// The names in its certificate.
+    pub names: Vec<String>,
+    pub encrypted: bool,
+    pub connected_ms: u64,
+    pub traffic: TrafficStatus,
+}
+
+/// Requests over NBD.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrafficStatus {
+    /// Those that are being worked on.
+    pub in_flight: u64,
+    /// The kinds of which there was one.
+    pub operations: Vec<OperationStatus>,
+}
+
+/// The requests of one kind that were answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct OperationStatus {
+    /// `read`, `write`, `flush`, `trim`, `write-zeroes`, `cache`, `block-status`, `unknown`.
+    pub operation: String,
+    pub requests: u64,
+    /// Those of them that were answered with an error.
+    pub errors: u64,
+    /// The lengths of the ranges of those that were not.
+    pub bytes: u64,
+    /// What the median took, one of a hundred, one of a thousand, and the longest, in nanoseconds: from having the request with
+    /// its payload to having sent the reply. The first three are up to a quarter too high.
+    pub p50_ns: u64,
+    pub p99_ns: u64,
+    pub p999_ns: u64,
+    pub longest_ns: u64,
+    /// All of them together.
+    pub total_ns: u64,
+    pub latency: Vec<LatencyBucket>,
+}
+
+/// So many requests took less than the bound, and not less than the bound before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatencyBucket {
+    /// None where nothing bounds it.
+    pub below_ns: Option<u64>,
+    pub requests: u64,
 }
 
 /// A machine.

@@ -10,6 +10,7 @@ mod export;
 mod job;
 pub(crate) mod listener;
 mod machines;
+mod nbd;
 mod scrub;
 mod sessions;
 mod settle;

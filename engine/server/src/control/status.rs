@@ -1,7 +1,7 @@
 //! How everything is doing.
 
 use super::api::{AlarmInfo, ConsolidationStatus, DiskStatus, MachineStatus, Reply, SpaceStatus, Status};
-use super::{machines, scrub};
+use super::{machines, nbd, scrub};
 use crate::agent::blocking;
 use crate::alarms::{self, Alarm};
 use crate::retention;
@@ -13,10 +13,11 @@ use store::{Checkpoint, DiskSpec, Unit};
 
 pub(super) async fn status(services: Arc<Services>, machine: Option<String>) -> Result<Reply> {
     blocking(move || {
-        let mut units = match machine {
-            Some(machine) => vec![machines::find(&services.store, &machine)?],
+        let mut units = match &machine {
+            Some(machine) => vec![machines::find(&services.store, machine)?],
             None => services.store.units(),
         };
+        let only = machine.is_some().then(|| units[0].machine());
         units.sort_by_key(|unit| unit.name());
         Ok(Reply::Status(Status {
             store: services.store.id().to_string(),
@@ -24,6 +25,7 @@ pub(super) async fn status(services: Arc<Services>, machine: Option<String>) -> 
             memory_bytes: resident_bytes()?,
             machines: units.iter().map(|unit| machine_status(&services, unit)).collect::<Result<_>>()?,
             alarms: infos(alarms::of_store(&services)?),
+            nbd: nbd::status(&services, only),
         }))
     })
     .await

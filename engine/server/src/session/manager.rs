@@ -457,6 +457,15 @@ impl Sessions {
             .find_map(|session| parked_words(session))
     }
 
+    /// What the exports of a machine's sessions are called.
+    pub fn export_names(&self, machine: MachineId) -> Vec<String> {
+        let live: Vec<_> = lock(&self.live).values().cloned().collect();
+        live.iter()
+            .filter(|session| session.unit.machine() == machine)
+            .flat_map(|session| session.disks.iter().map(|disk| session.export_name(disk.index)))
+            .collect()
+    }
+
     /// Takes marks of unflushed writes away where disks have come to rest.
     fn watch_marks(self: &Arc<Self>) -> Result<()> {
         let (weak, closing) = (Arc::downgrade(self), Arc::clone(&self.closing));

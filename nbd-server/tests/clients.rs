@@ -4,9 +4,10 @@
 mod common;
 
 use blocks::{ByteLen, ByteOffset, MemoryVolume, RequestClass, Volume};
-use common::{MIB, Served, patterned, succeed};
+use common::{MIB, Served, patterned, succeed, with_nbdfuse};
 use nbd_server::{Export, Operation};
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 fn fill(disk: &MemoryVolume, seed: u64) -> Vec<u8> {
@@ -74,6 +75,22 @@ fn nbdcopy_copies_both_ways() {
         fs::remove_file(&back).unwrap();
         succeed("nbdcopy", &["--synchronous", "--no-extents", uri, &back]);
         succeed("cmp", &[&source, &back]);
+    }
+}
+
+#[test]
+fn nbdfuse_shows_the_disk_as_a_file() {
+    let (served, disk) = Served::memory(8 * MIB);
+    for (way, uri) in served.uris().iter().enumerate() {
+        let bytes = fill(&disk, way as u64);
+        with_nbdfuse(uri, &served.dir.path().join("mounted"), |file| {
+            assert!(fs::read(file).unwrap() == bytes, "what nbdfuse reads");
+            let file = fs::OpenOptions::new().write(true).open(file).unwrap();
+            file.write_all_at(&[0xab; 5000], 777).unwrap();
+            file.sync_all().unwrap();
+        });
+        assert!(disk.snapshot()[777..5777].iter().all(|byte| *byte == 0xab), "what it has written");
+        assert!(disk.snapshot()[5777..] == bytes[5777..]);
     }
 }
 

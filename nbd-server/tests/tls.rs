@@ -102,6 +102,34 @@ fn libnbds_tools_and_python_work_over_tls() {
     }
 }
 
+/// nbdfuse 1.14 refuses a URI that names a folder of certificates, and root's come from /etc alone: it gets an /etc of its own.
+#[test]
+fn nbdfuse_works_over_tls() {
+    const SCRIPT: &str = "
+        mount --bind $1 /etc
+        nbdfuse $2/disk $3 & nbdfuse=$!
+        while ! test -e $2/disk; do kill -0 $nbdfuse; sleep 0.05; done
+        cmp $2/disk $4
+        printf encrypted | dd of=$2/disk bs=1 seek=4097 conv=notrunc,fsync status=none
+        fusermount3 -u $2
+        wait $nbdfuse";
+    let scene = scene(true, true, Access::default());
+    scene.authority.write(&scene.pki.path().join("etc/pki/libnbd"), "client", "backup");
+    let (source, etc) = (scene.served.path("source"), scene.pki.path().join("etc"));
+    let folder = scene.served.path("mounted");
+    fs::create_dir(&folder).unwrap();
+    for uri in scene.uris("disk", Path::new("none")) {
+        fs::write(&source, scene.disk.snapshot()).unwrap();
+        let uri = uri.replace("?tls-certificates=none", "").replace("&tls-certificates=none", "");
+        let etc = etc.to_str().unwrap();
+        succeed("unshare", &["--mount", "sh", "-ec", SCRIPT, "nbdfuse", etc, &folder, &uri, &source]);
+        let mut expected = fs::read(&source).unwrap();
+        expected[4097..4106].copy_from_slice(b"encrypted");
+        assert!(scene.disk.snapshot() == expected);
+        scene.disk.write_at(ByteOffset::ZERO, &[5; 8192], false, RequestClass::Guest).unwrap();
+    }
+}
+
 #[test]
 fn qemu_works_over_tls_and_refuses_without() {
     let scene = scene(true, true, Access::default());

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod certificates;
+pub mod guest;
 pub mod raw;
 pub mod sparse;
 
@@ -10,6 +11,7 @@ use nbd_server::{
     Export, Exports, Limits, ListenAddress, Listener, NbdServer, NbdUri, ServerOptions, Traffic,
 };
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -147,13 +149,44 @@ pub fn succeed(program: &str, args: &[&str]) -> String {
 
 fn package(program: &str) -> &'static str {
     match program {
-        "nbdinfo" | "nbdcopy" => "libnbd-bin",
+        "nbdinfo" | "nbdcopy" | "nbdfuse" => "libnbd-bin",
         "nbdsh" | "/usr/bin/python3" => "python3-libnbd",
         "qemu-img" | "qemu-io" | "qemu-nbd" => "qemu-utils",
         "fio" => "fio",
         "nbd-client" => "nbd-client",
         "nbdkit" => "nbdkit",
+        "fusermount3" => "fuse3",
         _ => "coreutils",
+    }
+}
+
+/// Shows the export as a file in the folder by nbdfuse while `work` uses it.
+pub fn with_nbdfuse(uri: &str, folder: &Path, work: impl FnOnce(&Path)) {
+    std::fs::create_dir_all(folder).unwrap();
+    let target = folder.join("disk");
+    let spawned = Command::new("nbdfuse").arg(&target).arg(uri).spawn();
+    let mut nbdfuse =
+        spawned.unwrap_or_else(|error| panic!("nbdfuse: {error}; install {}", package("nbdfuse")));
+    wait_until(&format!("nbdfuse to show {uri}"), || {
+        assert!(nbdfuse.try_wait().unwrap().is_none(), "nbdfuse does not mount {uri}");
+        target.exists()
+    });
+    work(&target);
+    succeed("fusermount3", &["-u", folder.to_str().unwrap()]);
+    let mut status = None;
+    wait_until("nbdfuse to end", || {
+        status = nbdfuse.try_wait().unwrap();
+        status.is_some()
+    });
+    assert!(status.unwrap().success(), "nbdfuse: {status:?}");
+}
+
+/// Waits until the condition holds.
+pub fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + TOOL_TIMEOUT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited {TOOL_TIMEOUT:?} for {what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -11,13 +11,14 @@
 //!     └───── a quick request: does it and leads on
 //! ```
 
-use crate::budget::{Budget, Permit};
+use crate::budget::{Allowance, Permit, TINY_REQUEST_BYTES};
 use crate::dispatch::{self, Action, Agreed, Refusal};
 use crate::export::Client;
 use crate::handshake::Chosen;
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::pace::Pace;
+use crate::patience::Patience;
 use crate::protocol::PAYLOAD_BYTES_MAX;
 use crate::receiver::{Receiver, TICK};
 use crate::relief::Relief;
@@ -61,7 +62,7 @@ pub(crate) struct Connection {
     roles: Mutex<Roles>,
     role_free: Condvar,
     threads_max: usize,
-    budget: Arc<Budget>,
+    budget: Allowance,
 }
 
 /// Who does what.
@@ -90,11 +91,10 @@ struct Received {
 
 impl Connection {
     /// Serves the client until it leaves, or the export or the server ends.
-    pub fn serve(slot: Slot, chosen: Chosen, limits: &Limits, budget: Arc<Budget>, relief: &Arc<Relief>) {
-        let timeouts = slot
-            .socket()
-            .set_read_timeout(TICK)
-            .and_then(|()| slot.socket().set_write_timeout(limits.stall_timeout));
+    pub fn serve(slot: Slot, chosen: Chosen, limits: &Limits, budget: Allowance, relief: &Arc<Relief>) {
+        let patience = Patience::of(limits);
+        let timeouts =
+            slot.socket().set_read_timeout(TICK).and_then(|()| slot.socket().set_write_patience(patience));
         if let Err(error) = timeouts {
             tracing::warn!("a connection cannot be given timeouts: {error}");
             return;
@@ -106,7 +106,7 @@ impl Connection {
             client,
             read_only: chosen.read_only,
             agreed: chosen.agreed,
-            receiver: Mutex::new(Receiver::new(limits.stall_timeout)),
+            receiver: Mutex::new(Receiver::new(patience)),
             outbox: Outbox::default(),
             removed_since: Mutex::new(None),
             pace: Pace::default(),
@@ -131,6 +131,10 @@ impl Connection {
         while leads || self.wait_for_lead(me) {
             leads = false;
             let outcome = self.lead(me, &mut buffer);
+            // Whoever waits holds nothing.
+            if buffer.len() > TINY_REQUEST_BYTES {
+                buffer = Vec::new();
+            }
             if let Err(error) = outcome {
                 tracing::debug!("a connection ends: {error}");
                 self.slot.socket().shutdown(Shutdown::Both);
@@ -197,7 +201,11 @@ impl Connection {
         if !receiver.holds_request(headers) {
             self.outbox.flush(socket)?;
         }
-        let Some(header) = receiver.header(socket, headers, || self.may_go_on())? else {
+        let keep_waiting = || {
+            *buffer = Vec::new();
+            self.may_go_on()
+        };
+        let Some(header) = receiver.header(socket, headers, keep_waiting)? else {
             return Ok(None);
         };
         let Some(request) = Request::decode(headers, &header) else {

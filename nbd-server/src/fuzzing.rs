@@ -6,9 +6,11 @@
 use crate::dispatch::{self, Agreed};
 use crate::export::{Export, Exports};
 use crate::handshake::{self, Host};
+use crate::limits::Limits;
 use crate::memory_stream::MemoryStream;
 use crate::metadata::Selected;
 use crate::outbox::Outbox;
+use crate::patience::Patience;
 use crate::protocol::{ALLOCATION_DEPTH, BASE_ALLOCATION, PAYLOAD_BYTES_MAX};
 use crate::receiver::Receiver;
 use crate::reply::Reply;
@@ -53,7 +55,7 @@ pub fn requests(bytes: &[u8]) -> u64 {
     let read_only = choice & 0x80 != 0;
     let socket = Socket::memory(MemoryStream::new(bytes));
     let outbox = Outbox::default();
-    let mut receiver = Receiver::new(PATIENCE);
+    let mut receiver = Receiver::new(Patience::of(&Limits::default()));
     let mut answered = 0;
     while let Ok(Some(header)) = receiver.header(&socket, headers, || false) {
         let Some(request) = Request::decode(headers, &header) else { break };

@@ -24,6 +24,7 @@ mod memory_stream;
 mod metadata;
 mod outbox;
 mod pace;
+mod patience;
 mod protocol;
 mod receiver;
 mod relief;

@@ -90,7 +90,6 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     fn request(pace: &Pace, bytes: u64, work: impl FnOnce()) {
         let begun = pace.begin();

@@ -3,6 +3,7 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
+use crate::patience::Patience;
 use crate::request::{Headers, Request};
 use crate::socket::Socket;
 use std::io::{self, IoSliceMut};
@@ -24,16 +25,16 @@ pub struct Receiver {
     end: usize,
     /// How much is received ahead.
     window: usize,
-    stall_timeout: Duration,
+    patience: Patience,
     /// Nothing further is read: the client has left, said goodbye, or is out of step.
     pub ended: bool,
 }
 
 impl Receiver {
-    /// Nothing arrived yet. A message that stands still for `stall_timeout` is an error.
-    pub fn new(stall_timeout: Duration) -> Receiver {
+    /// Nothing arrived yet. A message that takes too long is an error.
+    pub fn new(patience: Patience) -> Receiver {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Receiver { buffer, start: 0, end: 0, window: BUFFER_BYTES, stall_timeout, ended: false }
+        Receiver { buffer, start: 0, end: 0, window: BUFFER_BYTES, patience, ended: false }
     }
 
     /// Whether the next request has arrived whole, so that receiving it will not wait.
@@ -51,7 +52,7 @@ impl Receiver {
         &mut self,
         socket: &Socket,
         headers: Headers,
-        keep_waiting: impl Fn() -> bool,
+        mut keep_waiting: impl FnMut() -> bool,
     ) -> io::Result<Option<[u8; HEADER_BYTES_MAX]>> {
         while self.start == self.end {
             let window = self.window;
@@ -83,6 +84,7 @@ impl Receiver {
         self.start += ready;
         let mut wanted = &mut wanted[ready..];
         let mut last_progress = None;
+        let mut underway = self.patience.message(wanted.len() as u64);
         while !wanted.is_empty() {
             let wanted_len = wanted.len();
             let ahead = &mut self.buffer[..self.window];
@@ -93,9 +95,12 @@ impl Receiver {
                     last_progress = None;
                     (self.start, self.end) = (0, count.saturating_sub(wanted_len));
                     wanted = &mut wanted[count.min(wanted_len)..];
+                    if !wanted.is_empty() {
+                        underway.goes_on()?;
+                    }
                 }
                 Err(error) if is_timeout(&error) => {
-                    if last_progress.get_or_insert_with(Instant::now).elapsed() >= self.stall_timeout {
+                    if last_progress.get_or_insert_with(Instant::now).elapsed() >= self.patience.stall {
                         return Err(io::ErrorKind::TimedOut.into());
                     }
                 }

@@ -7,8 +7,9 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -24,24 +25,73 @@ pub struct TlsFiles {
 }
 
 /// Encryption as the server offers it.
+///
+/// The files are looked at before each handshake and read again where they have changed, so that a new certificate or
+/// authority needs no restart. As long as what is there cannot be used, half exchanged perhaps, the last that could is.
 #[derive(Debug, Clone)]
 pub struct ServerTls {
-    pub(crate) config: Arc<ServerConfig>,
+    files: Arc<TlsFiles>,
+    loaded: Arc<Mutex<Loaded>>,
     /// Nothing but `STARTTLS` is answered without it.
     pub(crate) required: bool,
 }
+
+#[derive(Debug)]
+struct Loaded {
+    config: Arc<ServerConfig>,
+    /// The files that were read, or tried, last.
+    seen: Vec<Option<FileState>>,
+}
+
+/// What changes with a file: device, inode, length, and the nanosecond of its last change.
+type FileState = (u64, u64, u64, i64, i64);
 
 impl ServerTls {
     /// Reads the files. `required` refuses clients that do not encrypt; otherwise it is their choice. Errors name the
     /// file: missing, without a certificate or key, or a key of another certificate.
     pub fn load(files: &TlsFiles, required: bool) -> Result<ServerTls> {
-        let chain = certificates(&files.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| unusable(&files.key, error))?;
+        // First, so that what changes meanwhile is read again.
+        let seen = files.states();
+        let config = files.load()?;
+        let loaded = Arc::new(Mutex::new(Loaded { config, seen }));
+        Ok(ServerTls { files: Arc::new(files.clone()), loaded, required })
+    }
+
+    /// What the next handshake goes by.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let seen = self.files.states();
+        if seen != loaded.seen {
+            match self.files.load() {
+                Ok(config) => {
+                    tracing::info!("new certificates are in use: {}", self.files.certificate.display());
+                    loaded.config = config;
+                }
+                Err(error) => tracing::warn!("the certificates that were loaded before stay in use: {error}"),
+            }
+            loaded.seen = seen;
+        }
+        loaded.config.clone()
+    }
+}
+
+impl TlsFiles {
+    fn states(&self) -> Vec<Option<FileState>> {
+        let state = |path: &PathBuf| {
+            let found = std::fs::metadata(path).ok()?;
+            Some((found.dev(), found.ino(), found.len(), found.ctime(), found.ctime_nsec()))
+        };
+        [&self.certificate, &self.key].into_iter().chain(&self.client_authorities).map(state).collect()
+    }
+
+    fn load(&self) -> Result<Arc<ServerConfig>> {
+        let chain = certificates(&self.certificate)?;
+        let key = PrivateKeyDer::from_pem_file(&self.key).map_err(|error| unusable(&self.key, error))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::new(ErrorKind::Unsupported, error.to_string()))?;
-        let builder = match &files.client_authorities {
+        let builder = match &self.client_authorities {
             None => builder.with_no_client_auth(),
             Some(path) => {
                 let mut roots = RootCertStore::empty();
@@ -53,8 +103,8 @@ impl ServerTls {
             }
         };
         let config =
-            builder.with_single_cert(chain, key).map_err(|error| unusable(&files.certificate, error))?;
-        Ok(ServerTls { config: Arc::new(config), required })
+            builder.with_single_cert(chain, key).map_err(|error| unusable(&self.certificate, error))?;
+        Ok(Arc::new(config))
     }
 }
 

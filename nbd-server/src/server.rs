@@ -95,7 +95,7 @@ impl NbdServer {
         let failed = |error| Error::io("cannot start the NBD server", error);
         let (wake, woken) = UnixStream::pair().map_err(failed)?;
         let addresses = listeners.iter().map(|listener| listener.address().clone()).collect();
-        let budget = Budget::new(limits.large_request_bytes_max);
+        let budget = Budget::new(limits.small_request_bytes_max, limits.large_request_bytes_max);
         let (open, closed_one) = (Mutex::default(), Condvar::new());
         let relief = Arc::new(Relief::default());
         let watch = {
@@ -245,7 +245,7 @@ impl Shared {
         };
         match handshake::negotiate(&slot.socket, &host, stopping) {
             Ok(Some(chosen)) => {
-                Connection::serve(slot, chosen, &self.limits, self.budget.clone(), &self.relief)
+                Connection::serve(slot, chosen, &self.limits, self.budget.allowance(), &self.relief)
             }
             Ok(None) => slot.socket.say_goodbye(),
             Err(error) => {

@@ -2,6 +2,7 @@
 
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::memory_stream::MemoryStream;
+use crate::patience::{Patience, Underway};
 use crate::tls::Tls;
 use blocks::FileRange;
 use rustix::fs::sendfile;
@@ -19,6 +20,8 @@ use std::time::Duration;
 pub struct Socket {
     stream: Stream,
     tls: OnceLock<Tls>,
+    /// With what is sent; a client's side and a handshake have none but their timeouts.
+    patience: OnceLock<Patience>,
 }
 
 #[derive(Debug)]
@@ -47,6 +50,11 @@ fn send(stream: impl AsFd, bytes: &[u8], flags: SendFlags) -> io::Result<usize> 
     Ok(rustix::net::send(stream, bytes, flags)?)
 }
 
+/// Some of a message is sent and some is not.
+fn go_on(underway: &mut Option<Underway>) -> io::Result<()> {
+    underway.as_mut().map_or(Ok(()), Underway::goes_on)
+}
+
 impl Socket {
     /// The stream with small messages sent at once and dead peers noticed.
     pub fn tcp(stream: TcpStream) -> io::Result<Socket> {
@@ -67,7 +75,7 @@ impl Socket {
     }
 
     fn over(stream: Stream) -> Socket {
-        Socket { stream, tls: OnceLock::new() }
+        Socket { stream, tls: OnceLock::new(), patience: OnceLock::new() }
     }
 
     /// What a fuzzed conversation has sent.
@@ -141,6 +149,16 @@ impl Socket {
         on_stream!(self, stream => stream.set_write_timeout(Some(timeout)))
     }
 
+    /// Fails a write that stands still for too long with `WouldBlock`, one that drips with `TimedOut`. Once.
+    pub fn set_write_patience(&self, patience: Patience) -> io::Result<()> {
+        self.set_write_timeout(patience.stall)?;
+        self.patience.set(patience).map_err(|_| io::ErrorKind::AlreadyExists.into())
+    }
+
+    fn underway(&self, bytes: u64) -> Option<Underway> {
+        self.patience.get().map(|patience| patience.message(bytes))
+    }
+
     /// Ends reading, writing or both; whoever waits for it wakes up.
     pub fn shutdown(&self, how: Shutdown) {
         // A stream that the other side has closed already cannot be shut down, and need not be.
@@ -182,6 +200,7 @@ impl Socket {
     pub fn write_file(&self, from: &FileRange, len: u64) -> io::Result<()> {
         let mut at = from.offset.get();
         let end = at + len;
+        let mut underway = self.underway(len);
         while at < end {
             let count = usize::try_from(end - at).unwrap_or(usize::MAX);
             let sent = match &self.stream {
@@ -193,6 +212,7 @@ impl Socket {
             match sent {
                 // The file has become shorter.
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) if at < end => go_on(&mut underway)?,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
@@ -203,15 +223,22 @@ impl Socket {
     /// Sends all of the head and then all of the body.
     pub fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         if let Some(tls) = self.tls.get() {
-            return on_stream!(self, stream => tls.write_all(stream, head, body));
+            let mut underway = self.underway((head.len() + body.len()) as u64);
+            return on_stream!(self, stream => tls.write_all(stream, head, body, || go_on(&mut underway)));
         }
+        let mut underway = self.underway((head.len() + body.len()) as u64);
         let mut buffers = [IoSlice::new(head), IoSlice::new(body)];
         let mut left = &mut buffers[..];
         IoSlice::advance_slices(&mut left, 0);
         while !left.is_empty() {
             match on_stream!(self, stream => (&mut &*stream).write_vectored(left)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => IoSlice::advance_slices(&mut left, sent),
+                Ok(sent) => {
+                    IoSlice::advance_slices(&mut left, sent);
+                    if !left.is_empty() {
+                        go_on(&mut underway)?;
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }

@@ -114,8 +114,15 @@ impl Tls {
         Ok(true)
     }
 
-    /// Sends all of the head and then all of the body, encrypted.
-    pub fn write_all<S: Copy + Read + Write>(&self, stream: S, head: &[u8], body: &[u8]) -> io::Result<()> {
+    /// Sends all of the head and then all of the body, encrypted. `goes_on` is asked whenever some of it has gone and some has
+    /// not.
+    pub fn write_all<S: Copy + Read + Write>(
+        &self,
+        stream: S,
+        head: &[u8],
+        body: &[u8],
+        mut goes_on: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut outgoing = lock(&self.outgoing);
         // A short head travels in the first record of its body.
         let (first, rest) = body.split_at(body.len().min(OUTGOING_BYTES));
@@ -126,7 +133,7 @@ impl Tls {
             session.writer().write_all(head)?;
             session.writer().write_all(piece)?;
             drop(session);
-            self.send(stream, &mut outgoing)?;
+            self.send(stream, &mut outgoing, &mut goes_on)?;
         }
         Ok(())
     }
@@ -136,21 +143,38 @@ impl Tls {
         if let Ok(mut outgoing) = self.outgoing.try_lock() {
             lock(&self.session).send_close_notify();
             // The other side may be gone already.
-            let _ = self.send(stream, &mut outgoing);
+            let _ = self.send(stream, &mut outgoing, &mut || Ok(()));
         }
     }
 
     fn send_pending<S: Copy + Read + Write>(&self, stream: S) -> io::Result<()> {
-        self.send(stream, &mut lock(&self.outgoing))
+        self.send(stream, &mut lock(&self.outgoing), &mut || Ok(()))
     }
 
-    fn send<S: Copy + Read + Write>(&self, mut stream: S, outgoing: &mut Vec<u8>) -> io::Result<()> {
+    fn send<S: Copy + Read + Write>(
+        &self,
+        mut stream: S,
+        outgoing: &mut Vec<u8>,
+        goes_on: &mut impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut session = lock(&self.session);
         while session.wants_write() {
             session.write_tls(outgoing)?;
         }
         drop(session);
-        let sent = stream.write_all(outgoing);
+        let mut start = 0;
+        let mut sent = Ok(());
+        while start < outgoing.len() && sent.is_ok() {
+            sent = match stream.write(&outgoing[start..]) {
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => {
+                    start += count;
+                    if start < outgoing.len() { goes_on() } else { Ok(()) }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
         outgoing.clear();
         sent
     }

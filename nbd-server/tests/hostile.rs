@@ -8,7 +8,7 @@ use common::raw::{ACK, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UN
 use common::{MIB, Served, succeed};
 use nbd_server::{Export, Exports, Limits};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -259,6 +259,39 @@ fn a_client_that_does_not_read_holds_up_nobody_else() {
     }
     assert!(begun.elapsed() < Duration::from_secs(5));
     assert!(resident_bytes() < before + 200 * MIB, "256 reads of 32 MiB do not take 8 GiB");
+}
+
+#[test]
+fn whoever_drips_is_cut_off_in_either_direction() {
+    let disk = Arc::new(MemoryVolume::new(ByteLen::new(32 * MIB)));
+    let exports = Exports::new();
+    exports.insert("disk", Export::new(disk.clone())).unwrap();
+    let limits = Limits {
+        stall_timeout: Duration::from_millis(800),
+        bytes_per_second_min: ByteLen::new(32 * MIB),
+        ..Limits::default()
+    };
+    let served = Served::with_limits(exports, limits);
+    let mut writer = Raw::ready(served.tcp_port());
+    writer.request(0, 1, 1, 0, 1 << 20);
+    let begun = Instant::now();
+    // Never still for as long as a client may be.
+    while writer.0.write_all(&[7; 100]).is_ok() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "a payload may drip");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let mut reader = Raw::ready(served.tcp_port());
+    reader.request(0, 0, 1, 0, 32 << 20);
+    let begun = Instant::now();
+    let (mut some, mut taken) = ([0; 64 << 10], 0);
+    while let Ok(count @ 1..) = reader.0.read(&mut some) {
+        taken += count;
+        assert!(begun.elapsed() < Duration::from_secs(60), "a reply may drip");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(taken < 32 << 20, "all of it was sent, however slowly it was taken");
+    assert!(disk.snapshot().iter().all(|byte| *byte == 0));
+    assert_eq!(succeed("nbdinfo", &["--size", &served.tcp()]).trim(), (32 * MIB).to_string());
 }
 
 #[test]

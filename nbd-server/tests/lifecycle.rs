@@ -268,3 +268,70 @@ fn a_client_is_seen_with_what_it_has_in_flight_and_how_long_things_took() {
     assert_eq!((clients[0].traffic.requests(), look().traffic.requests()), (0, 1), "its own, and all");
     drop(other);
 }
+
+/// A disk that knows how many bytes were being written at once.
+struct Counting {
+    slow: Slow,
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Volume for Counting {
+    fn len(&self) -> ByteLen {
+        self.slow.len()
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
+        self.slow.read_at(offset, buffer, class)
+    }
+    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
+        let now = self.now.fetch_add(data.len(), Ordering::SeqCst) + data.len();
+        self.most.fetch_max(now, Ordering::SeqCst);
+        let written = self.slow.write_at(offset, data, fua, class);
+        self.now.fetch_sub(data.len(), Ordering::SeqCst);
+        written
+    }
+    fn write_zeroes(&self, extent: Extent, keep: bool, fua: bool, class: RequestClass) -> Result<()> {
+        self.slow.write_zeroes(extent, keep, fua, class)
+    }
+    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
+        self.slow.discard(extent, fua, class)
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        self.slow.status(extent)
+    }
+}
+
+#[test]
+fn small_requests_hold_no_more_than_their_budget_and_all_are_done() {
+    const EACH: usize = 64 << 10;
+    let slow = Slow(MemoryVolume::new(ByteLen::new(MIB)), Duration::from_millis(15));
+    let disk = Arc::new(Counting { slow, now: AtomicUsize::new(0), most: AtomicUsize::new(0) });
+    let exports = Exports::new();
+    exports.insert("disk", Export::new(disk.clone())).unwrap();
+    let limits = Limits { small_request_bytes_max: ByteLen::new(256 << 10), ..Limits::default() };
+    let served = Served::with_limits(exports, limits);
+    let mut clients: Vec<Raw> = (0..4).map(|_| Raw::ready(served.tcp_port())).collect();
+    std::thread::scope(|scope| {
+        for raw in &mut clients {
+            scope.spawn(|| {
+                for cookie in 0..24 {
+                    raw.request(0, 1, cookie, 0, EACH as u32);
+                    raw.send(&[1; EACH]);
+                }
+                let mut done: Vec<u64> = (0..24).map(|_| raw.simple_reply().1).collect();
+                done.sort_unstable();
+                assert_eq!(done, (0..24).collect::<Vec<u64>>());
+            });
+        }
+    });
+    let most = disk.most.load(Ordering::SeqCst);
+    // What all share, and each connection's own place.
+    assert!(most <= (256 << 10) + 4 * EACH, "{most} bytes at once");
+    assert!(most > 4 * EACH, "{most} bytes at once: they were done side by side");
+}

@@ -131,6 +131,28 @@ fn nbdfuse_works_over_tls() {
 }
 
 #[test]
+fn exchanged_certificates_are_used_by_the_next_handshake() {
+    let scene = scene(true, true, Access::default());
+    let old = scene.client("backup");
+    let works = |dir: &Path| run("nbdinfo", &["--size", &scene.uris("disk", dir)[0]]).status.success();
+    assert!(works(&old));
+    let mut before = Raw::greeted(scene.served.tcp_port());
+    let server = scene.pki.path().join("server");
+    fs::write(server.join("server-key.pem"), "half a").unwrap();
+    assert!(works(&old), "what cannot be used does not end what can");
+
+    let other = Authority::new();
+    let new = other.write(&scene.pki.path().join("new-client"), "client", "backup");
+    let made = other.write(&scene.pki.path().join("new-server"), "server", "localhost");
+    for file in ["ca-cert.pem", "server-cert.pem", "server-key.pem"] {
+        fs::rename(made.join(file), server.join(file)).unwrap();
+    }
+    assert!(works(&new), "the new authority's client");
+    assert!(!works(&old), "the old authority's client");
+    assert_eq!(before.option(2, &[]).0, ACK, "whoever was connected stays so");
+}
+
+#[test]
 fn qemu_works_over_tls_and_refuses_without() {
     let scene = scene(true, true, Access::default());
     let certificates = scene.client("hypervisor");

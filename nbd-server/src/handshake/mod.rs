@@ -252,7 +252,7 @@ impl Conversation<'_> {
             _ => return replies.error(option_reply::ERR_POLICY, "this server does not offer TLS"),
         };
         replies.ack()?;
-        let session = rustls::ServerConnection::new(tls.config.clone()).map_err(io::Error::other)?;
+        let session = rustls::ServerConnection::new(tls.config()).map_err(io::Error::other)?;
         let mut tls = Tls::new(session.into());
         loop {
             self.wait_no_longer_than_allowed()?;

@@ -1,5 +1,5 @@
 //! Serves a plain file: what scripts/bench nbd measures. `serve_file FILE HOST:PORT|unix:PATH [EXPORTS]`: of several, `disk0`, `disk1`...
-//! each is the file
+//! each is the file. A line on standard input is answered with how many requests of each connection were done.
 
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume,
@@ -72,10 +72,19 @@ impl Volume for FileVolume {
     }
 }
 
+/// How many requests of each connection were answered, as JSON.
+fn requests(exports: &Exports) -> String {
+    let traffic = exports.traffic();
+    let clients = traffic.iter().flat_map(|export| &export.clients);
+    let counts: Vec<_> =
+        clients.map(|client| format!("\"{}\": {}", client.connection, client.traffic.requests())).collect();
+    format!("{{{}}}", counts.join(", "))
+}
+
 fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let (Some(path), Some(address)) = (arguments.next(), arguments.next()) else {
-        eprintln!("usage: serve_file FILE HOST:PORT|unix:PATH");
+        eprintln!("usage: serve_file FILE HOST:PORT|unix:PATH [EXPORTS]");
         std::process::exit(2);
     };
     let file = OpenOptions::new().read(true).write(true).open(&path).map_err(failed)?;
@@ -89,7 +98,10 @@ fn main() -> Result<()> {
     }
     let listener = Listener::bind(&address.parse()?)?;
     println!("{}", listener.uri(""));
-    let _server = NbdServer::start(vec![listener], exports, Limits::default())?;
+    let _server = NbdServer::start(vec![listener], exports.clone(), Limits::default())?;
+    for _ in std::io::stdin().lines() {
+        println!("{}", requests(&exports));
+    }
     loop {
         std::thread::park();
     }

@@ -335,3 +335,30 @@ fn small_requests_hold_no_more_than_their_budget_and_all_are_done() {
     assert!(most <= (256 << 10) + 4 * EACH, "{most} bytes at once");
     assert!(most > 4 * EACH, "{most} bytes at once: they were done side by side");
 }
+
+#[test]
+fn sixteen_connections_under_load_all_get_on() {
+    const EACH: usize = 100;
+    let (served, _disk) = Served::memory(8 * MIB);
+    let done: Vec<AtomicUsize> = (0..16).map(|_| AtomicUsize::new(0)).collect();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let all_got_on = || done.iter().all(|count| count.load(Ordering::SeqCst) >= EACH);
+    std::thread::scope(|scope| {
+        for (client, count) in done.iter().enumerate() {
+            let mut raw = Raw::ready(served.tcp_port());
+            // Four of them ask for much at a time. All keep four requests under way until the last has got on.
+            let len: u32 = if client % 4 == 0 { 256 << 10 } else { 4096 };
+            scope.spawn(move || {
+                (0..4).for_each(|cookie| raw.request(0, 0, cookie, 0, len));
+                while !all_got_on() && Instant::now() < deadline {
+                    let (error, cookie) = raw.simple_reply();
+                    assert_eq!(error, 0);
+                    raw.take(len as usize);
+                    count.fetch_add(1, Ordering::SeqCst);
+                    raw.request(0, 0, cookie, 0, len);
+                }
+            });
+        }
+    });
+    assert!(all_got_on(), "{done:?} requests of each connection within a minute");
+}

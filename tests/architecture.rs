@@ -91,3 +91,66 @@ fn the_readme_names_its_two_commands() {
         assert!(root().join(script).is_file());
     }
 }
+
+/// Words in backquotes that name tests: `file::test`, `file::start_of_a_test_...`, `file::*`.
+fn tests_named_in(manual: &str) -> BTreeSet<&str> {
+    let quoted = manual.split('`').skip(1).step_by(2);
+    let is_path = |word: &&str| {
+        word.contains("::")
+            && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "_:.*".contains(c))
+    };
+    quoted.filter(is_path).collect()
+}
+
+/// Every source and test file under the folders, by its name or its folder's for `mod.rs`.
+fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
+    let mut left: Vec<PathBuf> = folders.iter().map(|folder| root().join(folder)).collect();
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let stem = path.file_stem().unwrap().to_str().unwrap();
+            let name = if stem == "mod" {
+                path.parent().unwrap().file_name().unwrap().to_str().unwrap()
+            } else {
+                stem
+            };
+            found.push((name.trim_end_matches("_tests").to_owned(), std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn the_tests_that_the_nbd_manual_names_exist() {
+    let manual = std::fs::read_to_string(root().join("docs/nbd.md")).unwrap();
+    let files = rust_files(&["nbd-server/tests", "nbd-server/src", "engine/server/src/session"]);
+    let named = tests_named_in(&manual);
+    assert!(named.len() > 50, "only {} tests are named: are they still written so?", named.len());
+    let mut missing = Vec::new();
+    for test in named {
+        let (file, test_name) = test.rsplit_once("::").unwrap();
+        let file = file.rsplit("::").next().unwrap();
+        let wanted = match test_name.strip_suffix("...") {
+            Some(start) => format!("fn {start}"),
+            None if test_name == "*" => "fn ".to_owned(),
+            None => format!("fn {test_name}("),
+        };
+        let is_there = |(name, text): &(String, String)| {
+            name == file && text.split("#[test]").skip(1).any(|test| test.trim_start().starts_with(&wanted))
+        };
+        if !files.iter().any(is_there) {
+            missing.push(test);
+        }
+    }
+    assert!(missing.is_empty(), "docs/nbd.md names what is no test: {missing:?}");
+    // No row of a table leaves the question open; "the same" is the row above.
+    let header = "| test |";
+    let tables =
+        manual.split("\n\n").filter(|part| part.lines().next().is_some_and(|line| line.ends_with(header)));
+    for row in tables.flat_map(|table| table.lines().skip(2)) {
+        let last = row.trim_end_matches(" |").rsplit(" | ").next().unwrap();
+        assert!(last.contains('`') || last.starts_with("the same"), "a row without a test: {row}");
+    }
+}

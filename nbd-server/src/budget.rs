@@ -78,11 +78,11 @@ impl Allowance {
     /// Waits until `bytes` may be held; no permit for a tiny request. At most [`PAYLOAD_BYTES_MAX`]. One thread of a
     /// connection at a time.
     pub fn take(&self, bytes: usize) -> Option<Permit> {
-        let of = match bytes {
-            0..=TINY_REQUEST_BYTES => return None,
-            ..=SMALL_REQUEST_BYTES => self.small(bytes as u64),
-            _ => self.large(bytes as u64),
-        };
+        if bytes <= TINY_REQUEST_BYTES {
+            return None;
+        }
+        let is_small = bytes <= SMALL_REQUEST_BYTES;
+        let of = if is_small { self.small(bytes as u64) } else { self.large(bytes as u64) };
         Some(Permit { budget: self.budget.clone(), of })
     }
 

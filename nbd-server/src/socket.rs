@@ -246,3 +246,18 @@ impl Socket {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_messages_are_sent_at_once() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        assert!(!client.nodelay().unwrap());
+        let socket = Socket::tcp(client.try_clone().unwrap()).unwrap();
+        assert!(client.nodelay().unwrap());
+        assert_eq!(socket.peer(), listener.local_addr().unwrap().to_string());
+    }
+}

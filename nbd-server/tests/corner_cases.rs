@@ -4,8 +4,10 @@
 mod common;
 
 use blocks::{
-    ByteLen, ByteOffset, ErrorKind, Extent, ExtentStatus, MemoryVolume, RequestClass, Result, Volume,
+    ByteLen, ByteOffset, ErrorKind, Extent, ExtentStatus, FileRange, MemoryVolume, RequestClass, Result,
+    Volume,
 };
+use common::raw::Raw;
 use common::{MIB, Served, succeed};
 use nbd_server::Export;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -414,4 +416,56 @@ fn each_kind_of_error_arrives_as_its_nbd_error() {
             calls.iter().map(|call| format!("fails(errno.{name}, lambda: {call})")).collect();
         nbdsh(&served.unix(), &lines.join("\n"));
     }
+}
+
+/// A disk that says its bytes are in a file, which has become shorter.
+struct Shortened {
+    disk: MemoryVolume,
+    file: Arc<std::fs::File>,
+}
+
+impl Volume for Shortened {
+    fn len(&self) -> ByteLen {
+        self.disk.len()
+    }
+    fn is_read_only(&self) -> bool {
+        true
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> blocks::Result<()> {
+        self.disk.read_at(offset, buffer, class)
+    }
+    fn write_at(&self, _: ByteOffset, _: &[u8], _: bool, _: RequestClass) -> blocks::Result<()> {
+        unreachable!("it is read-only")
+    }
+    fn write_zeroes(&self, _: Extent, _: bool, _: bool, _: RequestClass) -> blocks::Result<()> {
+        unreachable!("it is read-only")
+    }
+    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> blocks::Result<()> {
+        unreachable!("it is read-only")
+    }
+    fn flush(&self) -> blocks::Result<()> {
+        Ok(())
+    }
+    fn status(&self, extent: Extent) -> blocks::Result<Vec<ExtentStatus>> {
+        Ok(vec![ExtentStatus { extent, allocation: blocks::Allocation::Data }])
+    }
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        Some(FileRange { file: self.file.clone(), offset: extent.start() })
+    }
+}
+
+#[test]
+fn a_read_that_fails_behind_its_head_ends_the_connection() {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(MIB / 2).unwrap();
+    let disk = MemoryVolume::new(ByteLen::new(MIB));
+    let served = Served::volume(Arc::new(Shortened { disk, file: Arc::new(file) }));
+    let mut raw = Raw::ready(served.tcp_port());
+    raw.request(0, 0, 1, 0, 512 << 10);
+    assert_eq!(raw.simple_reply(), (0, 1));
+    raw.take(512 << 10);
+    raw.request(0, 0, 2, MIB / 4, 512 << 10);
+    assert_eq!(raw.simple_reply(), (0, 2));
+    raw.take(256 << 10);
+    assert!(raw.is_closed(), "rather than bytes that are not the disk's");
 }

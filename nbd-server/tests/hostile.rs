@@ -79,6 +79,10 @@ fn options_are_answered_one_by_one_as_specified() {
     assert_eq!(infos[1].data[..6], [0, 3, 0, 0, 0, 1]);
     assert_eq!(raw.option(2, b"ignored data").0, ACK);
     assert!(raw.is_closed());
+    let mut hasty = Raw::greeted(served.tcp_port());
+    hasty.send_option(2, &[]);
+    drop(hasty);
+    still_serves(&served);
 }
 
 #[test]

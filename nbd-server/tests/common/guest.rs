@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// Where scripts/prepare unpacks a kernel and its modules.
-const KERNEL: &str = "/var/cache/understudy-tests/kernel";
+const KERNEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/guest-kernel");
 const READY: &str = "understudy-ready";
 const ENDED: &str = "understudy-ended";
 /// Echoes nothing, says how each line ended.

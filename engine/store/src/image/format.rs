@@ -1,10 +1,11 @@
 //! Which formats there are, and how a file of each is made, recognised and opened.
 
 use super::check::CheckReport;
-use super::qcow2::{self, Qcow2Volume};
-use super::raw::RawVolume;
-use super::vhd::{self, VhdVolume};
-use super::vhdx::{self, VhdxVolume};
+use super::disk::DiskVolume;
+use super::qcow2::{self, Qcow2Disk};
+use super::raw::RawDisk;
+use super::vhd::{self, VhdDisk};
+use super::vhdx::{self, VhdxDisk};
 use blocks::{
     BlockShift, ByteLen, Error, ErrorKind, OpenMode, Result, SECTOR_BYTES, Storage, StorageFile, Volume,
 };
@@ -212,10 +213,12 @@ pub fn open_image_with(file: Arc<dyn StorageFile>, options: ImageOptions) -> Res
     let ImageOptions { format, writable, mut parents } = options;
     let format = format.map_or_else(|| probe_image(&*file), Ok)?;
     match format {
-        ImageFormat::Raw => Ok(Arc::new(RawVolume::open(file, writable)?)),
+        ImageFormat::Raw => Ok(Arc::new(DiskVolume::new(RawDisk::open(file)?, writable))),
         ImageFormat::Vhd => match vhd::open(&*file)? {
-            vhd::Opened::Fixed(len) => Ok(Arc::new(RawVolume::with_len(file, len, writable)?)),
-            vhd::Opened::Dynamic(parts) => Ok(Arc::new(VhdVolume::new(file, *parts, writable)?)),
+            vhd::Opened::Fixed(len) => Ok(Arc::new(DiskVolume::new(RawDisk::with_len(file, len)?, writable))),
+            vhd::Opened::Dynamic(parts) => {
+                Ok(Arc::new(DiskVolume::new(VhdDisk::new(file, *parts, writable)?, writable)))
+            }
         },
         ImageFormat::Vhdx => {
             let opened = vhdx::Opened::read(file, writable)?;
@@ -228,7 +231,7 @@ pub fn open_image_with(file: Arc<dyn StorageFile>, options: ImageOptions) -> Res
                     Some(open_image_with(parent, ImageOptions { format, writable: false, parents })?)
                 }
             };
-            Ok(Arc::new(VhdxVolume::new(opened, parent, writable)?))
+            Ok(Arc::new(DiskVolume::new(VhdxDisk::new(opened, parent, writable)?, writable)))
         }
         ImageFormat::Qcow2 => {
             let opened = qcow2::open(&*file)?;
@@ -240,7 +243,7 @@ pub fn open_image_with(file: Arc<dyn StorageFile>, options: ImageOptions) -> Res
                     Some(open_image_with(parent, ImageOptions { format, writable: false, parents })?)
                 }
             };
-            Ok(Arc::new(Qcow2Volume::new(file, opened, backing, writable)?))
+            Ok(Arc::new(DiskVolume::new(Qcow2Disk::new(file, opened, backing, writable)?, writable)))
         }
     }
 }

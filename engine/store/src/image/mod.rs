@@ -7,11 +7,13 @@
 mod battery;
 mod bytes;
 mod check;
+mod disk;
 mod format;
 mod poison;
 mod qcow2;
 mod raw;
 mod replay;
+mod slots;
 mod status;
 mod sum_table;
 mod sums;

@@ -1,105 +1,66 @@
 //! A raw image: byte n of the disk is byte n of the file. Also the data of a fixed VHD, which has a footer behind it.
 
-use super::poison::{Poison, check_writable};
-use super::status::{Runs, write_out_zeroes};
-use blocks::{
-    BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, RequestClass, Result,
-    StorageFile, Volume, check_request,
-};
+use super::disk::Disk;
+use super::status::Runs;
+use blocks::{BlockShift, ByteLen, Error, Extent, FileRange, Result, StorageFile};
 use std::sync::Arc;
 
 /// A disk that lies in a file from its start on.
 #[derive(Debug)]
-pub(super) struct RawVolume {
+pub(super) struct RawDisk {
     file: Arc<dyn StorageFile>,
     len: ByteLen,
-    writable: bool,
-    poison: Poison,
 }
 
-impl RawVolume {
+impl RawDisk {
     /// The whole file as a disk. `Corrupt` where its length is not a multiple of 512.
-    pub(super) fn open(file: Arc<dyn StorageFile>, writable: bool) -> Result<RawVolume> {
+    pub(super) fn open(file: Arc<dyn StorageFile>) -> Result<RawDisk> {
         let len = file.len()?;
-        RawVolume::with_len(file, len, writable)
+        RawDisk::with_len(file, len)
     }
 
     /// The first `len` bytes of the file as a disk.
-    pub(super) fn with_len(file: Arc<dyn StorageFile>, len: ByteLen, writable: bool) -> Result<RawVolume> {
+    pub(super) fn with_len(file: Arc<dyn StorageFile>, len: ByteLen) -> Result<RawDisk> {
         if !len.is_aligned(BlockShift::SECTOR) {
             let context = format!("{}: a disk of {len} bytes is not a multiple of 512", file.name());
             return Err(Error::corrupt(context));
         }
-        Ok(RawVolume { file, len, writable, poison: Poison::default() })
-    }
-
-    fn change(
-        &self,
-        offset: ByteOffset,
-        len: ByteLen,
-        fua: bool,
-        change: impl FnOnce(Extent) -> Result<()>,
-    ) -> Result<()> {
-        let extent = check_request(self.len, BlockShift::SECTOR, offset, len)?;
-        check_writable(self.writable, self.file.name())?;
-        let Some(extent) = extent else { return Ok(()) };
-        self.poison.guard(self.file.name(), || {
-            change(extent)?;
-            if fua { self.file.sync().map(drop) } else { Ok(()) }
-        })
+        Ok(RawDisk { file, len })
     }
 }
 
-impl Volume for RawVolume {
+impl Disk for RawDisk {
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+
     fn len(&self) -> ByteLen {
         self.len
     }
 
-    fn is_read_only(&self) -> bool {
-        !self.writable
+    fn read(&self, extent: Extent, buffer: &mut [u8]) -> Result<()> {
+        self.file.read_at(extent.start(), buffer)
     }
 
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
-        match check_request(self.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))? {
-            Some(extent) => self.file.read_at(extent.start(), buffer),
-            None => Ok(()),
-        }
+    fn write(&self, extent: Extent, data: &[u8]) -> Result<()> {
+        self.file.write_at(extent.start(), data)
     }
 
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
-        self.change(offset, ByteLen::of(data), fua, |extent| self.file.write_at(extent.start(), data))
+    fn punch(&self, extent: Extent) -> Result<()> {
+        self.file.punch_hole(extent)
     }
 
-    fn write_zeroes(&self, extent: Extent, keep_allocated: bool, fua: bool, _: RequestClass) -> Result<()> {
-        self.change(extent.start(), extent.len(), fua, |extent| {
-            if keep_allocated {
-                return write_out_zeroes(extent, |at, zeroes| self.file.write_at(at, zeroes));
-            }
-            self.file.punch_hole(extent)
-        })
+    fn sync(&self) -> Result<()> {
+        self.file.sync().map(drop)
     }
 
-    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
-        self.write_zeroes(extent, false, fua, class)
-    }
-
-    fn flush(&self) -> Result<()> {
-        if !self.writable {
-            return Ok(());
-        }
-        self.poison.guard(self.file.name(), || self.file.sync().map(drop))
-    }
-
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        check_request(self.len, BlockShift::SECTOR, extent.start(), extent.len())?;
-        let mut runs = Runs::default();
-        runs.push_stored(&*self.file, extent, extent.start())?;
-        Ok(runs.into_vec())
+    fn status(&self, extent: Extent, runs: &mut Runs) -> Result<()> {
+        runs.push_stored(&*self.file, extent, extent.start())
     }
 
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         let file = Arc::clone(self.file.host_file()?);
-        (extent.end() <= self.len.end()).then_some(FileRange { file, offset: extent.start() })
+        Some(FileRange { file, offset: extent.start() })
     }
 }
 

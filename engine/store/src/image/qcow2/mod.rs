@@ -12,12 +12,12 @@
 
 mod check;
 mod compressed;
+mod disk;
 mod entry;
 mod header;
 mod refcounts;
 mod slots;
 mod structures;
-mod volume;
 
 use super::bytes::put;
 use blocks::{BlockShift, ByteLen, ByteOffset, Result, StorageFile};
@@ -25,7 +25,7 @@ use header::{Compression, Header};
 use refcounts::Refcounts;
 
 pub(super) use check::check;
-pub(super) use volume::Qcow2Volume;
+pub(super) use disk::Qcow2Disk;
 
 /// The largest disk that we make: 2 PiB, whose L1 table has the 32 MiB that QEMU allows.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(1 << 51);

@@ -15,17 +15,17 @@
 
 mod bat;
 mod block;
+mod disk;
 mod footer;
 mod header;
 mod slots;
-mod volume;
 
 use bat::Bat;
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile};
 use footer::{DiskType, FOOTER_BYTES, Footer};
 use header::{DynamicHeader, HEADER_BYTES};
 
-pub(super) use volume::VhdVolume;
+pub(super) use disk::VhdDisk;
 
 /// The largest disk that VHD's tools agree on.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(2040 << 30);

@@ -14,13 +14,12 @@
 
 mod bat;
 mod check;
+mod disk;
 mod header;
 mod log;
 mod metadata;
 mod region;
 mod replayed;
-mod slots;
-mod volume;
 
 use bat::{Bat, State, Used};
 use blocks::{BlockShift, ByteLen, ByteOffset, Error, Extent, Result, StorageFile};
@@ -31,7 +30,7 @@ use replayed::ReplayedFile;
 use std::sync::Arc;
 
 pub(super) use check::check;
-pub(super) use volume::VhdxVolume;
+pub(super) use disk::VhdxDisk;
 
 /// The largest disk: 64 TiB.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(64 << 40);

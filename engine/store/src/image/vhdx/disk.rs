@@ -1,33 +1,35 @@
-//! A VHDX as a volume.
+//! A VHDX as a disk.
 //!
 //! A block that is present is written in place. One that is not gets a zeroed place from [`Slots`]; its data is
 //! written there, the change of its entry into the log, both synced, then the entry itself. What was discarded stays
 //! present and is a hole in the file; entries never go back.
 
-use super::super::poison::{Poison, check_writable};
-use super::super::status::{Runs, write_out_zeroes};
+use super::super::disk::Disk;
+use super::super::slots::{Growth, Slots};
+use super::super::status::Runs;
 use super::bat::State;
 use super::header::Headers;
 use super::log::{self, Page, SECTOR};
-use super::slots::Slots;
 use super::{Opened, Parts};
 use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass,
-    Result, StorageFile, Volume, check_request,
+    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, RequestClass, Result, StorageFile,
+    Volume,
 };
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// How many blocks, of 8 or 32 MiB, the file grows at a time.
+const GROWTH: RangeInclusive<u64> = 1..=8;
+
 /// A VHDX, open.
-pub(in super::super) struct VhdxVolume {
+pub(in super::super) struct VhdxDisk {
     file: Arc<dyn StorageFile>,
     parts: Parts,
     /// One bit a page of the table: it was written since the file was opened.
     written: Vec<AtomicU64>,
     parent: Option<Arc<dyn Volume>>,
     changes: Mutex<Changes>,
-    writable: bool,
-    poison: Poison,
 }
 
 /// What only one may do at a time.
@@ -55,22 +57,24 @@ struct BlockPart {
     inside: ByteLen,
 }
 
-impl VhdxVolume {
+impl VhdxDisk {
     /// The disk of checked structures. Errors: `Unsupported` for writing to a differencing disk.
     pub(in super::super) fn new(
         opened: Opened,
         parent: Option<Arc<dyn Volume>>,
         writable: bool,
-    ) -> Result<VhdxVolume> {
+    ) -> Result<VhdxDisk> {
         let Opened { file, headers, parts, used } = opened;
         if writable && parts.metadata.parent.is_some() {
             let context = format!("{}: a differencing VHDX is read, not written", file.name());
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        let slots = Slots::new(parts.metadata.block, used.end, used.places.len() as u64);
+        let growth =
+            Growth { block: parts.metadata.block, blocks: GROWTH, end_max: ByteOffset::new(i64::MAX as u64) };
+        let slots = Slots::new(growth, used.end, used.places.len() as u64);
         let written = (0..parts.bat.pages().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         let changes = Mutex::new(Changes { slots, headers, log_at: 0, sequence: 0, begun: false });
-        Ok(VhdxVolume { file, parts, written, parent, changes, writable, poison: Poison::default() })
+        Ok(VhdxDisk { file, parts, written, parent, changes })
     }
 
     fn block(&self) -> BlockShift {
@@ -160,7 +164,7 @@ impl VhdxVolume {
         }
         self.begin(&mut changes)?;
         self.make_written_locked(part.block)?;
-        let place = changes.slots.take(&*self.file, self.parts.bat.blocks())?;
+        let place = changes.slots.take(&*self.file, self.parts.bat.blocks(), 1)?.start();
         self.file.write_at(place + part.inside, data)?;
         let entry = State::encode_present(place);
         self.write_log(&mut changes, part.block, entry)?;
@@ -232,7 +236,47 @@ impl VhdxVolume {
         Ok(())
     }
 
-    fn write_extent(&self, extent: Extent, data: &[u8]) -> Result<()> {
+    /// Syncs; then the log has done its work, and others open the file without replaying it.
+    fn end_log(&self, changes: &mut Changes) -> Result<()> {
+        self.file.sync()?;
+        if changes.headers.current.has_log() {
+            changes.headers.replace(&*self.file, |header| header.log_id = [0; 16])?;
+            (changes.log_at, changes.sequence) = (0, 0);
+        }
+        Ok(())
+    }
+}
+
+impl Disk for VhdxDisk {
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+
+    fn len(&self) -> ByteLen {
+        self.parts.metadata.len
+    }
+
+    fn alignment(&self) -> BlockShift {
+        self.parts.metadata.logical_sector
+    }
+
+    fn read(&self, extent: Extent, buffer: &mut [u8]) -> Result<()> {
+        let mut rest = buffer;
+        for part in self.split(extent) {
+            for (run, source) in self.runs(&part)? {
+                let (bytes, after) = rest.split_at_mut(run.len().as_usize());
+                rest = after;
+                match source {
+                    Source::Hole => bytes.fill(0),
+                    Source::File(at) => self.file.read_at(at, bytes)?,
+                    Source::Parent => self.read_parent(run, bytes)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, extent: Extent, data: &[u8]) -> Result<()> {
         self.split(extent).try_for_each(|part| {
             let skip = (part.extent.start() - extent.start()).as_usize();
             self.write_part(&part, &data[skip..skip + part.extent.len().as_usize()])
@@ -249,92 +293,15 @@ impl VhdxVolume {
         Ok(())
     }
 
-    fn change(
-        &self,
-        offset: ByteOffset,
-        len: ByteLen,
-        fua: bool,
-        change: impl FnOnce(Extent) -> Result<()>,
-    ) -> Result<()> {
-        let extent = check_request(self.len(), self.alignment(), offset, len)?;
-        check_writable(self.writable, self.file.name())?;
-        let Some(extent) = extent else { return Ok(()) };
-        self.poison.guard(self.file.name(), || {
-            change(extent)?;
-            if fua { self.file.sync().map(drop) } else { Ok(()) }
-        })
-    }
-
-    /// Syncs; then the log has done its work, and others open the file without replaying it.
-    fn sync(&self, changes: &mut Changes) -> Result<()> {
-        self.file.sync()?;
-        if changes.headers.current.has_log() {
-            changes.headers.replace(&*self.file, |header| header.log_id = [0; 16])?;
-            (changes.log_at, changes.sequence) = (0, 0);
-        }
-        Ok(())
-    }
-}
-
-impl Volume for VhdxVolume {
-    fn len(&self) -> ByteLen {
-        self.parts.metadata.len
-    }
-
-    fn is_read_only(&self) -> bool {
-        !self.writable
-    }
-
-    fn alignment(&self) -> BlockShift {
-        self.parts.metadata.logical_sector
-    }
-
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
-        let extent = check_request(self.len(), self.alignment(), offset, ByteLen::of(buffer))?;
-        let mut rest = buffer;
-        for part in extent.into_iter().flat_map(|extent| self.split(extent)) {
-            for (run, source) in self.runs(&part)? {
-                let (bytes, after) = rest.split_at_mut(run.len().as_usize());
-                rest = after;
-                match source {
-                    Source::Hole => bytes.fill(0),
-                    Source::File(at) => self.file.read_at(at, bytes)?,
-                    Source::Parent => self.read_parent(run, bytes)?,
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
-        self.change(offset, ByteLen::of(data), fua, |extent| self.write_extent(extent, data))
-    }
-
-    fn write_zeroes(&self, extent: Extent, keep_allocated: bool, fua: bool, _: RequestClass) -> Result<()> {
-        self.change(extent.start(), extent.len(), fua, |extent| {
-            if !keep_allocated {
-                return self.punch(extent);
-            }
-            write_out_zeroes(extent, |at, zeroes| {
-                self.write_extent(Extent::new(at, ByteLen::of(zeroes))?, zeroes)
-            })
-        })
-    }
-
-    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
-        self.write_zeroes(extent, false, fua, class)
+    fn sync(&self) -> Result<()> {
+        self.file.sync().map(drop)
     }
 
     fn flush(&self) -> Result<()> {
-        if !self.writable {
-            return Ok(());
-        }
-        self.poison.guard(self.file.name(), || self.sync(&mut self.changes()))
+        self.end_log(&mut self.changes())
     }
 
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        check_request(self.len(), self.alignment(), extent.start(), extent.len())?;
-        let mut runs = Runs::default();
+    fn status(&self, extent: Extent, runs: &mut Runs) -> Result<()> {
         for part in self.split(extent) {
             for (run, source) in self.runs(&part)? {
                 match source {
@@ -343,35 +310,28 @@ impl Volume for VhdxVolume {
                     Source::Parent => runs.push_volume(self.parent.as_deref(), run)?,
                 }
                 if runs.is_full() {
-                    return Ok(runs.into_vec());
+                    return Ok(());
                 }
             }
         }
-        Ok(runs.into_vec())
+        Ok(())
     }
-}
 
-impl Drop for VhdxVolume {
     /// Leaves a file without a log, and without room that was made ready in vain.
-    fn drop(&mut self) {
+    fn close(&mut self) -> Result<()> {
         let mut changes = self.changes();
         if !changes.begun {
-            return;
+            return Ok(());
         }
-        let closed = self.poison.guard(self.file.name(), || {
-            if changes.headers.current.has_log() {
-                self.sync(&mut changes)?;
-            }
-            changes.slots.trim(&*self.file)
-        });
-        if let Err(error) = closed {
-            tracing::debug!(%error, "the log is left to be replayed");
+        if changes.headers.current.has_log() {
+            self.end_log(&mut changes)?;
         }
+        changes.slots.trim(&*self.file)
     }
 }
 
-impl std::fmt::Debug for VhdxVolume {
+impl std::fmt::Debug for VhdxDisk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("VhdxVolume").field("file", &self.file.name()).finish_non_exhaustive()
+        f.debug_struct("VhdxDisk").field("file", &self.file.name()).finish_non_exhaustive()
     }
 }

@@ -1,26 +1,23 @@
-//! A dynamic VHD as a volume.
+//! A dynamic VHD as a disk.
 //!
 //! Where a sector is: not allocated (its block has no table entry, or its bit is clear), else in the block's data. What
 //! was discarded stays allocated in the table and is a hole in the file, so bits and entries are only ever set and a
 //! crash cannot bring old content back. New blocks are marked wholly present at once, as QEMU marks them, which ignores
 //! bitmaps: both see the same disk, because room for blocks is made of zeroes.
 
-use super::super::poison::{Poison, check_writable};
-use super::super::status::{Runs, write_out_zeroes};
+use super::super::disk::Disk;
+use super::super::status::Runs;
 use super::Parts;
 use super::bat::Bat;
 use super::block::{Bitmap, BitmapCache, BlockLayout};
 use super::footer::Footer;
 use super::slots::Slots;
-use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, RequestClass, Result, StorageFile,
-    Volume, check_request,
-};
+use blocks::{Allocation, ByteLen, ByteOffset, Extent, Result, StorageFile};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A dynamic VHD, open.
 #[derive(Debug)]
-pub(in super::super) struct VhdVolume {
+pub(in super::super) struct VhdDisk {
     file: Arc<dyn StorageFile>,
     footer: Footer,
     len: ByteLen,
@@ -28,8 +25,6 @@ pub(in super::super) struct VhdVolume {
     bat: Bat,
     bitmaps: BitmapCache,
     slots: Mutex<Slots>,
-    writable: bool,
-    poison: Poison,
 }
 
 /// A part of a request that lies in one block.
@@ -41,13 +36,9 @@ struct BlockPart {
     inside: Extent,
 }
 
-impl VhdVolume {
+impl VhdDisk {
     /// The disk of checked structures. Opened for writing, a footer that a crash has left behind is put right.
-    pub(in super::super) fn new(
-        file: Arc<dyn StorageFile>,
-        parts: Parts,
-        writable: bool,
-    ) -> Result<VhdVolume> {
+    pub(in super::super) fn new(file: Arc<dyn StorageFile>, parts: Parts, writable: bool) -> Result<VhdDisk> {
         let Parts { footer, footers_agree, header, bat } = parts;
         let layout = BlockLayout { block: header.block };
         let mut slots = Slots::new(layout, bat.used_end(), bat.allocated());
@@ -57,7 +48,7 @@ impl VhdVolume {
         }
         let bitmaps = BitmapCache::new(bat.blocks());
         let (len, slots) = (footer.current_size, Mutex::new(slots));
-        Ok(VhdVolume { file, footer, len, layout, bat, bitmaps, slots, writable, poison: Poison::default() })
+        Ok(VhdDisk { file, footer, len, layout, bat, bitmaps, slots })
     }
 
     fn parts(&self, extent: Extent) -> impl Iterator<Item = BlockPart> {
@@ -150,24 +141,33 @@ impl VhdVolume {
         self.bitmaps.set_full(block);
         Ok(())
     }
+}
 
-    fn change(
-        &self,
-        offset: ByteOffset,
-        len: ByteLen,
-        fua: bool,
-        change: impl FnOnce(Extent) -> Result<()>,
-    ) -> Result<()> {
-        let extent = check_request(self.len, BlockShift::SECTOR, offset, len)?;
-        check_writable(self.writable, self.file.name())?;
-        let Some(extent) = extent else { return Ok(()) };
-        self.poison.guard(self.file.name(), || {
-            change(extent)?;
-            if fua { self.file.sync().map(drop) } else { Ok(()) }
-        })
+impl Disk for VhdDisk {
+    fn name(&self) -> &str {
+        self.file.name()
     }
 
-    fn write_extent(&self, extent: Extent, data: &[u8]) -> Result<()> {
+    fn len(&self) -> ByteLen {
+        self.len
+    }
+
+    fn read(&self, extent: Extent, buffer: &mut [u8]) -> Result<()> {
+        let mut rest = buffer;
+        for part in self.parts(extent) {
+            for (run, stored) in self.resolve(&part)? {
+                let (bytes, after) = rest.split_at_mut(run.len().as_usize());
+                rest = after;
+                match stored {
+                    Some(at) => self.file.read_at(at, bytes)?,
+                    None => bytes.fill(0),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, extent: Extent, data: &[u8]) -> Result<()> {
         self.parts(extent).try_for_each(|part| {
             let skip = (part.extent.start() - extent.start()).as_usize();
             self.write_part(&part, &data[skip..skip + part.extent.len().as_usize()])
@@ -183,62 +183,12 @@ impl VhdVolume {
         }
         Ok(())
     }
-}
 
-impl Volume for VhdVolume {
-    fn len(&self) -> ByteLen {
-        self.len
+    fn sync(&self) -> Result<()> {
+        self.file.sync().map(drop)
     }
 
-    fn is_read_only(&self) -> bool {
-        !self.writable
-    }
-
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
-        let extent = check_request(self.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
-        let mut rest = buffer;
-        for part in extent.into_iter().flat_map(|extent| self.parts(extent)) {
-            for (run, stored) in self.resolve(&part)? {
-                let (bytes, after) = rest.split_at_mut(run.len().as_usize());
-                rest = after;
-                match stored {
-                    Some(at) => self.file.read_at(at, bytes)?,
-                    None => bytes.fill(0),
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
-        self.change(offset, ByteLen::of(data), fua, |extent| self.write_extent(extent, data))
-    }
-
-    fn write_zeroes(&self, extent: Extent, keep_allocated: bool, fua: bool, _: RequestClass) -> Result<()> {
-        self.change(extent.start(), extent.len(), fua, |extent| {
-            if !keep_allocated {
-                return self.punch(extent);
-            }
-            write_out_zeroes(extent, |at, zeroes| {
-                self.write_extent(Extent::new(at, ByteLen::of(zeroes))?, zeroes)
-            })
-        })
-    }
-
-    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
-        self.write_zeroes(extent, false, fua, class)
-    }
-
-    fn flush(&self) -> Result<()> {
-        if !self.writable {
-            return Ok(());
-        }
-        self.poison.guard(self.file.name(), || self.file.sync().map(drop))
-    }
-
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        check_request(self.len, BlockShift::SECTOR, extent.start(), extent.len())?;
-        let mut runs = Runs::default();
+    fn status(&self, extent: Extent, runs: &mut Runs) -> Result<()> {
         for part in self.parts(extent) {
             for (run, stored) in self.resolve(&part)? {
                 let on_disk = Extent::new(
@@ -250,10 +200,10 @@ impl Volume for VhdVolume {
                     None => runs.push(on_disk, Allocation::Hole),
                 }
                 if runs.is_full() {
-                    return Ok(runs.into_vec());
+                    return Ok(());
                 }
             }
         }
-        Ok(runs.into_vec())
+        Ok(())
     }
 }

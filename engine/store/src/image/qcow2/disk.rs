@@ -1,4 +1,4 @@
-//! A QCOW2 as a volume.
+//! A QCOW2 as a disk.
 //!
 //! A cluster that only we refer to is written in place. One that was never written gets a fresh, zeroed place from
 //! [`Slots`]; its table entry and its data may then reach the medium in any order. Where an older content shows until
@@ -6,8 +6,8 @@
 //! the medium before the entry leads there. What was discarded stays allocated and is a hole in the file; entries never
 //! go back.
 
-use super::super::poison::{Poison, check_writable};
-use super::super::status::{Runs, write_out_zeroes};
+use super::super::disk::Disk;
+use super::super::status::Runs;
 use super::super::table_cache::{EntryCodec, Table, TableCache};
 use super::entry::{COPIED, Cluster, L1Entry, ZERO};
 use super::header::Header;
@@ -15,8 +15,7 @@ use super::slots::Slots;
 use super::structures::Structures;
 use super::{Opened, compressed};
 use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result,
-    StorageFile, Volume, check_request,
+    Allocation, BlockShift, ByteLen, ByteOffset, Error, Extent, RequestClass, Result, StorageFile, Volume,
 };
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +27,7 @@ const CACHE_BYTES: ByteLen = ByteLen::new(32 << 20);
 const COPY_BYTES: u64 = 1 << 20;
 
 /// A QCOW2, open.
-pub(in super::super) struct Qcow2Volume {
+pub(in super::super) struct Qcow2Disk {
     file: Arc<dyn StorageFile>,
     header: Header,
     structures: Structures,
@@ -42,8 +41,6 @@ pub(in super::super) struct Qcow2Volume {
     /// The compressed cluster that was read last.
     unpacked: Mutex<Option<(Extent, Arc<Vec<u8>>)>>,
     changes: Mutex<Changes>,
-    writable: bool,
-    poison: Poison,
 }
 
 /// What only one may do at a time.
@@ -85,14 +82,14 @@ impl Source {
     }
 }
 
-impl Qcow2Volume {
+impl Qcow2Disk {
     /// The disk of a checked header. Errors: `Corrupt` where its tables lead astray.
     pub(in super::super) fn new(
         file: Arc<dyn StorageFile>,
         opened: Opened,
         backing: Option<Arc<dyn Volume>>,
         writable: bool,
-    ) -> Result<Qcow2Volume> {
+    ) -> Result<Qcow2Disk> {
         let header = opened.header;
         if header.corrupt && writable {
             let context = format!("{}: somebody marked it as damaged; check it first", file.name());
@@ -104,19 +101,17 @@ impl Qcow2Volume {
         let file_len = file.len()?;
         let entries = ByteLen::new(header.l2_entries()).as_usize();
         let slots = Slots::new(structures.counts.clone(), file_len);
-        Ok(Qcow2Volume {
+        Ok(Qcow2Disk {
             tables: TableCache::new(entries, EntryCodec::Be64, CACHE_BYTES),
             file_end: AtomicU64::new(file_len.get()),
             changes: Mutex::new(Changes { slots, released: Vec::new(), begun: false }),
             unpacked: Mutex::default(),
-            poison: Poison::default(),
             file,
             header,
             structures,
             l1,
             written,
             backing,
-            writable,
         })
     }
 
@@ -239,22 +234,6 @@ impl Qcow2Volume {
         let cluster = Arc::new(compressed::read(&*self.file, &self.header, place)?);
         *last() = Some((place, Arc::clone(&cluster)));
         Ok(cluster)
-    }
-
-    fn write_extent(&self, extent: Extent, data: &[u8]) -> Result<()> {
-        let mut at = extent.start();
-        while let Some(rest) = Extent::between(at, extent.end()) {
-            let bytes = &data[(at - extent.start()).as_usize()..];
-            at = match self.run_at(rest)? {
-                (run, Source::File { at: place, copied: true }) => {
-                    self.make_written(self.l2_span(at).0)?;
-                    self.file.write_at(place, &bytes[..run.len().as_usize()])?;
-                    run.end()
-                }
-                _ => self.write_new(rest, bytes)?,
-            };
-        }
-        Ok(())
     }
 
     /// Writes the first bytes of `rest` where they cannot simply be written in place; where that ends.
@@ -457,23 +436,6 @@ impl Qcow2Volume {
         Ok(())
     }
 
-    fn punch(&self, extent: Extent) -> Result<()> {
-        let mut at = extent.start();
-        while let Some(rest) = Extent::between(at, extent.end()) {
-            let (run, source) = self.run_at(rest)?;
-            at = run.end();
-            match source {
-                Source::Hole | Source::Zero | Source::ZeroAt { .. } => {}
-                Source::File { at: place, copied: true } => {
-                    self.make_written(self.l2_span(run.start()).0)?;
-                    self.file.punch_hole(Extent::new(place, run.len())?)?;
-                }
-                Source::File { .. } | Source::Backing | Source::Packed { .. } => at = self.hide(run)?,
-            }
-        }
-        Ok(())
-    }
-
     /// Makes a run read as zeroes that shows what others keep too; where what was done ends.
     fn hide(&self, run: Extent) -> Result<ByteOffset> {
         let cluster = self.cluster();
@@ -483,7 +445,7 @@ impl Qcow2Volume {
         if self.header.version < 3 || first != run.start() || first >= last {
             let end = run.end().min(cluster.start_of(cluster.block_of(run.start()) + 1));
             let part = Extent::between(run.start(), end).expect("a part of a cluster");
-            self.write_extent(part, &vec![0; part.len().as_usize()])?;
+            self.write(part, &vec![0; part.len().as_usize()])?;
             return Ok(end);
         }
         let whole = Extent::between(first, last).expect("checked above");
@@ -505,44 +467,18 @@ impl Qcow2Volume {
         }
         Ok(whole.end())
     }
-
-    fn change(
-        &self,
-        offset: ByteOffset,
-        len: ByteLen,
-        fua: bool,
-        change: impl FnOnce(Extent) -> Result<()>,
-    ) -> Result<()> {
-        let extent = check_request(self.header.len, BlockShift::SECTOR, offset, len)?;
-        check_writable(self.writable, self.file.name())?;
-        let Some(extent) = extent else { return Ok(()) };
-        self.poison.guard(self.file.name(), || {
-            change(extent)?;
-            if fua { self.file.sync().map(drop) } else { Ok(()) }
-        })
-    }
-
-    /// Syncs, then gives back what nothing leads to any more.
-    fn sync(&self) -> Result<()> {
-        let released = std::mem::take(&mut self.changes().released);
-        self.file.sync()?;
-        let changes = self.changes();
-        released.into_iter().try_for_each(|clusters| changes.slots.counts.release(&*self.file, clusters))
-    }
 }
 
-impl Volume for Qcow2Volume {
+impl Disk for Qcow2Disk {
+    fn name(&self) -> &str {
+        self.file.name()
+    }
+
     fn len(&self) -> ByteLen {
         self.header.len
     }
 
-    fn is_read_only(&self) -> bool {
-        !self.writable
-    }
-
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
-        let extent = check_request(self.header.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
-        let Some(extent) = extent else { return Ok(()) };
+    fn read(&self, extent: Extent, buffer: &mut [u8]) -> Result<()> {
         let mut at = extent.start();
         while let Some(rest) = Extent::between(at, extent.end()) {
             let (run, source) = self.run_at(rest)?;
@@ -553,35 +489,52 @@ impl Volume for Qcow2Volume {
         Ok(())
     }
 
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
-        self.change(offset, ByteLen::of(data), fua, |extent| self.write_extent(extent, data))
-    }
-
-    fn write_zeroes(&self, extent: Extent, keep_allocated: bool, fua: bool, _: RequestClass) -> Result<()> {
-        self.change(extent.start(), extent.len(), fua, |extent| {
-            if !keep_allocated {
-                return self.punch(extent);
-            }
-            write_out_zeroes(extent, |at, zeroes| {
-                self.write_extent(Extent::new(at, ByteLen::of(zeroes))?, zeroes)
-            })
-        })
-    }
-
-    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
-        self.write_zeroes(extent, false, fua, class)
-    }
-
-    fn flush(&self) -> Result<()> {
-        if !self.writable {
-            return Ok(());
+    fn write(&self, extent: Extent, data: &[u8]) -> Result<()> {
+        let mut at = extent.start();
+        while let Some(rest) = Extent::between(at, extent.end()) {
+            let bytes = &data[(at - extent.start()).as_usize()..];
+            at = match self.run_at(rest)? {
+                (run, Source::File { at: place, copied: true }) => {
+                    self.make_written(self.l2_span(at).0)?;
+                    self.file.write_at(place, &bytes[..run.len().as_usize()])?;
+                    run.end()
+                }
+                _ => self.write_new(rest, bytes)?,
+            };
         }
-        self.poison.guard(self.file.name(), || self.sync())
+        Ok(())
     }
 
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        check_request(self.header.len, BlockShift::SECTOR, extent.start(), extent.len())?;
-        let mut runs = Runs::default();
+    fn punch(&self, extent: Extent) -> Result<()> {
+        let mut at = extent.start();
+        while let Some(rest) = Extent::between(at, extent.end()) {
+            let (run, source) = self.run_at(rest)?;
+            at = run.end();
+            match source {
+                Source::Hole | Source::Zero | Source::ZeroAt { .. } => {}
+                Source::File { at: place, copied: true } => {
+                    self.make_written(self.l2_span(run.start()).0)?;
+                    self.file.punch_hole(Extent::new(place, run.len())?)?;
+                }
+                Source::File { .. } | Source::Backing | Source::Packed { .. } => at = self.hide(run)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync().map(drop)
+    }
+
+    /// Syncs, then gives back what nothing leads to any more.
+    fn flush(&self) -> Result<()> {
+        let released = std::mem::take(&mut self.changes().released);
+        self.file.sync()?;
+        let changes = self.changes();
+        released.into_iter().try_for_each(|clusters| changes.slots.counts.release(&*self.file, clusters))
+    }
+
+    fn status(&self, extent: Extent, runs: &mut Runs) -> Result<()> {
         let mut at = extent.start();
         while let Some(rest) = Extent::between(at, extent.end()).filter(|_| !runs.is_full()) {
             let (run, source) = self.run_at(rest)?;
@@ -594,35 +547,23 @@ impl Volume for Qcow2Volume {
                 Source::Backing => runs.push_volume(self.backing.as_deref(), run)?,
             }
         }
-        Ok(runs.into_vec())
+        Ok(())
     }
-}
 
-impl Drop for Qcow2Volume {
     /// Gives room back that was made ready in vain. What cannot be given back is found by `check`.
-    fn drop(&mut self) {
-        let changes = self.changes.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if !changes.begun {
-            return;
+    fn close(&mut self) -> Result<()> {
+        if !self.changes().begun {
+            return Ok(());
         }
-        let (file, poison) = (&self.file, &self.poison);
-        let closed = poison.guard(file.name(), || {
-            if !changes.released.is_empty() {
-                file.sync()?;
-                for clusters in changes.released.drain(..) {
-                    changes.slots.counts.release(&**file, clusters)?;
-                }
-            }
-            changes.slots.trim(&**file)
-        });
-        if let Err(error) = closed {
-            tracing::debug!(%error, "room that was made ready is not given back");
+        if !self.changes().released.is_empty() {
+            self.flush()?;
         }
+        self.changes().slots.trim(&*self.file)
     }
 }
 
-impl std::fmt::Debug for Qcow2Volume {
+impl std::fmt::Debug for Qcow2Disk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Qcow2Volume").field("file", &self.file.name()).finish_non_exhaustive()
+        f.debug_struct("Qcow2Disk").field("file", &self.file.name()).finish_non_exhaustive()
     }
 }

@@ -3,7 +3,7 @@
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
-use store::ImageFormat;
+use store::{ImageFormat, ImageKind};
 
 /// The command line was understood but makes no sense; exit status 2.
 #[derive(Debug)]
@@ -238,7 +238,7 @@ With --since only what changed between both checkpoints is written; see `underst
         #[arg(long, value_name = "CHECKPOINT|TIME", conflicts_with = "format")]
         since: Option<String>,
         /// What the file is to be.
-        #[arg(long, value_parser = formats(), default_value = "raw")]
+        #[arg(long, value_parser = kinds(), default_value = "raw")]
         format: String,
         /// The new file.
         #[arg(short, long, value_name = "FILE")]
@@ -484,6 +484,7 @@ is named and left as it is.")]
 Examples:
   understudy image convert disk.vhd disk.qcow2 --to qcow2
   understudy image convert overlay.qcow2 disk.raw --to raw --parent base.qcow2
+  understudy image convert disk.raw disk.vmdk --to vmdk-stream
 
 Holes and zeroes take no room in the new file.")]
     Convert {
@@ -492,8 +493,8 @@ Holes and zeroes take no room in the new file.")]
         image: ImageArguments,
         /// The new file.
         output: PathBuf,
-        /// What the new file is to be.
-        #[arg(long, value_parser = formats())]
+        /// What the new file is to be. vmdk-flat is two files, vmdk-stream is compressed.
+        #[arg(long, value_parser = kinds())]
         to: String,
         /// Reads and writes at a time [default: twice the processors].
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -532,7 +533,7 @@ Examples:
         /// The disk's size, a multiple of 512 bytes.
         #[arg(long)]
         size: bytesize::ByteSize,
-        /// Every block has its place from the start (vhdx).
+        /// Every block has its place from the start (vhdx, vmdk).
         #[arg(long)]
         fixed: bool,
         /// The sectors by which a guest addresses the disk (4096: vhdx).
@@ -754,6 +755,11 @@ pub struct AgentArguments {
     /// Where certificate and identity are kept [default: /var/lib/understudy/agent].
     #[arg(long, env = "UNDERSTUDY_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
+}
+
+/// The names of what an image can be made as.
+fn kinds() -> PossibleValuesParser {
+    PossibleValuesParser::new(ImageKind::ALL.map(ImageKind::name))
 }
 
 /// The names of the image formats.

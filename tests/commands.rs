@@ -30,7 +30,7 @@ fn compare(format: &str, image: &str, other_format: &str, other: &str) {
 fn exports_are_the_disk_and_only_new_files_are_written() {
     let stage = protected();
     let device = stage.disk.device().to_owned();
-    for (format, theirs) in [("raw", "raw"), ("vhd", "vpc"), ("qcow2", "qcow2")] {
+    for (format, theirs) in [("raw", "raw"), ("vhd", "vpc"), ("qcow2", "qcow2"), ("vmdk-stream", "vmdk")] {
         let file = stage.path(&format!("export.{format}"));
         let file = file.to_str().unwrap();
         stage.us(&["export", NAME, "--format", format, "-o", file]).unwrap();

@@ -44,7 +44,9 @@ fn inputs(decoder: &Decoder) -> Vec<(PathBuf, Vec<u8>)> {
         let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         (path, bytes)
     };
-    paths.into_iter().map(read).collect()
+    let made = (decoder.made)().into_iter().enumerate();
+    let made = made.map(|(number, bytes)| (format!("made input {number}").into(), bytes));
+    paths.into_iter().map(read).chain(made).collect()
 }
 
 fn play(decoder: &Decoder, input: &[u8], what: &str) {

@@ -43,7 +43,10 @@ impl Folder {
     }
 }
 
-const FORMATS: [(&str, &str); 4] = [("raw", "raw"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("qcow2", "qcow2")];
+const FORMATS: [(&str, &str); 5] =
+    [("raw", "raw"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("qcow2", "qcow2"), ("vmdk", "vmdk")];
+/// Kinds that a disk is converted to, beside the formats' usual ones.
+const KINDS: [(&str, &str); 3] = [("vhdx-fixed", "vhdx"), ("vmdk-flat", "vmdk"), ("vmdk-stream", "vmdk")];
 
 #[test]
 fn every_pair_of_formats_is_converted_and_compared() {
@@ -56,7 +59,7 @@ fn every_pair_of_formats_is_converted_and_compared() {
         folder.well(&["image", "convert", "disk.raw", &source, "--format", "raw", "--to", from]);
         let info = folder.well(&["image", "info", &source]);
         assert_eq!((info["format"].as_str(), info["bytes"].as_u64()), (Some(from), Some(67_109_376)));
-        for (to, theirs) in FORMATS {
+        for (to, theirs) in FORMATS.into_iter().chain(KINDS) {
             let target = format!("{from}-{to}");
             folder.well(&["image", "convert", &source, &target, "--to", to]);
             folder.qemu("qemu-img", &["compare", "-f", theirs, "-F", "raw", &target, "disk.raw"]);

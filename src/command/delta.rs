@@ -6,7 +6,11 @@ use anyhow::Context;
 use blocks::{OpenMode, Storage};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use store::{DeltaFile, HostFile, HostStorage, ImageFormat, Prefer, apply_delta, merge_deltas, open_image};
+use std::sync::Arc;
+use store::{
+    DeltaFile, HostFile, HostStorage, ImageFormat, ImageOptions, Prefer, apply_delta, merge_deltas,
+    open_image_with,
+};
 
 /// Does what was typed.
 pub fn run(command: DeltaCommand, json: bool) -> anyhow::Result<()> {
@@ -83,7 +87,10 @@ fn merge(paths: &[PathBuf], prefer: Option<&str>, output: &Path, json: bool) -> 
 fn apply(path: &Path, image: &Path, format: Option<&str>, json: bool) -> anyhow::Result<()> {
     let delta = open(path)?;
     let format = format.map(str::parse::<ImageFormat>).transpose()?;
-    let volume = open_image(HostFile::open_exclusive(image, OpenMode::ReadWrite)?, format, true)?;
+    let file = HostFile::open_exclusive(image, OpenMode::ReadWrite)?;
+    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(image)?);
+    let options = ImageOptions { format, writable: true, parents: Vec::new(), folder: Some(folder) };
+    let volume = open_image_with(file, options)?;
     apply_delta(&delta, &*volume, &|_, _| true)?;
     let header = delta.header();
     match json {

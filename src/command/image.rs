@@ -10,7 +10,9 @@ use serde_json::json;
 use server::control::api::Progress;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use store::{CheckReport, Difference, FaultKind, HostFile, HostStorage, ImageFormat, ImageOptions, NewImage};
+use store::{
+    CheckReport, Difference, FaultKind, HostFile, HostStorage, ImageFormat, ImageKind, ImageOptions, NewImage,
+};
 
 /// Does what was asked.
 pub fn run(command: ImageCommand, json: bool) -> anyhow::Result<()> {
@@ -56,7 +58,8 @@ fn open(image: &ImageArguments) -> anyhow::Result<(Arc<dyn Volume>, ImageFormat)
     let (file, format) = open_file(image, OpenMode::Read)?;
     let parents = image.parents.iter().map(|path| HostFile::open(path, OpenMode::Read));
     let parents = parents.collect::<blocks::Result<Vec<_>>>()?;
-    let options = ImageOptions { format: Some(format), writable: false, parents };
+    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(&image.file)?);
+    let options = ImageOptions { format: Some(format), writable: false, parents, folder: Some(folder) };
     let hint = "a file that the image stands on is allowed with --parent FILE";
     let volume = store::open_image_with(file, options).map_err(|error| match error.kind() {
         blocks::ErrorKind::Unsupported if error.to_string().contains("stands on") => {
@@ -67,8 +70,8 @@ fn open(image: &ImageArguments) -> anyhow::Result<(Arc<dyn Volume>, ImageFormat)
     Ok((volume, format))
 }
 
-/// Makes a new image; the folder's entry is on the medium when this returns.
-fn make(output: &Path, new: NewImage) -> anyhow::Result<Arc<dyn Volume>> {
+/// The folder of a file that is to be, and the file's name.
+fn destination(output: &Path) -> anyhow::Result<(HostStorage, &str)> {
     let name = output.file_name().and_then(|name| name.to_str());
     let name = name.ok_or_else(|| UsageError(format!("{} is not the name of a file", output.display())))?;
     let folder = match output.parent() {
@@ -78,7 +81,12 @@ fn make(output: &Path, new: NewImage) -> anyhow::Result<Arc<dyn Volume>> {
     if !folder.is_dir() {
         bail!("the folder {} does not exist", folder.display());
     }
-    let storage = HostStorage::new(folder)?;
+    Ok((HostStorage::new(folder)?, name))
+}
+
+/// Makes a new image; the folder's entry is on the medium when this returns.
+fn make(output: &Path, new: NewImage) -> anyhow::Result<Arc<dyn Volume>> {
+    let (storage, name) = destination(output)?;
     let volume = store::create_image_with(&storage, name, new)?;
     storage.sync_dir("")?;
     Ok(volume)
@@ -106,7 +114,10 @@ fn info(image: &ImageArguments, json: bool) -> anyhow::Result<()> {
 fn check(image: &ImageArguments, repair: bool, json: bool) -> anyhow::Result<()> {
     let mode = if repair { OpenMode::ReadWrite } else { OpenMode::Read };
     let (file, format) = open_file(image, mode)?;
-    let report = store::check_image(&file, Some(format), repair)?;
+    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(&image.file)?);
+    let parents = Vec::new();
+    let options = ImageOptions { format: Some(format), writable: repair, parents, folder: Some(folder) };
+    let report = store::check_image_with(&file, options)?;
     match json {
         true => println!("{}", report_as_json(&report)),
         false => print_report(&image.file, &report),
@@ -188,18 +199,13 @@ fn convert(
     json: bool,
 ) -> anyhow::Result<()> {
     let (from, from_format) = open(image)?;
-    let new = NewImage::new(to.parse()?, from.len());
-    new.check().map_err(|error| UsageError(error.to_string()))?;
-    let target = make(output, new)?;
+    let kind: ImageKind = to.parse()?;
+    kind.check_len(from.len()).map_err(|error| UsageError(error.to_string()))?;
+    let (storage, name) = destination(output)?;
     let step = format!("{} to {}", image.file.display(), output.display());
-    let converted =
-        watched(&step, json, |progress| store::convert_volume(&*from, &*target, threads(jobs), progress));
-    drop(target);
-    if let Err(error) = converted {
-        // Half an image must not be taken for a whole one.
-        std::fs::remove_file(output).with_context(|| format!("removing {}", output.display()))?;
-        return Err(error.into());
-    }
+    watched(&step, json, |progress| {
+        store::export_volume(&*from, &storage, name, kind, threads(jobs), progress)
+    })?;
     let len = from.len().get();
     match json {
         true => println!(

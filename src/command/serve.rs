@@ -4,10 +4,11 @@ use super::stop_signal;
 use crate::arguments::NbdArguments;
 use crate::configuration::NbdKeys;
 use anyhow::Context;
-use blocks::OpenMode;
+use blocks::{OpenMode, Storage};
 use nbd_server::{Export, Exports, ListenAddress, Listener, NbdServer};
 use std::path::Path;
-use store::{HostFile, ImageFormat};
+use std::sync::Arc;
+use store::{HostFile, HostStorage, ImageFormat, ImageOptions};
 
 /// Which image, and how.
 pub struct Served<'a> {
@@ -32,7 +33,9 @@ pub fn run(served: &Served<'_>, nbd: &[String], security: NbdArguments, json: bo
     let mode = if read_only { OpenMode::Read } else { OpenMode::ReadWrite };
     let opened = if read_only { HostFile::open(file, mode) } else { HostFile::open_exclusive(file, mode) }?;
     let format = format.map(str::parse::<ImageFormat>).transpose()?;
-    let volume = store::open_image(opened, format, !read_only)?;
+    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(file)?);
+    let opening = ImageOptions { format, writable: !read_only, parents: Vec::new(), folder: Some(folder) };
+    let volume = store::open_image_with(opened, opening)?;
     let exports = Exports::new();
     let export = Export::new(volume.clone()).with_description(file.display().to_string());
     exports.insert("", if read_only { export.read_only() } else { export })?;

@@ -14,7 +14,7 @@ use crate::stored_file::FileTable;
 use crate::testing::CrashStorage;
 use crate::unit::branch::{BranchKind, DeltaId};
 use crate::unit::manifest_codec;
-use crate::{open_image, with_sums};
+use crate::{ImageFormat, ImageKind, check_image, create_image, export_volume, open_image, with_sums};
 use blocks::{
     ByteLen, ByteOffset, ErrorKind, Extent, OpenMode, RequestClass, Result, SessionId, Storage, StorageFile,
     Volume,
@@ -210,15 +210,37 @@ fn read_sums(bytes: &[u8]) {
     let storage = CrashStorage::new();
     let file = storage.open("image", OpenMode::CreateNew).expect("an empty storage in memory");
     file.set_len(len).expect("a hole costs nothing");
-    let Some(image) = refused(open_image(file, Some(crate::ImageFormat::Raw), true)) else { return };
+    let Some(image) = refused(open_image(file, Some(ImageFormat::Raw), true)) else { return };
     let Some(image) = refused(with_sums(image, sums)) else { return };
     ask(&*image, true);
+}
+
+/// Small images of every format that has an inside, with a little written into each.
+pub fn images() -> Vec<Vec<u8>> {
+    let kinds = ImageKind::ALL.into_iter().filter(|kind| kind.name() != "raw");
+    kinds.map(image_of).collect()
+}
+
+fn image_of(kind: ImageKind) -> Vec<u8> {
+    let storage = CrashStorage::new();
+    let source = create_image(&storage, "source", ImageFormat::Raw, ByteLen::new(64 << 10));
+    let source = source.expect("an empty storage in memory");
+    source
+        .write_at(ByteOffset::new(4096), &[7; 1024], false, RequestClass::Background)
+        .expect("a storage in memory without faults");
+    export_volume(&*source, &storage, "made", kind, 1, &|_, _| true).expect("every kind takes a small disk");
+    let file = storage.open("made", OpenMode::Read).expect("it was just made");
+    let len = file.len().expect("a storage in memory").as_usize();
+    let mut bytes = vec![0; len.min(INPUT_BYTES_MAX)];
+    file.read_at(ByteOffset::ZERO, &mut bytes).expect("it has that many bytes");
+    bytes
 }
 
 /// An image file of any format that is recognised.
 pub fn image(bytes: &[u8]) {
     let bytes = &bytes[..bytes.len().min(INPUT_BYTES_MAX)];
     let (_storage, file) = file_of(bytes);
+    let _ = refused(check_image(&file, None, false));
     if let Some(image) = refused(open_image(file, None, false)) {
         ask(&*image, false);
     }

@@ -7,6 +7,7 @@ mod branch_disk;
 mod convert;
 mod copy;
 mod delta_file;
+mod export;
 #[doc(hidden)]
 pub mod fuzzing;
 mod identity;
@@ -28,11 +29,12 @@ pub use branch_disk::{BranchDisk, Payload};
 pub use convert::{Difference, compare_volumes, convert_volume};
 pub use copy::copy_volume;
 pub use delta_file::{DeltaFile, DeltaHeader, DeltaMerge, Prefer, apply_delta, merge_deltas};
+pub use export::export_volume;
 pub use identity::{BlockHash, BlockHashes};
 pub use image::{
-    CheckReport, Fault, FaultKind, ImageFormat, ImageOptions, NewImage, ReplayContent, ReplayPiece,
-    SummedImage, check_image, create_image, create_image_with, open_image, open_image_with, probe_image,
-    replay, with_sums,
+    CheckReport, Fault, FaultKind, ImageFormat, ImageKind, ImageOptions, NewImage, ReplayContent,
+    ReplayPiece, SummedImage, check_image, check_image_with, create_image, create_image_with, open_image,
+    open_image_with, probe_image, replay, with_sums,
 };
 pub use pace::{GuestActivity, Pace};
 pub use scrub::{Finding, Remedy, RepairStep, ScrubReport, check, repair};

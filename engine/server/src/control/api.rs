@@ -175,7 +175,7 @@ pub enum Request {
         disk: Option<u16>,
         /// As in `recover`.
         at: Option<String>,
-        /// A format's name (`store::ImageFormat`).
+        /// The name of a kind of image (`store::ImageKind`).
         format: String,
         /// An absolute path that does not exist yet.
         output: String,

@@ -8,7 +8,10 @@ use crate::services::Services;
 use blocks::{DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, Volume};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::{HostStorage, ImageFormat, Unit, copy_volume, create_image};
+use store::{HostStorage, ImageKind, Unit, export_volume};
+
+/// An export reads and writes beside guests and agents, who come first; compressing needs more than one thread.
+const THREADS: usize = 2;
 
 /// What is asked for, as in [`super::api::Request::Export`].
 pub(super) struct Wanted {
@@ -22,11 +25,12 @@ pub(super) struct Wanted {
 pub(super) async fn export(services: Arc<Services>, wanted: Wanted, job: Job) -> Result<Reply> {
     blocking(move || {
         let (folder, name) = destination(&wanted.output)?;
-        let format: ImageFormat = wanted.format.parse()?;
+        let kind: ImageKind = wanted.format.parse()?;
         let (volume, what) = source(&services, &wanted)?;
-        format.check_len(volume.len())?;
         let step = format!("writing {what}");
-        let written = write_file(&*volume, &folder, &name, format, &step, &job);
+        let storage = HostStorage::new(&folder)?;
+        let progress = |done, total| job.step(&step, done, total);
+        let written = export_volume(&*volume, &storage, &name, kind, THREADS, &progress);
         written.map_err(|error| error.context(format_args!("exporting to {}", wanted.output)))?;
         let bytes = std::fs::metadata(&wanted.output)
             .map_err(|error| Error::io(format!("looking at {}", wanted.output), error))?
@@ -142,26 +146,4 @@ fn chosen_disk(unit: &Unit, disk: Option<DiskIndex>) -> Result<DiskIndex> {
             Err(Error::new(ErrorKind::InvalidInput, context))
         }
     }
-}
-
-/// Writes the file, durably, or leaves none behind.
-fn write_file(
-    volume: &dyn Volume,
-    folder: &Path,
-    name: &str,
-    format: ImageFormat,
-    step: &str,
-    job: &Job,
-) -> Result<()> {
-    let storage = HostStorage::new(folder)?;
-    let image = create_image(&storage, name, format, volume.len())?;
-    let copied = copy_volume(volume, &*image, &|done, total| job.step(step, done, total));
-    drop(image);
-    let copied = copied.and_then(|()| storage.sync_dir("").map(drop));
-    if copied.is_err()
-        && let Err(error) = storage.remove(name)
-    {
-        tracing::warn!(%error, "half an export is left behind");
-    }
-    copied
 }

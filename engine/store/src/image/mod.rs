@@ -9,6 +9,8 @@ mod bytes;
 mod check;
 mod disk;
 mod format;
+mod new_image;
+mod opening;
 mod poison;
 mod qcow2;
 mod raw;
@@ -20,12 +22,13 @@ mod sums;
 mod table_cache;
 mod vhd;
 mod vhdx;
+mod vmdk;
 
 pub use check::{CheckReport, Fault, FaultKind};
-pub use format::{
-    ImageFormat, ImageOptions, NewImage, check_image, create_image, create_image_with, open_image,
-    open_image_with, probe_image,
-};
+pub use format::ImageFormat;
+pub(crate) use new_image::create_stream;
+pub use new_image::{ImageKind, NewImage, create_image, create_image_with};
+pub use opening::{ImageOptions, check_image, check_image_with, open_image, open_image_with, probe_image};
 pub use replay::{ReplayContent, ReplayPiece, replay};
 pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};

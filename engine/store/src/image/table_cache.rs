@@ -1,4 +1,4 @@
-//! A bounded cache of tables that lead to data: QCOW2's L2 tables, VHDX's block allocation table.
+//! A bounded cache of tables that lead to data: QCOW2's L2 tables, VHDX's block allocation table, VMDK's grain tables.
 //!
 //! A table is read when it is first asked for and kept while there is room. Reading one and changing one exclude each
 //! other, so what is cached is always what the file holds. Whoever looks an entry up takes no lock but for the moment
@@ -19,6 +19,8 @@ pub(super) enum EntryCodec {
     Be64,
     /// Eight bytes, little-endian.
     Le64,
+    /// Four bytes, little-endian.
+    Le32,
 }
 
 impl EntryCodec {
@@ -26,6 +28,7 @@ impl EntryCodec {
     pub(super) const fn bytes(self) -> u64 {
         match self {
             EntryCodec::Be64 | EntryCodec::Le64 => 8,
+            EntryCodec::Le32 => 4,
         }
     }
 
@@ -33,6 +36,7 @@ impl EntryCodec {
         match self {
             EntryCodec::Be64 => super::bytes::be64(bytes, 0),
             EntryCodec::Le64 => super::bytes::le64(bytes, 0),
+            EntryCodec::Le32 => u64::from(super::bytes::le32(bytes, 0)),
         }
     }
 
@@ -41,6 +45,7 @@ impl EntryCodec {
         match self {
             EntryCodec::Be64 => to.extend_from_slice(&entry.to_be_bytes()),
             EntryCodec::Le64 => to.extend_from_slice(&entry.to_le_bytes()),
+            EntryCodec::Le32 => to.extend_from_slice(&entry.to_le_bytes()[..4]),
         }
     }
 }

@@ -21,6 +21,8 @@ const DIR_MODE: Mode = Mode::RWXU;
 pub struct HostStorage {
     root: OwnedFd,
     path: PathBuf,
+    /// A link by the name of a file is not opened.
+    refuses_links: bool,
 }
 
 impl HostStorage {
@@ -30,7 +32,18 @@ impl HostStorage {
         make_durable_dir(path, &sync_host_dir)?;
         let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io(path.display().to_string(), errno.into()))?;
-        Ok(HostStorage { root, path: path.to_path_buf() })
+        Ok(HostStorage { root, path: path.to_path_buf(), refuses_links: false })
+    }
+
+    /// The folder of a file that is there, for names that a stranger has written into it: no link is followed.
+    pub fn beside(file: impl AsRef<Path>) -> Result<HostStorage> {
+        let path = match file.as_ref().parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|errno| Error::io(path.display().to_string(), errno.into()))?;
+        Ok(HostStorage { root, path: path.to_path_buf(), refuses_links: true })
     }
 
     /// Where the folder was when it was opened.
@@ -70,8 +83,13 @@ impl Storage for HostStorage {
                 OpenMode::ReadWrite => OFlags::RDWR,
                 OpenMode::CreateNew => OFlags::RDWR | OFlags::CREATE | OFlags::EXCL,
             };
-        let file = rustix::fs::openat(&self.root, checked(name)?, flags, FILE_MODE)
-            .map_err(|errno| self.failed(name, errno))?;
+        let flags = if self.refuses_links { flags | OFlags::NOFOLLOW | OFlags::NONBLOCK } else { flags };
+        let opened = rustix::fs::openat(&self.root, checked(name)?, flags, FILE_MODE);
+        if let (Err(Errno::LOOP), true) = (&opened, self.refuses_links) {
+            let context = format!("{} is a link, which is not followed here", self.shown(name));
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        let file = opened.map_err(|errno| self.failed(name, errno))?;
         Ok(Arc::new(HostFile::from_file(File::from(file), self.shown(name))?))
     }
 

@@ -26,6 +26,7 @@ pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
         ImageFormat::Vhd => 1,
         ImageFormat::Qcow2 => 2,
         ImageFormat::Vhdx => 3,
+        ImageFormat::Vmdk => 4,
     });
     list(&mut w, &manifest.disks, |w, disk| {
         w.u64(disk.len.get()).text(&disk.serial).text(&disk.device);
@@ -85,6 +86,7 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
             1 => ImageFormat::Vhd,
             2 => ImageFormat::Qcow2,
             3 => ImageFormat::Vhdx,
+            4 => ImageFormat::Vmdk,
             other => return Err(Error::corrupt(format!("image format {other}"))),
         },
         disks: items(&mut r, |r| {

@@ -30,7 +30,7 @@ fn random_histories_match_the_model_and_survive_reopening() {
 
 #[test]
 fn a_crash_at_any_change_keeps_what_was_flushed() {
-    SHAPE.survives_crashes(&[5 * MIB + 512, 64 * MIB, 600 * MIB], 100);
+    SHAPE.survives_crashes(&[5 * MIB + 512, 64 * MIB, 600 * MIB], 50);
 }
 
 #[test]
@@ -397,13 +397,13 @@ fn damaged_bytes_never_panic_nor_take_memory_without_bound() {
         extent(3 * CLUSTER, 8),
         extent(4 * CLUSTER, 512),
     ];
-    SHAPE.takes_damaged_bytes(&pristine, 1500, &places, |_| {});
+    SHAPE.takes_damaged_bytes(&pristine, 500, &places, |_| {});
     let small = CrashStorage::new();
     create_small(&small, 3, 3);
     let image = reopen(&small, ImageFormat::Qcow2).unwrap();
     image.write_at(ByteOffset::ZERO, &vec![1; 100 << 10], true, CLASS).unwrap();
     drop(image);
-    SHAPE.takes_damaged_bytes(&small, 1500, &[extent(0, 2560), extent(2560, 16384)], |_| {});
+    SHAPE.takes_damaged_bytes(&small, 500, &[extent(0, 2560), extent(2560, 16384)], |_| {});
 }
 
 #[test]

@@ -376,9 +376,9 @@ fn damaged_bytes_never_panic_nor_take_memory_without_bound() {
         extent(item, 40),
         extent(3 * MIB, 64),
     ];
-    SHAPE.takes_damaged_bytes(&pristine, 600, &places, seal);
+    SHAPE.takes_damaged_bytes(&pristine, 250, &places, seal);
     let places = [extent(64 << 10, 80), extent(128 << 10, 80), extent(MIB, 8192 + 64), extent(3 * MIB, 64)];
-    SHAPE.takes_damaged_bytes(&with_a_log(), 600, &places, |file| {
+    SHAPE.takes_damaged_bytes(&with_a_log(), 250, &places, |file| {
         seal(file);
         let mut entry = [0; 8192];
         if file.read_at(ByteOffset::new(MIB), &mut entry).is_ok() {

@@ -4,8 +4,8 @@
 mod interop;
 
 use blocks::{ByteLen, ByteOffset, Extent, OpenMode, Volume};
-use interop::{CLASS, Folder, MIB, assert_volumes_equal, extent, qemu_writes, run, run_well, text};
-use store::{ImageFormat, ImageOptions, check_image, copy_volume, open_image_with};
+use interop::{CLASS, Folder, MIB, Peer, assert_volumes_equal, extent, qemu_writes, run, run_well, text};
+use store::{ImageFormat, ImageOptions, check_image, open_image_with};
 
 const FORMAT: ImageFormat = ImageFormat::Qcow2;
 const QEMU: &str = "qcow2";
@@ -24,20 +24,14 @@ const LENS: [u64; 10] = [
     4 << 40,
 ];
 
-fn check_well(folder: &Folder, name: &str) {
-    let shown = run_well("qemu-img", &["check", "-f", QEMU, text(&folder.path(name))]);
-    assert!(shown.contains("No errors were found"), "{shown}");
-    let file = folder.file(name, OpenMode::Read);
-    let report = check_image(&file, Some(FORMAT), false).unwrap();
-    assert!(report.is_clean(), "{:?}", report.faults());
-}
+const PEER: Peer = Peer { format: FORMAT, qemu: QEMU, leaks_nothing: true };
 
 #[test]
 fn qemu_and_libqcow_see_the_exact_size_and_the_same_bytes() {
     for (seed, len) in LENS.into_iter().enumerate() {
         let folder = Folder::new();
         folder.written_twice("disk.qcow2", FORMAT, seed as u64, len);
-        check_well(&folder, "disk.qcow2");
+        PEER.check_well(&folder, "disk.qcow2");
         folder.assert_equal_to_qemu("disk.qcow2", QEMU, "disk.raw");
         let info = run_well("qcowinfo", &[text(&folder.path("disk.qcow2"))]);
         assert!(info.contains(&format!("{len} bytes")), "{info}");
@@ -48,10 +42,7 @@ fn qemu_and_libqcow_see_the_exact_size_and_the_same_bytes() {
 fn seven_zip_extracts_what_we_write() {
     let folder = Folder::new();
     folder.written_twice("disk.qcow2", FORMAT, 11, 64 * MIB + 512);
-    let output = format!("-o{}", text(&folder.path("out")));
-    run_well("7zz", &["x", "-y", &output, text(&folder.path("disk.qcow2"))]);
-    let extracted = std::fs::read_dir(folder.path("out")).unwrap().next().unwrap().unwrap().path();
-    assert!(std::fs::read(extracted).unwrap() == std::fs::read(folder.path("disk.raw")).unwrap());
+    PEER.is_extracted_by_seven_zip(&folder, "disk.qcow2", &[]);
 }
 
 #[test]
@@ -74,39 +65,7 @@ fn we_read_and_go_on_writing_what_qemu_writes() {
         "preallocation=metadata",
     ];
     for options in options {
-        let len = 96 * MIB + 512;
-        let folder = Folder::new();
-        let (theirs, raw) = (folder.path("theirs.qcow2"), folder.path("model.raw"));
-        run_well("qemu-img", &["create", "-q", "-f", QEMU, "-o", options, text(&theirs), &len.to_string()]);
-        let model = folder.create("model.raw", ImageFormat::Raw, len);
-        let writes = [
-            (1, 0, 4096),
-            (2, 2 * MIB - 4096, 8192),
-            (3, 70 * MIB, 3 * MIB),
-            (4, len - 512, 512),
-            (5, 512, 512),
-        ];
-        qemu_writes(&theirs, QEMU, &writes);
-        qemu_writes(&raw, "raw", &writes);
-        for round in 0..2_u64 {
-            let ours = folder.open("theirs.qcow2");
-            assert_eq!(ours.len(), ByteLen::new(len), "{options}");
-            assert_volumes_equal(&*ours, &*model);
-            for volume in [&ours, &model] {
-                volume.write_at(ByteOffset::new(4 * MIB), &[7; 4096], true, CLASS).unwrap();
-                volume.write_at(ByteOffset::new(2 * MIB), &[8; 512], true, CLASS).unwrap();
-                volume.write_at(ByteOffset::new((80 + round) * MIB), &vec![9; 3 << 20], true, CLASS).unwrap();
-                volume.discard(extent(70 * MIB + 512, MIB), true, CLASS).unwrap();
-            }
-            drop(ours);
-            folder.assert_equal_to_qemu("theirs.qcow2", QEMU, "model.raw");
-            check_well(&folder, "theirs.qcow2");
-            let more = [(10, 6 * MIB + 512, 1024), (11, 81 * MIB + 512, 512), (12, 50 * MIB, 4 * MIB)];
-            qemu_writes(&theirs, QEMU, &more);
-            qemu_writes(&raw, "raw", &more);
-        }
-        assert_volumes_equal(&*folder.open("theirs.qcow2"), &*model);
-        check_well(&folder, "theirs.qcow2");
+        PEER.writes_in_turns_with_qemu(options, 96 * MIB + 512);
     }
 }
 
@@ -132,7 +91,7 @@ fn we_read_and_overwrite_compressed_clusters() {
         assert_volumes_equal(&*ours, &*model);
         drop(ours);
         folder.assert_equal_to_qemu("packed.qcow2", QEMU, "disk.raw");
-        check_well(&folder, "packed.qcow2");
+        PEER.check_well(&folder, "packed.qcow2");
     }
 }
 
@@ -155,10 +114,10 @@ fn internal_snapshots_keep_what_they_hold() {
     }
     drop(ours);
     folder.assert_equal_to_qemu("disk.qcow2", QEMU, "disk.raw");
-    check_well(&folder, "disk.qcow2");
+    PEER.check_well(&folder, "disk.qcow2");
     run_well("qemu-img", &["snapshot", "-a", "before", text(&path)]);
     folder.assert_equal_to_qemu("disk.qcow2", QEMU, "before.raw");
-    check_well(&folder, "disk.qcow2");
+    PEER.check_well(&folder, "disk.qcow2");
 }
 
 #[test]
@@ -191,7 +150,7 @@ fn backing_files_of_qemu_are_read_and_written_over() {
     assert_volumes_equal(&*ours, &*model);
     drop((ours, model));
     folder.assert_equal_to_qemu("overlay.qcow2", QEMU, "disk.raw");
-    check_well(&folder, "overlay.qcow2");
+    PEER.check_well(&folder, "overlay.qcow2");
 }
 
 #[test]
@@ -203,20 +162,12 @@ fn qemu_goes_on_writing_what_we_wrote() {
     qemu_writes(&folder.path("disk.qcow2"), QEMU, &writes);
     qemu_writes(&folder.path("disk.raw"), "raw", &writes);
     assert_volumes_equal(&*folder.open("disk.qcow2"), &*folder.open_raw("disk.raw"));
-    check_well(&folder, "disk.qcow2");
+    PEER.check_well(&folder, "disk.qcow2");
 }
 
 #[test]
 fn a_copy_is_sparse_and_equal() {
-    let folder = Folder::new();
-    let len = 4 << 30;
-    folder.written_twice("disk.qcow2", FORMAT, 41, len);
-    let copy = folder.create("copy.qcow2", FORMAT, len);
-    copy_volume(&*folder.open_raw("disk.raw"), &*copy, &|_, _| true).unwrap();
-    drop(copy);
-    folder.assert_equal_to_qemu("copy.qcow2", QEMU, "disk.raw");
-    assert!(folder.stored("copy.qcow2") < 32 * MIB, "{} bytes", folder.stored("copy.qcow2"));
-    check_well(&folder, "copy.qcow2");
+    PEER.copies_sparsely(4 << 30, 32 * MIB);
 }
 
 /// What QEMU leaves when it is killed: counts that were never written.
@@ -241,7 +192,7 @@ fn what_a_killed_qemu_leaves_is_read_checked_and_mended() {
     drop(image);
     let report = check_image(&file, Some(FORMAT), true).unwrap();
     assert!(report.is_clean() && report.repaired() > 0, "{:?}", report.faults());
-    check_well(&folder, "killed.qcow2");
+    PEER.check_well(&folder, "killed.qcow2");
     let whole = Extent::whole(ByteLen::new(64 * MIB)).unwrap();
     assert!(!folder.open("killed.qcow2").status(whole).unwrap().is_empty());
 }

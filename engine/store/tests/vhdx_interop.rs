@@ -4,8 +4,8 @@
 mod interop;
 
 use blocks::{BlockShift, ByteLen, ByteOffset, OpenMode, RequestClass, Volume};
-use interop::{CLASS, Folder, MIB, assert_volumes_equal, extent, qemu_writes, run_well, text};
-use store::{ImageFormat, NewImage, check_image, copy_volume, create_image_with};
+use interop::{CLASS, Folder, MIB, Peer, run_well, text};
+use store::{ImageFormat, NewImage, check_image, create_image_with};
 
 const FORMAT: ImageFormat = ImageFormat::Vhdx;
 const QEMU: &str = "vhdx";
@@ -24,13 +24,7 @@ const LENS: [u64; 10] = [
     64 << 40,
 ];
 
-fn check_well(folder: &Folder, name: &str) {
-    let shown = run_well("qemu-img", &["check", "-f", QEMU, text(&folder.path(name))]);
-    assert!(shown.contains("No errors were found"), "{shown}");
-    let file = folder.file(name, OpenMode::Read);
-    let report = check_image(&file, Some(FORMAT), false).unwrap();
-    assert_eq!(report.damaged(), 0, "{:?}", report.faults());
-}
+const PEER: Peer = Peer { format: FORMAT, qemu: QEMU, leaks_nothing: false };
 
 /// QEMU reads a VHDX from end to end to compare it, so the large ones are looked at where something is.
 const COMPARED_MAX: u64 = 3 << 30;
@@ -54,7 +48,7 @@ fn qemu_and_libvhdi_see_the_exact_size_and_the_same_bytes() {
             let reads: Vec<&str> = reads.iter().flat_map(|read| ["-c", read.as_str()]).collect();
             run_well("qemu-io", &[&["-r", "-f", QEMU][..], &reads, &[text(&path)]].concat());
         }
-        check_well(&folder, "disk.vhdx");
+        PEER.check_well(&folder, "disk.vhdx");
         let report = check_image(&folder.file("disk.vhdx", OpenMode::Read), None, false).unwrap();
         assert!(report.faults().is_empty(), "{:?}", report.faults());
         let info = run_well("vhdiinfo", &[text(&path)]);
@@ -78,7 +72,7 @@ fn fixed_disks_and_large_sectors_are_read_by_others() {
         // QEMU takes sectors of 512 bytes only; libvhdi takes both.
         if logical_sector == BlockShift::SECTOR {
             folder.assert_equal_to_qemu("disk.vhdx", QEMU, "disk.raw");
-            check_well(&folder, "disk.vhdx");
+            PEER.check_well(&folder, "disk.vhdx");
         }
         let mounted = interop::Mounted::new("vhdimount", &folder.path("disk.vhdx"), folder.path("mounted"));
         run_well("cmp", &[text(&mounted.path().join("vhdi1")), text(&folder.path("disk.raw"))]);
@@ -89,11 +83,8 @@ fn fixed_disks_and_large_sectors_are_read_by_others() {
 fn seven_zip_and_libvhdi_read_what_we_write() {
     let folder = Folder::new();
     folder.written_twice("disk.vhdx", FORMAT, 11, 64 * MIB);
-    let output = format!("-o{}", text(&folder.path("out")));
     // As a disk image, not as the file system that 7-Zip may see in it.
-    run_well("7zz", &["x", "-y", "-tvhdx", &output, text(&folder.path("disk.vhdx"))]);
-    let extracted = std::fs::read_dir(folder.path("out")).unwrap().next().unwrap().unwrap().path();
-    assert!(std::fs::read(extracted).unwrap() == std::fs::read(folder.path("disk.raw")).unwrap());
+    PEER.is_extracted_by_seven_zip(&folder, "disk.vhdx", &["-tvhdx"]);
     let mounted = interop::Mounted::new("vhdimount", &folder.path("disk.vhdx"), folder.path("mounted"));
     run_well("cmp", &[text(&mounted.path().join("vhdi1")), text(&folder.path("disk.raw"))]);
 }
@@ -107,39 +98,7 @@ fn we_read_and_go_on_writing_what_qemu_writes() {
         "subformat=dynamic,log_size=4M,block_state_zero=off",
     ] {
         // QEMU rounds to megabytes where it makes a VHDX.
-        let len = 96 * MIB;
-        let folder = Folder::new();
-        let (theirs, raw) = (folder.path("theirs.vhdx"), folder.path("model.raw"));
-        run_well("qemu-img", &["create", "-q", "-f", QEMU, "-o", options, text(&theirs), &len.to_string()]);
-        let model = folder.create("model.raw", ImageFormat::Raw, len);
-        let writes = [
-            (1, 0, 4096),
-            (2, 2 * MIB - 4096, 8192),
-            (3, 70 * MIB, 3 * MIB),
-            (4, len - 512, 512),
-            (5, 512, 512),
-        ];
-        qemu_writes(&theirs, QEMU, &writes);
-        qemu_writes(&raw, "raw", &writes);
-        for round in 0..2_u64 {
-            let ours = folder.open("theirs.vhdx");
-            assert_eq!(ours.len(), ByteLen::new(len), "{options}");
-            assert_volumes_equal(&*ours, &*model);
-            for volume in [&ours, &model] {
-                volume.write_at(ByteOffset::new(4 * MIB), &[7; 4096], true, CLASS).unwrap();
-                volume.write_at(ByteOffset::new(2 * MIB), &[8; 512], true, CLASS).unwrap();
-                volume.write_at(ByteOffset::new((80 + round) * MIB), &vec![9; 3 << 20], true, CLASS).unwrap();
-                volume.discard(extent(70 * MIB + 512, MIB), true, CLASS).unwrap();
-            }
-            drop(ours);
-            folder.assert_equal_to_qemu("theirs.vhdx", QEMU, "model.raw");
-            check_well(&folder, "theirs.vhdx");
-            let more = [(10, 6 * MIB + 512, 1024), (11, 81 * MIB + 512, 512), (12, 50 * MIB, 4 * MIB)];
-            qemu_writes(&theirs, QEMU, &more);
-            qemu_writes(&raw, "raw", &more);
-        }
-        assert_volumes_equal(&*folder.open("theirs.vhdx"), &*model);
-        check_well(&folder, "theirs.vhdx");
+        PEER.writes_in_turns_with_qemu(options, 96 * MIB);
     }
 }
 
@@ -164,7 +123,7 @@ fn logs_are_replayed_across_programs() {
     let read = folder.file("theirs.vhdx", OpenMode::Read);
     check(&*store::open_image(read, None, false).unwrap());
     check(&*folder.open("theirs.vhdx"));
-    check_well(&folder, "theirs.vhdx");
+    PEER.check_well(&folder, "theirs.vhdx");
     // Ours, left open as by a process that dies: the file is copied while its log is in use.
     let image = folder.create("ours.vhdx", FORMAT, 64 * MIB);
     image.write_at(ByteOffset::new(3 * MIB), &vec![5; 1 << 20], false, CLASS).unwrap();
@@ -176,18 +135,10 @@ fn logs_are_replayed_across_programs() {
     assert!(!refused.status.success(), "QEMU sees that the log is in use");
     let reads = ["-c", "read -P 5 3M 1M", "-c", "read -P 6 30M 1M"];
     run_well("qemu-io", &[&["-f", QEMU][..], &reads, &[text(&left)]].concat());
-    check_well(&folder, "left.vhdx");
+    PEER.check_well(&folder, "left.vhdx");
 }
 
 #[test]
 fn a_copy_is_sparse_and_equal() {
-    let folder = Folder::new();
-    let len = 1 << 30;
-    folder.written_twice("disk.vhdx", FORMAT, 41, len);
-    let copy = folder.create("copy.vhdx", FORMAT, len);
-    copy_volume(&*folder.open_raw("disk.raw"), &*copy, &|_, _| true).unwrap();
-    drop(copy);
-    folder.assert_equal_to_qemu("copy.vhdx", QEMU, "disk.raw");
-    assert!(folder.stored("copy.vhdx") < 40 * MIB, "{} bytes", folder.stored("copy.vhdx"));
-    check_well(&folder, "copy.vhdx");
+    PEER.copies_sparsely(1 << 30, 40 * MIB);
 }

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use store::testing::History;
-use store::{HostStorage, ImageFormat, create_image, open_image};
+use store::{
+    HostStorage, ImageFormat, ImageOptions, check_image_with, copy_volume, create_image, open_image_with,
+};
 
 pub const CLASS: RequestClass = RequestClass::Guest;
 pub const MIB: u64 = 1 << 20;
@@ -53,11 +55,22 @@ impl Folder {
 
     /// Opens what is recognised by itself.
     pub fn open(&self, name: &str) -> Arc<dyn Volume> {
-        open_image(self.file(name, OpenMode::ReadWrite), None, true).unwrap()
+        self.open_as(name, None)
+    }
+
+    fn open_as(&self, name: &str, format: Option<ImageFormat>) -> Arc<dyn Volume> {
+        let options =
+            ImageOptions { format, writable: true, folder: self.beside(), ..ImageOptions::default() };
+        open_image_with(self.file(name, OpenMode::ReadWrite), options).unwrap()
+    }
+
+    /// The folder, as an image gets it that has data in other files.
+    pub fn beside(&self) -> Option<Arc<dyn Storage>> {
+        Some(Arc::new(HostStorage::beside(self.path("any")).unwrap()))
     }
 
     pub fn open_raw(&self, name: &str) -> Arc<dyn Volume> {
-        open_image(self.file(name, OpenMode::ReadWrite), Some(ImageFormat::Raw), true).unwrap()
+        self.open_as(name, Some(ImageFormat::Raw))
     }
 
     /// The same random history in an image `name` and in `disk.raw`.
@@ -81,6 +94,86 @@ impl Folder {
     pub fn stored(&self, name: &str) -> u64 {
         use std::os::unix::fs::MetadataExt;
         std::fs::metadata(self.path(name)).unwrap().blocks() * 512
+    }
+}
+
+/// A format under test, and what QEMU calls it.
+pub struct Peer {
+    pub format: ImageFormat,
+    pub qemu: &'static str,
+    /// Nothing of a file is leaked either, whoever wrote it.
+    pub leaks_nothing: bool,
+}
+
+impl Peer {
+    /// QEMU's check and ours find nothing.
+    pub fn check_well(&self, folder: &Folder, name: &str) {
+        let shown = run_well("qemu-img", &["check", "-f", self.qemu, text(&folder.path(name))]);
+        assert!(shown.contains("No errors were found"), "{shown}");
+        let options =
+            ImageOptions { format: Some(self.format), folder: folder.beside(), ..Default::default() };
+        let report = check_image_with(&folder.file(name, OpenMode::Read), options).unwrap();
+        assert_eq!(report.damaged(), 0, "{:?}", report.faults());
+        assert!(report.is_clean() || !self.leaks_nothing, "{:?}", report.faults());
+    }
+
+    /// QEMU makes an image with these options, and both write it in turns.
+    pub fn writes_in_turns_with_qemu(&self, options: &str, len: u64) {
+        let folder = Folder::new();
+        let (theirs, raw) = (folder.path("theirs.image"), folder.path("model.raw"));
+        let len_text = len.to_string();
+        run_well("qemu-img", &["create", "-q", "-f", self.qemu, "-o", options, text(&theirs), &len_text]);
+        let model = folder.create("model.raw", ImageFormat::Raw, len);
+        let writes = [
+            (1, 0, 4096),
+            (2, 2 * MIB - 4096, 8192),
+            (3, 70 * MIB, 3 * MIB),
+            (4, len - 512, 512),
+            (5, 512, 512),
+        ];
+        qemu_writes(&theirs, self.qemu, &writes);
+        qemu_writes(&raw, "raw", &writes);
+        for round in 0..2_u64 {
+            let ours = folder.open("theirs.image");
+            assert_eq!(ours.len(), ByteLen::new(len), "{options}");
+            assert_volumes_equal(&*ours, &*model);
+            for volume in [&ours, &model] {
+                volume.write_at(ByteOffset::new(4 * MIB), &[7; 4096], true, CLASS).unwrap();
+                volume.write_at(ByteOffset::new(2 * MIB), &[8; 512], true, CLASS).unwrap();
+                volume.write_at(ByteOffset::new((80 + round) * MIB), &vec![9; 3 << 20], true, CLASS).unwrap();
+                volume.discard(extent(70 * MIB + 512, MIB), true, CLASS).unwrap();
+            }
+            drop(ours);
+            folder.assert_equal_to_qemu("theirs.image", self.qemu, "model.raw");
+            self.check_well(&folder, "theirs.image");
+            let more = [(10, 6 * MIB + 512, 1024), (11, 81 * MIB + 512, 512), (12, 50 * MIB, 4 * MIB)];
+            qemu_writes(&theirs, self.qemu, &more);
+            qemu_writes(&raw, "raw", &more);
+        }
+        assert_volumes_equal(&*folder.open("theirs.image"), &*model);
+        self.check_well(&folder, "theirs.image");
+    }
+
+    /// A copy takes room only for what is there, and is equal for QEMU.
+    pub fn copies_sparsely(&self, len: u64, stored_max: u64) {
+        let folder = Folder::new();
+        folder.written_twice("disk.image", self.format, 41, len);
+        let copy = folder.create("copy.image", self.format, len);
+        copy_volume(&*folder.open_raw("disk.raw"), &*copy, &|_, _| true).unwrap();
+        drop(copy);
+        folder.assert_equal_to_qemu("copy.image", self.qemu, "disk.raw");
+        assert!(folder.stored("copy.image") < stored_max, "{} bytes", folder.stored("copy.image"));
+        self.check_well(&folder, "copy.image");
+    }
+
+    /// 7-Zip takes the disk out of an image, as `kind` where what it guesses is not enough.
+    pub fn is_extracted_by_seven_zip(&self, folder: &Folder, name: &str, kind: &[&str]) {
+        let output = format!("-o{}", text(&folder.path("out")));
+        let image = folder.path(name);
+        run_well("7zz", &[&["x", "-y"], kind, &[output.as_str(), text(&image)]].concat());
+        let extracted = std::fs::read_dir(folder.path("out")).unwrap().next().unwrap().unwrap().path();
+        assert!(std::fs::read(extracted).unwrap() == std::fs::read(folder.path("disk.raw")).unwrap());
+        std::fs::remove_dir_all(folder.path("out")).unwrap();
     }
 }
 

@@ -38,6 +38,10 @@ impl Killer {
                 std::thread::spawn(move || {
                     std::thread::sleep(delay);
                     let _ = Command::new("kill").args(["-9", &process.to_string()]).output();
+                    // It dies a moment later, and must not be taken for alive until then.
+                    while is_running(process) {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
                 })
             })
             .collect();
@@ -46,6 +50,12 @@ impl Killer {
         killers.into_iter().for_each(|killer| killer.join().unwrap());
         stage.revive();
     }
+}
+
+/// Whether it has not died; who has died stays a zombie until it is asked about.
+fn is_running(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }
 
 #[test]

@@ -519,11 +519,43 @@ Holes and zeroes take no room in the new file.")]
         #[command(flatten)]
         image: ImageArguments,
     },
-    /// Make an empty image.
+    /// Make the disk of an image longer, or shorter where nothing but zeroes is cut off.
+    #[command(after_help = "\
+Example:
+  understudy image resize disk.qcow2 --size 200GiB
+
+Nobody else may have the image open. raw and qcow2 grow and shrink, vhdx grows, as far as their
+tables have room; the rest is converted into a new image.")]
+    Resize {
+        /// The image.
+        #[command(flatten)]
+        image: ImageArguments,
+        /// The disk's new size, a multiple of 512 bytes.
+        #[arg(long)]
+        size: bytesize::ByteSize,
+    },
+    /// Write what a child stores into its parent, which then is the disk that the child was (vhd).
+    #[command(after_help = "\
+Example:
+  understudy image merge child.vhd --into base.vhd
+
+What was interrupted is repeated. The child is left as it is, and can be removed afterwards.")]
+    Merge {
+        /// The child.
+        child: PathBuf,
+        /// Its parent.
+        #[arg(long, value_name = "FILE")]
+        into: PathBuf,
+    },
+    /// Make an empty image, or a child of one.
     #[command(after_help = "\
 Examples:
   understudy image create disk.vhdx --format vhdx --size 100GiB
-  understudy image create disk.vhdx --format vhdx --size 8TiB --sector 4096 --fixed")]
+  understudy image create disk.vhdx --format vhdx --size 8TiB --sector 4096 --fixed
+  understudy image create child.vhd --format vhd --parent base.vhd
+
+A child (vhd) stores what is written from now on; the rest shows from the parent, which must not be
+written any more and lies in the same folder.")]
     Create {
         /// The new file.
         output: PathBuf,
@@ -531,9 +563,12 @@ Examples:
         #[arg(long, value_parser = formats())]
         format: String,
         /// The disk's size, a multiple of 512 bytes.
-        #[arg(long)]
-        size: bytesize::ByteSize,
-        /// Every block has its place from the start (vhdx, vmdk).
+        #[arg(long, required_unless_present = "parent")]
+        size: Option<bytesize::ByteSize>,
+        /// Make a child of this image (vhd), which then has its size.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["size", "fixed", "sector"])]
+        parent: Option<PathBuf>,
+        /// Every block has its place from the start (vhd, vhdx, vmdk).
         #[arg(long)]
         fixed: bool,
         /// The sectors by which a guest addresses the disk (4096: vhdx).

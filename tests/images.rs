@@ -46,7 +46,8 @@ impl Folder {
 const FORMATS: [(&str, &str); 5] =
     [("raw", "raw"), ("vhd", "vpc"), ("vhdx", "vhdx"), ("qcow2", "qcow2"), ("vmdk", "vmdk")];
 /// Kinds that a disk is converted to, beside the formats' usual ones.
-const KINDS: [(&str, &str); 3] = [("vhdx-fixed", "vhdx"), ("vmdk-flat", "vmdk"), ("vmdk-stream", "vmdk")];
+const KINDS: [(&str, &str); 4] =
+    [("vhd-fixed", "vpc"), ("vhdx-fixed", "vhdx"), ("vmdk-flat", "vmdk"), ("vmdk-stream", "vmdk")];
 
 #[test]
 fn every_pair_of_formats_is_converted_and_compared() {
@@ -100,7 +101,8 @@ fn images_are_made_and_wrong_ones_refused_before_a_file_is_there() {
     ] {
         folder.fails(&wrong, 2);
     }
-    folder.fails(&["image", "create", "no", "--format", "vhd", "--size", "1MiB", "--fixed"], 2);
+    folder.fails(&["image", "create", "no", "--format", "qcow2", "--size", "1MiB", "--fixed"], 2);
+    folder.fails(&["image", "create", "no", "--format", "vhd"], 2);
     assert!(!folder.path("no").exists());
 }
 
@@ -127,4 +129,35 @@ fn faults_are_named_and_mended_and_parents_need_leave() {
     folder.well(&["image", "convert", "child", "alone", "--to", "vhd", "--parent", "killed"]);
     folder.qemu("qemu-img", &["compare", "-f", "vpc", "-F", "qcow2", "alone", "killed"]);
     folder.fails(&["image", "check", "alone", "--format", "raw"], 1);
+}
+
+#[test]
+fn children_are_made_written_and_merged() {
+    let folder = Folder::new();
+    folder.well(&["image", "create", "base.vhd", "--format", "vhd", "--size", "16MiB"]);
+    folder.qemu("qemu-io", &["-f", "vpc", "-c", "write -P 5 1M 64k", "base.vhd"]);
+    let made = folder.well(&["image", "create", "child.vhd", "--format", "vhd", "--parent", "base.vhd"]);
+    assert_eq!(made["bytes"], 16 << 20);
+    let error = folder.fails(&["image", "info", "child.vhd"], 1);
+    assert!(error.contains("--parent"), "{error}");
+    folder.well(&["image", "convert", "child.vhd", "one.raw", "--to", "raw", "--parent", "base.vhd"]);
+    folder.qemu("qemu-img", &["compare", "-f", "vpc", "-F", "raw", "base.vhd", "one.raw"]);
+    folder.well(&["image", "merge", "child.vhd", "--into", "base.vhd"]);
+    folder.qemu("qemu-img", &["compare", "-f", "vpc", "-F", "raw", "base.vhd", "one.raw"]);
+    folder.fails(&["image", "merge", "base.vhd", "--into", "child.vhd"], 1);
+    folder.fails(&["image", "create", "no", "--format", "qcow2", "--parent", "base.vhd"], 2);
+}
+
+#[test]
+fn a_resized_image_has_its_new_size_for_others_too() {
+    let folder = Folder::new();
+    for (format, theirs) in [("raw", "raw"), ("qcow2", "qcow2"), ("vhdx", "vhdx")] {
+        folder.well(&["image", "create", format, "--format", format, "--size", "20MiB"]);
+        folder.qemu("qemu-io", &["-f", theirs, "-c", "write -P 5 19M 1M", format]);
+        folder.well(&["image", "resize", format, "--format", format, "--size", "100MiB"]);
+        let checks = ["-c", "read -P 5 19M 1M", "-c", "read -P 0 20M 80M", "-c", "write -P 6 99M 1M"];
+        folder.qemu("qemu-io", &[&["-f", theirs][..], &checks, &[format]].concat());
+        let error = folder.fails(&["image", "resize", format, "--format", format, "--size", "40MiB"], 1);
+        assert!(error.contains("not zero"), "{error}");
+    }
 }

@@ -25,20 +25,69 @@ pub fn run(command: ImageCommand, json: bool) -> anyhow::Result<()> {
             compare(&image, &other, json)
         }
         ImageCommand::Map { image } => map(&image, json),
-        ImageCommand::Create { output, format, size, fixed, sector } => {
+        ImageCommand::Resize { image, size } => resize(&image, ByteLen::new(size.as_u64()), json),
+        ImageCommand::Merge { child, into } => merge(&child, &into, json),
+        ImageCommand::Create { output, format, parent: Some(parent), .. } => {
+            create_child(&output, &format, &parent, json)
+        }
+        ImageCommand::Create { output, format, size, parent: None, fixed, sector } => {
             let logical_sector = if sector == "4096" { BlockShift::KIB_4 } else { BlockShift::SECTOR };
-            let len = ByteLen::new(size.as_u64());
+            let len = ByteLen::new(size.map_or(0, |size| size.as_u64()));
             let new = NewImage { fixed, logical_sector, ..NewImage::new(format.parse()?, len) };
             new.check().map_err(|error| UsageError(error.to_string()))?;
             make(&output, new)?.flush()?;
-            let path = output.display();
-            match json {
-                true => println!("{}", json!({ "file": output, "format": format, "bytes": len.get() })),
-                false => println!("{path}: {format}, a disk of {} ({len} bytes)", output::size(len.get())),
-            }
+            print_made(&output, &format, len, json);
             Ok(())
         }
     }
+}
+
+fn print_made(output: &Path, format: &str, len: ByteLen, json: bool) {
+    let path = output.display();
+    match json {
+        true => println!("{}", json!({ "file": output, "format": format, "bytes": len.get() })),
+        false => println!("{path}: {format}, a disk of {} ({len} bytes)", output::size(len.get())),
+    }
+}
+
+fn create_child(output: &Path, format: &str, parent: &Path, json: bool) -> anyhow::Result<()> {
+    if format.parse::<ImageFormat>()? != ImageFormat::Vhd {
+        return Err(UsageError(format!("children are made as vhd, not as {format}")).into());
+    }
+    let file = HostFile::open(parent, OpenMode::Read)?;
+    let (storage, name) = destination(output)?;
+    let beside = HostStorage::beside(parent)?;
+    if std::fs::canonicalize(storage.path())? != std::fs::canonicalize(beside.path())? {
+        bail!("{}: a child is made in the folder of its parent, {}", output.display(), parent.display());
+    }
+    store::create_child(&storage, name, &*file)?;
+    storage.sync_dir("")?;
+    let len = store::open_image_with(
+        HostFile::open(output, OpenMode::Read)?,
+        ImageOptions { parents: vec![file], ..ImageOptions::default() },
+    )?
+    .len();
+    print_made(output, format, len, json);
+    Ok(())
+}
+
+fn resize(image: &ImageArguments, len: ByteLen, json: bool) -> anyhow::Result<()> {
+    let (file, format) = open_file(image, OpenMode::ReadWrite)?;
+    store::resize_image(&file, Some(format), len)?;
+    print_made(&image.file, format.name(), len, json);
+    Ok(())
+}
+
+fn merge(child: &Path, into: &Path, json: bool) -> anyhow::Result<()> {
+    let from = HostFile::open(child, OpenMode::Read)?;
+    let to = HostFile::open_exclusive(into, OpenMode::ReadWrite)?;
+    let step = format!("{} into {}", child.display(), into.display());
+    watched(&step, json, |progress| store::merge_image(from, to, progress))?;
+    match json {
+        true => println!("{}", json!({ "child": child, "into": into })),
+        false => println!("{} holds the disk that {} was", into.display(), child.display()),
+    }
+    Ok(())
 }
 
 fn open_file(image: &ImageArguments, mode: OpenMode) -> anyhow::Result<(Arc<dyn StorageFile>, ImageFormat)> {

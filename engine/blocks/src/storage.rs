@@ -4,7 +4,7 @@
 //! What was written is durable only after [`StorageFile::sync`]; that a file exists, is gone or has a new name only
 //! after [`Storage::sync_dir`] of its folder. Nothing here caches, retries or repairs.
 
-use crate::{ByteLen, ByteOffset, Extent, Result, Synced};
+use crate::{ByteLen, ByteOffset, Extent, Result, Synced, WallClock};
 use std::fmt::Debug;
 use std::fs::File;
 use std::sync::Arc;
@@ -100,6 +100,11 @@ pub trait StorageFile: Send + Sync + Debug {
     /// How much of the storage the file takes up, which is less than its length where it has holes.
     fn allocated(&self) -> Result<ByteLen> {
         self.len()
+    }
+
+    /// When the file was written last; `None` where that is not known.
+    fn modified(&self) -> Result<Option<WallClock>> {
+        Ok(None)
     }
 
     /// Puts everything written before this call, and the file's length, on the medium. After an error nothing is

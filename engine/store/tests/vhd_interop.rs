@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use store::testing::History;
-use store::{HostStorage, ImageFormat, copy_volume, create_image, open_image};
+use store::{
+    HostStorage, ImageFormat, ImageKind, ImageOptions, copy_volume, create_child, create_image,
+    export_volume, merge_image, open_image, open_image_with,
+};
 
 const CLASS: RequestClass = RequestClass::Guest;
 const MIB: u64 = 1 << 20;
@@ -270,4 +273,71 @@ fn geometry_is_what_qemu_computes() {
         let geometry = |name: &str| std::fs::read(folder.path(name)).unwrap()[56..60].to_vec();
         assert_eq!(geometry("ours.vhd"), geometry("theirs.vhd"), "{len} bytes");
     }
+}
+
+#[test]
+fn a_fixed_vhd_is_the_same_disk_for_others() {
+    let folder = Folder::new();
+    let len = 20 * MIB + 512;
+    written_twice(&folder, 51, len);
+    let raw = open_image(folder.storage.open("disk.raw", OpenMode::Read).unwrap(), None, false).unwrap();
+    let kind = ImageKind::Image { format: ImageFormat::Vhd, fixed: true };
+    export_volume(&*raw, &folder.storage, "fixed.vhd", kind, 2, &|_, _| true).unwrap();
+    assert_eq!(qemu_size(&folder.path("fixed.vhd")), len);
+    assert_equal_to_qemu(&folder, "fixed.vhd", "disk.raw");
+    let info = run_well("vhdiinfo", &[text(&folder.path("fixed.vhd"))]);
+    assert!(info.contains(&format!("{len} bytes")) && info.contains("Fixed"), "{info}");
+}
+
+/// libvhdi finds the parent by the name that the child says; QEMU reads no children.
+#[test]
+fn libvhdi_reads_our_children_and_qemu_what_they_are_merged_into() {
+    let folder = Folder::new();
+    let mut history = written_twice(&folder, 52, 20 * MIB);
+    let parent = folder.storage.open("disk.vhd", OpenMode::Read).unwrap();
+    create_child(&folder.storage, "child.vhd", &*parent).unwrap();
+    let child = folder.storage.open("child.vhd", OpenMode::ReadWrite).unwrap();
+    let options = ImageOptions { writable: true, parents: vec![parent], ..ImageOptions::default() };
+    let ours = open_image_with(child, options).unwrap();
+    let raw = folder.open("disk.raw");
+    let mut same = history.clone();
+    (0..30).for_each(|_| history.step(&*ours).unwrap());
+    (0..30).for_each(|_| same.step(&*raw).unwrap());
+    history.check(&*ours).unwrap();
+    drop((ours, raw));
+    let info = run_well("vhdiinfo", &[text(&folder.path("child.vhd"))]);
+    assert!(info.contains("Differential") && info.contains("disk.vhd"), "{info}");
+    {
+        let mounted = Mounted::new(&folder.path("child.vhd"), folder.path("mounted"));
+        let mut names: Vec<_> =
+            std::fs::read_dir(&mounted.0).unwrap().map(|entry| entry.unwrap().path()).collect();
+        names.sort();
+        run_well("cmp", &[text(names.last().unwrap()), text(&folder.path("disk.raw"))]);
+    }
+    let [child, parent] =
+        ["child.vhd", "disk.vhd"].map(|name| folder.storage.open(name, OpenMode::ReadWrite).unwrap());
+    merge_image(child, parent, &|_, _| true).unwrap();
+    assert_equal_to_qemu(&folder, "disk.vhd", "disk.raw");
+}
+
+#[test]
+fn a_parent_that_was_written_since_is_refused_and_its_time_can_be_given_back() {
+    let folder = Folder::new();
+    written_twice(&folder, 53, 4 * MIB);
+    let parent = folder.path("disk.vhd");
+    let file = folder.storage.open("disk.vhd", OpenMode::Read).unwrap();
+    create_child(&folder.storage, "child.vhd", &*file).unwrap();
+    let open = || {
+        let parents = vec![folder.storage.open("disk.vhd", OpenMode::Read).unwrap()];
+        let child = folder.storage.open("child.vhd", OpenMode::Read).unwrap();
+        open_image_with(child, ImageOptions { parents, ..ImageOptions::default() }).map(drop)
+    };
+    open().unwrap();
+    let then = std::fs::metadata(&parent).unwrap().modified().unwrap();
+    let set = |time| std::fs::File::options().write(true).open(&parent).unwrap().set_modified(time).unwrap();
+    set(then + std::time::Duration::from_secs(90));
+    let error = open().unwrap_err();
+    assert!(error.to_string().contains("disk.vhd") && error.to_string().contains("since"), "{error}");
+    set(then);
+    open().unwrap();
 }

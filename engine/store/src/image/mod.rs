@@ -15,6 +15,7 @@ mod poison;
 mod qcow2;
 mod raw;
 mod replay;
+mod resize;
 mod slots;
 mod status;
 mod sum_table;
@@ -27,9 +28,12 @@ mod vmdk;
 pub use check::{CheckReport, Fault, FaultKind};
 pub use format::ImageFormat;
 pub(crate) use new_image::create_stream;
-pub use new_image::{ImageKind, NewImage, create_image, create_image_with};
-pub use opening::{ImageOptions, check_image, check_image_with, open_image, open_image_with, probe_image};
+pub use new_image::{ImageKind, NewImage, create_child, create_image, create_image_with};
+pub use opening::{
+    ImageOptions, check_image, check_image_with, merge_image, open_image, open_image_with, probe_image,
+};
 pub use replay::{ReplayContent, ReplayPiece, replay};
+pub use resize::resize_image;
 pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};
 

@@ -15,8 +15,8 @@ pub struct NewImage {
     pub format: ImageFormat,
     /// The disk's length.
     pub len: ByteLen,
-    /// Every block has its place from the start. VHDX and VMDK (where the disk then is a second file, `NAME-flat.vmdk`)
-    /// have the choice; raw is always so.
+    /// Every block has its place from the start. VHD, VHDX and VMDK (where the disk then is a second file,
+    /// `NAME-flat.vmdk`) have the choice; raw is always so.
     pub fixed: bool,
     /// The unit in which the disk is addressed: 512 bytes, or with VHDX 4096.
     pub logical_sector: BlockShift,
@@ -46,7 +46,7 @@ impl NewImage {
             );
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        if self.fixed && !vhdx && self.format != ImageFormat::Vmdk {
+        if self.fixed && matches!(self.format, ImageFormat::Raw | ImageFormat::Qcow2) {
             let context = format!("a fixed image is not made as {}", self.format);
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
@@ -108,6 +108,7 @@ fn make_files(
     let file = &*files[0];
     match format {
         ImageFormat::Raw => file.set_len(len).and_then(|()| file.sync()).map(drop),
+        ImageFormat::Vhd if fixed => vhd::create_fixed(file, len),
         ImageFormat::Vhd => vhd::create(file, len),
         ImageFormat::Vhdx => vhdx::create(file, vhdx::NewDisk { len, fixed, logical_sector }),
         ImageFormat::Qcow2 => qcow2::create(file, len),
@@ -132,9 +133,10 @@ pub enum ImageKind {
 
 impl ImageKind {
     /// Every kind.
-    pub const ALL: [ImageKind; 8] = [
+    pub const ALL: [ImageKind; 9] = [
         ImageKind::usual(ImageFormat::Raw),
         ImageKind::usual(ImageFormat::Vhd),
+        ImageKind::Image { format: ImageFormat::Vhd, fixed: true },
         ImageKind::usual(ImageFormat::Vhdx),
         ImageKind::Image { format: ImageFormat::Vhdx, fixed: true },
         ImageKind::usual(ImageFormat::Qcow2),
@@ -150,6 +152,7 @@ impl ImageKind {
     /// The kind's name.
     pub const fn name(self) -> &'static str {
         match self {
+            ImageKind::Image { format: ImageFormat::Vhd, fixed: true } => "vhd-fixed",
             ImageKind::Image { format: ImageFormat::Vhdx, fixed: true } => "vhdx-fixed",
             ImageKind::Image { format: ImageFormat::Vmdk, fixed: true } => "vmdk-flat",
             ImageKind::Image { format, .. } => format.name(),
@@ -181,6 +184,25 @@ impl fmt::Display for ImageKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
+}
+
+/// Makes the file `name` a child of `parent`: an image of the same disk, of which only what is written from now on is
+/// stored. VHD only, and both in one folder. Whoever opens the child names the parent, which must not be written any
+/// more. Durable but for its entry in the folder; after an error no file is left behind.
+///
+/// Errors: `Unsupported` for other formats; `AlreadyExists`; those of reading and writing.
+pub fn create_child(storage: &dyn Storage, name: &str, parent: &dyn StorageFile) -> Result<()> {
+    if super::probe_image(parent)? != ImageFormat::Vhd {
+        let context = format!("{}: children are made of VHDs only", parent.name());
+        return Err(Error::new(ErrorKind::Unsupported, context));
+    }
+    let file = storage.open(name, OpenMode::CreateNew)?;
+    let made = vhd::create_child(&*file, parent);
+    if made.is_err() {
+        // As above.
+        let _ = storage.remove(name);
+    }
+    made
 }
 
 /// Makes the file `name` a stream-optimized VMDK of `from`, durable but for its entry in the folder; after an error no

@@ -1,14 +1,15 @@
 //! Recognising, opening and checking image files.
 
 use super::check::CheckReport;
-use super::disk::DiskVolume;
+use super::disk::{Disk, DiskVolume};
 use super::format::ImageFormat;
 use super::qcow2::{self, Qcow2Disk};
 use super::raw::RawDisk;
 use super::vhd::{self, VhdDisk};
 use super::vhdx::{self, VhdxDisk};
 use super::vmdk::{self, VmdkDisk};
-use blocks::{Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Volume};
+use crate::copy::{STEP, write_sparsely};
+use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, Result, Storage, StorageFile, Volume};
 use std::sync::Arc;
 
 /// How an image is opened.
@@ -49,7 +50,17 @@ pub fn open_image_with(file: Arc<dyn StorageFile>, options: ImageOptions) -> Res
         ImageFormat::Vhd => match vhd::open(&*file)? {
             vhd::Opened::Fixed(len) => Ok(Arc::new(DiskVolume::new(RawDisk::with_len(file, len)?, writable))),
             vhd::Opened::Dynamic(parts) => {
-                Ok(Arc::new(DiskVolume::new(VhdDisk::new(file, *parts, writable)?, writable)))
+                let parent = match parts.parent_name() {
+                    None => None,
+                    Some(named) => {
+                        let parent = take_parent(file.name(), named, &mut parents)?;
+                        parts.check_parent(file.name(), &*parent, true)?;
+                        let format = Some(ImageFormat::Vhd);
+                        let options = ImageOptions { format, writable: false, parents, folder };
+                        Some(open_image_with(parent, options)?)
+                    }
+                };
+                Ok(Arc::new(DiskVolume::new(VhdDisk::new(file, *parts, parent, writable)?, writable)))
             }
         },
         ImageFormat::Vhdx => {
@@ -97,6 +108,48 @@ pub fn open_image_with(file: Arc<dyn StorageFile>, options: ImageOptions) -> Res
     }
 }
 
+/// Writes what a child stores into its parent, which then is the disk that the child was, and flushes it. VHD only. The
+/// child is not changed; what was interrupted is repeated. Other children of the parent are worth nothing afterwards.
+///
+/// `progress` is called with the bytes done and the bytes in all; where it says `false`, this ends with `Cancelled`.
+/// Errors: `Corrupt` where it is not the child's parent; `Unsupported` for other formats and for a parent that has a
+/// parent itself and is not opened with it; those of reading and writing.
+pub fn merge_image(
+    child: Arc<dyn StorageFile>,
+    parent: Arc<dyn StorageFile>,
+    progress: &dyn Fn(ByteLen, ByteLen) -> bool,
+) -> Result<()> {
+    let unsupported = |what: &str| Error::new(ErrorKind::Unsupported, format!("{}: {what}", child.name()));
+    if probe_image(&*child)? != ImageFormat::Vhd {
+        return Err(unsupported("only VHDs are merged into their parents"));
+    }
+    let vhd::Opened::Dynamic(parts) = vhd::open(&*child)? else {
+        return Err(unsupported("a fixed VHD has no parent"));
+    };
+    if parts.parent_name().is_none() {
+        return Err(unsupported("it has no parent"));
+    }
+    // After an interrupted merge the parent's time is another one.
+    parts.check_parent(child.name(), &*parent, false)?;
+    let to = open_image(Arc::clone(&parent), Some(ImageFormat::Vhd), true)?;
+    let disk = VhdDisk::new(Arc::clone(&child), *parts, None, false)?;
+    if to.len() < disk.len() {
+        return Err(unsupported("it is larger than its parent"));
+    }
+    let mut buffer = vec![0; STEP.as_usize()];
+    for piece in Extent::whole(disk.len()).into_iter().flat_map(|whole| whole.split(STEP)) {
+        for run in disk.stored(piece)? {
+            let bytes = &mut buffer[..run.len().as_usize()];
+            disk.read(run, bytes)?;
+            write_sparsely(&*to, run, bytes)?;
+        }
+        if !progress(piece.end() - ByteOffset::ZERO, disk.len()) {
+            return Err(Error::new(ErrorKind::Cancelled, "the merge was called off"));
+        }
+    }
+    to.flush()
+}
+
 /// What the file looks like: a format with a magic of its own, else raw.
 pub fn probe_image(file: &dyn StorageFile) -> Result<ImageFormat> {
     if qcow2::looks_like(file)? {
@@ -134,7 +187,7 @@ pub fn check_image_with(file: &Arc<dyn StorageFile>, options: ImageOptions) -> R
         }
         ImageFormat::Qcow2 => qcow2::check(&**file, repair),
         ImageFormat::Vhdx => vhdx::check(file, repair),
-        ImageFormat::Vhd => vhd::open(&**file).map(|_| CheckReport::default()),
+        ImageFormat::Vhd => vhd::check(&**file, repair),
         ImageFormat::Raw => {
             let context = format!("{}: a raw image has no structures to check", file.name());
             Err(Error::new(ErrorKind::Unsupported, context))

@@ -1,6 +1,8 @@
 //! A file or block device of the host as a [`StorageFile`].
 
-use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, Result, StorageFile, Synced};
+use blocks::{
+    ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, Result, StorageFile, Synced, WallClock,
+};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
@@ -123,6 +125,13 @@ impl StorageFile for HostFile {
         let found = self.file.metadata().map_err(|error| Error::io(self.name.clone(), error))?;
         // Always of 512 bytes, whatever the file system's own are.
         Ok(ByteLen::new(found.blocks() * 512))
+    }
+
+    fn modified(&self) -> Result<Option<WallClock>> {
+        let found = self.file.metadata().and_then(|metadata| metadata.modified());
+        let found = found.map_err(|error| Error::io(self.name.clone(), error))?;
+        let since = found.duration_since(std::time::UNIX_EPOCH).ok();
+        Ok(since.and_then(|since| u64::try_from(since.as_millis()).ok()).map(WallClock))
     }
 
     fn len(&self) -> Result<ByteLen> {

@@ -16,6 +16,7 @@ mod disk;
 mod entry;
 mod header;
 mod refcounts;
+mod resize;
 mod slots;
 mod structures;
 
@@ -26,6 +27,7 @@ use refcounts::Refcounts;
 
 pub(super) use check::check;
 pub(super) use disk::Qcow2Disk;
+pub(super) use resize::resize;
 
 /// The largest disk that we make: 2 PiB, whose L1 table has the 32 MiB that QEMU allows.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(1 << 51);

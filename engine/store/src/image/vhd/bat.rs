@@ -46,33 +46,29 @@ impl Bat {
         let needed = ByteLen::new(len.blocks(header.block)).as_usize();
         let mut entries = Vec::with_capacity(needed);
         let mut starts = Vec::new();
-        let listed = Extent::new(table.start(), ByteLen::new(u64::from(header.entries) * ENTRY_BYTES))?;
-        let mut buffer = vec![0; READ_BYTES.as_usize()];
-        for piece in listed.split(READ_BYTES) {
-            let bytes = &mut buffer[..piece.len().as_usize()];
-            file.read_at(piece.start(), bytes)?;
-            for entry in bytes.chunks_exact(4).map(|entry| super::footer::be32(entry, 0)) {
-                if entry != UNUSED {
-                    let block = Extent::new(offset_of(entry), layout.len())?;
-                    if block.end() > file_len.end() || structures.iter().any(|other| other.overlaps(block)) {
-                        let context =
-                            format!("a block at {block} lies past the file's end or on its structures");
-                        return Err(corrupt(context));
-                    }
-                    starts.push(entry);
+        walk(file, header, |_, entry| {
+            if entry != UNUSED {
+                let block = Extent::new(offset_of(entry), layout.len())?;
+                if block.end() > file_len.end() || structures.iter().any(|other| other.overlaps(block)) {
+                    let context = format!("a block at {block} lies past the file's end or on its structures");
+                    return Err(corrupt(context));
                 }
-                if entries.len() < needed {
-                    entries.push(AtomicU32::new(entry));
-                }
+                starts.push(entry);
             }
-        }
+            if entries.len() < needed {
+                entries.push(AtomicU32::new(entry));
+            }
+            Ok(())
+        })?;
         starts.sort_unstable();
         let stride = layout.len().get() / SECTOR_BYTES;
         if let Some(pair) = starts.windows(2).find(|pair| u64::from(pair[1] - pair[0]) < stride) {
             let (one, other) = (offset_of(pair[0]), offset_of(pair[1]));
             return Err(corrupt(format!("its blocks at {one} and {other} overlap")));
         }
-        let structures_end = structures.iter().map(|structure| structure.end()).max();
+        let locators = header.parent.locators.iter().map(|locator| locator.place);
+        let locators = locators.filter(|place| place.end() <= file_len.end());
+        let structures_end = structures.into_iter().chain(locators).map(Extent::end).max();
         let blocks_end = starts.last().map(|last| offset_of(*last) + layout.len());
         let used_end = structures_end.max(blocks_end).unwrap_or(table.end());
         Ok(Bat { start: table.start(), entries, used_end })
@@ -106,6 +102,35 @@ impl Bat {
         self.entries[ByteLen::new(block).as_usize()].store(entry, Ordering::Release);
         Ok(())
     }
+}
+
+/// Calls `take` with the number and the place of every entry that leads to a block, in a file that is as long as the
+/// table says.
+pub(super) fn walk_blocks(
+    file: &dyn StorageFile,
+    header: &DynamicHeader,
+    mut take: impl FnMut(u64, ByteOffset) -> Result<()>,
+) -> Result<()> {
+    walk(file, header, |number, entry| if entry == UNUSED { Ok(()) } else { take(number, offset_of(entry)) })
+}
+
+fn walk(
+    file: &dyn StorageFile,
+    header: &DynamicHeader,
+    mut take: impl FnMut(u64, u32) -> Result<()>,
+) -> Result<()> {
+    let listed = Extent::new(header.table_offset, ByteLen::new(u64::from(header.entries) * ENTRY_BYTES))?;
+    let mut buffer = vec![0; READ_BYTES.as_usize()];
+    let mut number = 0;
+    for piece in listed.split(READ_BYTES) {
+        let bytes = &mut buffer[..piece.len().as_usize()];
+        file.read_at(piece.start(), bytes)?;
+        for entry in bytes.chunks_exact(4).map(|entry| super::footer::be32(entry, 0)) {
+            take(number, entry)?;
+            number += 1;
+        }
+    }
+    Ok(())
 }
 
 fn offset_of(entry: u32) -> ByteOffset {

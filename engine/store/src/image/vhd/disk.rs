@@ -12,11 +12,10 @@ use super::bat::Bat;
 use super::block::{Bitmap, BitmapCache, BlockLayout};
 use super::footer::Footer;
 use super::slots::Slots;
-use blocks::{Allocation, ByteLen, ByteOffset, Extent, Result, StorageFile};
+use blocks::{ByteLen, ByteOffset, Extent, RequestClass, Result, StorageFile, Volume};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A dynamic VHD, open.
-#[derive(Debug)]
 pub(in super::super) struct VhdDisk {
     file: Arc<dyn StorageFile>,
     footer: Footer,
@@ -25,6 +24,7 @@ pub(in super::super) struct VhdDisk {
     bat: Bat,
     bitmaps: BitmapCache,
     slots: Mutex<Slots>,
+    parent: Option<Arc<dyn Volume>>,
 }
 
 /// A part of a request that lies in one block.
@@ -38,7 +38,12 @@ struct BlockPart {
 
 impl VhdDisk {
     /// The disk of checked structures. Opened for writing, a footer that a crash has left behind is put right.
-    pub(in super::super) fn new(file: Arc<dyn StorageFile>, parts: Parts, writable: bool) -> Result<VhdDisk> {
+    pub(in super::super) fn new(
+        file: Arc<dyn StorageFile>,
+        parts: Parts,
+        parent: Option<Arc<dyn Volume>>,
+        writable: bool,
+    ) -> Result<VhdDisk> {
         let Parts { footer, footers_agree, header, bat } = parts;
         let layout = BlockLayout { block: header.block };
         let mut slots = Slots::new(layout, bat.used_end(), bat.allocated());
@@ -48,7 +53,7 @@ impl VhdDisk {
         }
         let bitmaps = BitmapCache::new(bat.blocks());
         let (len, slots) = (footer.current_size, Mutex::new(slots));
-        Ok(VhdDisk { file, footer, len, layout, bat, bitmaps, slots })
+        Ok(VhdDisk { file, footer, len, layout, bat, bitmaps, slots, parent })
     }
 
     fn parts(&self, extent: Extent) -> impl Iterator<Item = BlockPart> {
@@ -69,7 +74,8 @@ impl VhdDisk {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The part's runs, with where their bytes lie in the file, `None` for those that are zero without being stored.
+    /// The part's runs, with where their bytes lie in the file, `None` for those that are not stored: the parent's, or
+    /// zeroes.
     fn resolve(&self, part: &BlockPart) -> Result<Vec<(Extent, Option<ByteOffset>)>> {
         let Some(bitmap_at) = self.bat.get(part.block) else { return Ok(vec![(part.inside, None)]) };
         let Some(bitmap) = self.bitmaps.get(&*self.file, part.block, bitmap_at, self.layout)? else {
@@ -100,12 +106,87 @@ impl VhdDisk {
             return Ok(Some(bitmap_at));
         }
         let bitmap_at = slots.take(&*self.file, &self.footer, self.bat.blocks())?;
-        self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
-        self.file.write_at(self.data_at(bitmap_at, part.inside), data)?;
+        if self.parent.is_some() {
+            self.copy_up(part, bitmap_at, data)?;
+        } else {
+            self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
+            self.file.write_at(self.data_at(bitmap_at, part.inside), data)?;
+        }
         self.bitmaps.set_full(part.block);
         self.bat.set(&*self.file, part.block, bitmap_at)?;
         self.bitmaps.set_written(part.block);
         Ok(None)
+    }
+
+    /// Puts a whole block on the medium, of which the parent's content shows until an entry leads there: no power cut
+    /// may show a mixture of neither.
+    fn copy_up(&self, part: &BlockPart, bitmap_at: ByteOffset, data: &[u8]) -> Result<()> {
+        let whole = self.whole(part.block);
+        let mut content = vec![0; whole.len().as_usize()];
+        self.read_below(whole, &mut content)?;
+        let skip = ByteLen::new(part.inside.start().get()).as_usize();
+        content[skip..skip + data.len()].copy_from_slice(data);
+        self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
+        self.file.write_at(self.layout.data_at(bitmap_at, ByteLen::ZERO), &content)?;
+        self.file.sync().map(drop)
+    }
+
+    /// A block on the disk, whose end may cut it.
+    fn whole(&self, block: u64) -> Extent {
+        let start = self.layout.block.start_of(block);
+        let end = (start + self.layout.block.len()).min(self.len.end());
+        Extent::between(start, end).expect("a block begins on the disk")
+    }
+
+    /// What shows where nothing is stored. A parent that is shorter than the disk goes on with zeroes.
+    fn read_below(&self, run: Extent, buffer: &mut [u8]) -> Result<()> {
+        let end = self.parent.as_ref().map_or(0, |parent| parent.len().get());
+        let present = ByteLen::new(end.saturating_sub(run.start().get())).as_usize();
+        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
+        beyond.fill(0);
+        match &self.parent {
+            Some(parent) if !stored.is_empty() => parent.read_at(run.start(), stored, RequestClass::Guest),
+            _ => Ok(()),
+        }
+    }
+
+    /// Where a run that counts from its block's start is on the disk.
+    fn on_disk(&self, block: u64, run: Extent) -> Result<Extent> {
+        let start = self.layout.block.start_of(block) + (run.start() - ByteOffset::ZERO);
+        Ok(Extent::new(start, run.len())?)
+    }
+
+    /// The runs of the extent that are stored in this file, and not in a parent.
+    pub(in super::super) fn stored(&self, extent: Extent) -> Result<Vec<Extent>> {
+        let mut runs = Vec::new();
+        for part in self.parts(extent) {
+            for (run, _) in self.resolve(&part)?.into_iter().filter(|(_, stored)| stored.is_some()) {
+                runs.push(self.on_disk(part.block, run)?);
+            }
+        }
+        Ok(runs)
+    }
+
+    /// Makes a part of a block read as zeroes where the parent shows.
+    fn hide(&self, part: &BlockPart) -> Result<()> {
+        if part.extent != self.whole(part.block) {
+            return self.write_part(part, &vec![0; part.extent.len().as_usize()]);
+        }
+        let mut slots = self.slots();
+        if let Some(bitmap_at) = self.bat.get(part.block) {
+            drop(slots);
+            self.make_full(part.block, bitmap_at)?;
+            return self
+                .file
+                .punch_hole(Extent::new(self.data_at(bitmap_at, part.inside), part.inside.len())?);
+        }
+        // Room is of zeroes, so bits and entry may reach the medium in any order: without bits the parent shows.
+        let bitmap_at = slots.take(&*self.file, &self.footer, self.bat.blocks())?;
+        self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
+        self.bitmaps.set_full(part.block);
+        self.bat.set(&*self.file, part.block, bitmap_at)?;
+        self.bitmaps.set_written(part.block);
+        Ok(())
     }
 
     /// Writes the bitmap and the table entry of an allocated block again, once after each opening. Both may be in the
@@ -122,8 +203,8 @@ impl VhdDisk {
         Ok(())
     }
 
-    /// Marks every sector of an allocated block as present. Sectors that were not are zeroed on the medium first: what
-    /// lies there is a crash's or another writer's remains, and must not appear.
+    /// Marks every sector of an allocated block as present. Sectors that were not are made what they read as on the medium
+    /// first, zeroes or the parent's: what lies there is a crash's or another writer's remains, and must not appear.
     fn make_full(&self, block: u64, bitmap_at: ByteOffset) -> Result<()> {
         if self.bitmaps.is_full(block) {
             return Ok(());
@@ -134,7 +215,15 @@ impl VhdDisk {
         };
         let whole = Extent::new(ByteOffset::ZERO, self.layout.block.len())?;
         for (run, _) in bitmap.runs(whole).into_iter().filter(|(_, present)| !present) {
-            self.file.punch_hole(Extent::new(self.data_at(bitmap_at, run), run.len())?)?;
+            let place = Extent::new(self.data_at(bitmap_at, run), run.len())?;
+            let shown =
+                self.on_disk(block, run)?.intersect(self.whole(block)).filter(|_| self.parent.is_some());
+            self.file.punch_hole(place)?;
+            if let Some(shown) = shown {
+                let mut content = vec![0; shown.len().as_usize()];
+                self.read_below(shown, &mut content)?;
+                self.file.write_at(place.start(), &content)?;
+            }
         }
         self.file.sync()?;
         self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
@@ -160,7 +249,7 @@ impl Disk for VhdDisk {
                 rest = after;
                 match stored {
                     Some(at) => self.file.read_at(at, bytes)?,
-                    None => bytes.fill(0),
+                    None => self.read_below(self.on_disk(part.block, run)?, bytes)?,
                 }
             }
         }
@@ -176,9 +265,16 @@ impl Disk for VhdDisk {
 
     fn punch(&self, extent: Extent) -> Result<()> {
         for part in self.parts(extent) {
-            if let Some(bitmap_at) = self.bat.get(part.block) {
-                self.file
-                    .punch_hole(Extent::new(self.data_at(bitmap_at, part.inside), part.inside.len())?)?;
+            match self.bat.get(part.block) {
+                Some(bitmap_at) => {
+                    if self.parent.is_some() {
+                        self.make_full(part.block, bitmap_at)?;
+                    }
+                    let place = Extent::new(self.data_at(bitmap_at, part.inside), part.inside.len())?;
+                    self.file.punch_hole(place)?;
+                }
+                None if self.parent.is_some() => self.hide(&part)?,
+                None => {}
             }
         }
         Ok(())
@@ -191,13 +287,10 @@ impl Disk for VhdDisk {
     fn status(&self, extent: Extent, runs: &mut Runs) -> Result<()> {
         for part in self.parts(extent) {
             for (run, stored) in self.resolve(&part)? {
-                let on_disk = Extent::new(
-                    self.layout.block.start_of(part.block) + (run.start() - ByteOffset::ZERO),
-                    run.len(),
-                )?;
+                let on_disk = self.on_disk(part.block, run)?;
                 match stored {
                     Some(at) => runs.push_stored(&*self.file, on_disk, at)?,
-                    None => runs.push(on_disk, Allocation::Hole),
+                    None => runs.push_volume(self.parent.as_deref(), on_disk)?,
                 }
                 if runs.is_full() {
                     return Ok(());
@@ -205,5 +298,16 @@ impl Disk for VhdDisk {
             }
         }
         Ok(())
+    }
+
+    /// Gives back room that was made ready in vain.
+    fn close(&mut self) -> Result<()> {
+        self.slots().trim(&*self.file, &self.footer)
+    }
+}
+
+impl std::fmt::Debug for VhdDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("VhdDisk").field("file", &self.file.name()).finish_non_exhaustive()
     }
 }

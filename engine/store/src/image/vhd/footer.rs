@@ -38,18 +38,20 @@ pub(super) struct Footer {
 }
 
 impl Footer {
-    /// The footer of a new dynamic disk.
-    pub(super) fn new(len: ByteLen) -> Result<Footer> {
+    /// The footer of a new disk.
+    pub(super) fn new(len: ByteLen, disk_type: DiskType) -> Result<Footer> {
         let mut bytes = [0; 512];
-        let seconds = (WallClock::now().0 / 1000).saturating_sub(EPOCH);
         let (cylinders, heads, sectors) = geometry(len);
-        let data_offset = super::HEADER_START;
+        let data_offset = match disk_type {
+            DiskType::Fixed => ByteOffset::new(u64::MAX),
+            DiskType::Dynamic | DiskType::Differencing => super::HEADER_START,
+        };
         let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(0, &COOKIE);
         put(8, &FEATURES.to_be_bytes());
         put(12, &VERSION.to_be_bytes());
         put(16, &data_offset.get().to_be_bytes());
-        put(24, &u32::try_from(seconds).unwrap_or(u32::MAX).to_be_bytes());
+        put(24, &time_stamp(WallClock::now()).to_be_bytes());
         put(28, &CREATOR);
         put(32, &CREATOR_VERSION.to_be_bytes());
         put(36, &CREATOR_OS);
@@ -57,11 +59,11 @@ impl Footer {
         put(48, &len.get().to_be_bytes());
         put(56, &cylinders.to_be_bytes());
         put(58, &[heads, sectors]);
-        put(60, &(DiskType::Dynamic as u32).to_be_bytes());
+        put(60, &(disk_type as u32).to_be_bytes());
         put(68, &random_id()?);
         let sum = checksum(&bytes, CHECKSUM_AT);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
-        Ok(Footer { data_offset, current_size: len, disk_type: DiskType::Dynamic, bytes })
+        Ok(Footer { data_offset, current_size: len, disk_type, bytes })
     }
 
     /// Reads and checks the footer at `start`.
@@ -106,11 +108,21 @@ impl Footer {
         self.bytes
     }
 
+    /// Which disk this is; a child remembers that of its parent.
+    pub(super) fn id(&self) -> [u8; 16] {
+        self.bytes[68..84].try_into().expect("sixteen bytes")
+    }
+
     /// Whether two footers say the same about what matters.
     pub(super) fn same_disk(&self, other: &Footer) -> bool {
         let key = |footer: &Footer| (footer.data_offset, footer.current_size, footer.disk_type);
         key(self) == key(other)
     }
+}
+
+/// An instant in VHD's seconds.
+pub(super) fn time_stamp(at: WallClock) -> u32 {
+    u32::try_from((at.0 / 1000).saturating_sub(EPOCH)).unwrap_or(u32::MAX)
 }
 
 /// Cylinders, heads and sectors per track, by the specification's recipe. Rounds down; what is beyond the largest
@@ -184,7 +196,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_and_damage_is_found() {
-        let footer = Footer::new(ByteLen::new(1_000_000_512)).unwrap();
+        let footer = Footer::new(ByteLen::new(1_000_000_512), DiskType::Dynamic).unwrap();
         let bytes = footer.encode();
         assert!(Footer::decode(&bytes).unwrap().same_disk(&footer));
         for at in 0..85 {

@@ -2,6 +2,7 @@
 
 use super::LEN_MAX;
 use super::footer::{be32, be64, checksum};
+use super::parent::Parent;
 use blocks::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Result, StorageFile};
 
 pub(super) const HEADER_BYTES: ByteLen = ByteLen::new(1024);
@@ -17,6 +18,8 @@ pub(super) struct DynamicHeader {
     pub(super) table_offset: ByteOffset,
     pub(super) entries: u32,
     pub(super) block: BlockShift,
+    /// Whom a differencing disk stands on; zeroes in others.
+    pub(super) parent: Parent,
 }
 
 impl DynamicHeader {
@@ -26,7 +29,7 @@ impl DynamicHeader {
         let block = block.expect("our block size is a power of two");
         let entries =
             u32::try_from(len.blocks(block)).expect("the length was checked against the format's limit");
-        DynamicHeader { table_offset, entries, block }
+        DynamicHeader { table_offset, entries, block, parent: Parent::default() }
     }
 
     /// The sector after the table.
@@ -45,6 +48,7 @@ impl DynamicHeader {
         put(24, &VERSION.to_be_bytes());
         put(28, &self.entries.to_be_bytes());
         put(32, &block_bytes.to_be_bytes());
+        self.parent.encode(&mut bytes);
         let sum = checksum(&bytes, CHECKSUM_AT);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
         bytes
@@ -85,6 +89,6 @@ impl DynamicHeader {
         if !table_offset.is_aligned(BlockShift::SECTOR) || table_offset.get() > i64::MAX as u64 {
             return Err(Error::corrupt(format!("a table at {table_offset}")));
         }
-        Ok(DynamicHeader { table_offset, entries, block })
+        Ok(DynamicHeader { table_offset, entries, block, parent: Parent::decode(bytes) })
     }
 }

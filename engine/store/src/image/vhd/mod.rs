@@ -15,22 +15,29 @@
 
 mod bat;
 mod block;
+mod check;
 mod disk;
 mod footer;
 mod header;
+mod parent;
 mod slots;
 
+use super::opening::last_part;
 use bat::Bat;
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile};
 use footer::{DiskType, FOOTER_BYTES, Footer};
 use header::{DynamicHeader, HEADER_BYTES};
 
+pub(super) use check::check;
 pub(super) use disk::VhdDisk;
+use parent::Parent;
 
 /// The largest disk that VHD's tools agree on.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(2040 << 30);
 /// The block size of every common writer, and ours.
 const BLOCK_BYTES: ByteLen = ByteLen::new(2 << 20);
+/// Room for the path of a parent.
+const LOCATOR_ROOM: ByteLen = ByteLen::new(1024);
 const HEADER_START: ByteOffset = ByteOffset::new(FOOTER_BYTES.get());
 const BAT_START: ByteOffset = ByteOffset::new(FOOTER_BYTES.get() + HEADER_BYTES.get());
 
@@ -38,7 +45,7 @@ const BAT_START: ByteOffset = ByteOffset::new(FOOTER_BYTES.get() + HEADER_BYTES.
 pub(super) enum Opened {
     /// A raw disk of that length with a footer behind it.
     Fixed(ByteLen),
-    /// A dynamic disk.
+    /// A dynamic disk, or a differencing one.
     Dynamic(Box<Parts>),
 }
 
@@ -49,6 +56,20 @@ pub(super) struct Parts {
     footers_agree: bool,
     header: DynamicHeader,
     bat: Bat,
+}
+
+impl Parts {
+    /// The name of the parent, as it is written in the file; `None` for a disk that stands alone.
+    pub(super) fn parent_name(&self) -> Option<&str> {
+        (self.footer.disk_type == DiskType::Differencing).then_some(self.header.parent.name.as_str())
+    }
+
+    /// `Corrupt` unless `parent` is the file that this disk, in the file `name`, was made a child of. `same_time`: it must
+    /// not have been written since.
+    pub(super) fn check_parent(&self, name: &str, parent: &dyn StorageFile, same_time: bool) -> Result<()> {
+        let (footer, _) = read_footers(parent)?;
+        self.header.parent.check((name, self.footer.current_size), parent, &footer, same_time)
+    }
 }
 
 /// Whether a footer's cookie stands at either end.
@@ -66,12 +87,50 @@ pub(super) fn looks_like(file: &dyn StorageFile) -> Result<bool> {
     Ok(false)
 }
 
+/// Writes an empty fixed VHD into an empty file and syncs it. The caller has checked the length.
+pub(super) fn create_fixed(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
+    let footer = Footer::new(len, DiskType::Fixed)?;
+    file.set_len(len + FOOTER_BYTES)?;
+    file.write_at(len.end(), &footer.encode())?;
+    file.sync().map(drop)
+}
+
 /// Writes an empty dynamic VHD into an empty file and syncs it. The caller has checked the length.
 pub(super) fn create(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
-    let footer = Footer::new(len)?.encode();
+    let footer = Footer::new(len, DiskType::Dynamic)?;
     let header = DynamicHeader::new(len, BLOCK_BYTES, BAT_START);
+    let end = header.bat_end();
+    write_empty(file, &footer, &header, end)
+}
+
+/// Writes a differencing VHD without a block into an empty file and syncs it: a child of `parent`, in the same folder.
+/// `InvalidInput` where the parent's name is one that the format cannot hold.
+pub(super) fn create_child(file: &dyn StorageFile, parent: &dyn StorageFile) -> Result<()> {
+    let (below, _) = read_footers(parent)?;
+    let name = last_part(parent.name());
+    if !Parent::holds_name(name) {
+        let context = format!("{}: not a name that a VHD can hold as its parent's", parent.name());
+        return Err(Error::new(ErrorKind::InvalidInput, context));
+    }
+    let len = below.current_size;
+    let footer = Footer::new(len, DiskType::Differencing)?;
+    let mut header = DynamicHeader::new(len, BLOCK_BYTES, BAT_START);
+    let place = Extent::new(header.bat_end(), LOCATOR_ROOM)?;
+    header.parent = Parent::of(parent, &below, name, place)?;
+    write_empty(file, &footer, &header, place.end())?;
+    file.write_at(place.start(), &header.parent.relative_path())?;
+    file.sync().map(drop)
+}
+
+fn write_empty(
+    file: &dyn StorageFile,
+    footer: &Footer,
+    header: &DynamicHeader,
+    end: ByteOffset,
+) -> Result<()> {
+    let footer = footer.encode();
     let bat_end = header.bat_end();
-    file.set_len(ByteLen::new(bat_end.get()) + FOOTER_BYTES)?;
+    file.set_len(ByteLen::new(end.get()) + FOOTER_BYTES)?;
     file.write_at(ByteOffset::ZERO, &footer)?;
     file.write_at(HEADER_START, &header.encode())?;
     let unused = vec![0xff; 64 << 10];
@@ -80,12 +139,12 @@ pub(super) fn create(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
     {
         file.write_at(piece.start(), &unused[..piece.len().as_usize()])?;
     }
-    file.write_at(bat_end, &footer)?;
+    file.write_at(end, &footer)?;
     file.sync().map(drop)
 }
 
-/// Reads and checks the structures of a VHD.
-pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
+/// The footer that counts, and whether both copies are there and equal; a fixed disk has one only.
+fn read_footers(file: &dyn StorageFile) -> Result<(Footer, bool)> {
     let corrupt = |what: &str| Error::corrupt(format!("{}: {what}", file.name()));
     let file_len = file.len()?;
     if file_len < FOOTER_BYTES {
@@ -96,7 +155,7 @@ pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
         Some(start) => unless_unreadable(Footer::read(file, start))?,
         None => Err(corrupt("no second footer")),
     };
-    let (footer, footers_agree) = match (head, tail) {
+    Ok(match (head, tail) {
         (Ok(head), Ok(tail)) if head.same_disk(&tail) => (head, true),
         (Ok(head), Ok(tail)) if tail.disk_type != DiskType::Fixed && head.disk_type != DiskType::Fixed => {
             return Err(corrupt("its two footers describe different disks"));
@@ -106,19 +165,21 @@ pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
         // A crash while the file grew leaves only the copy at the start.
         (Ok(head), Err(_)) => (head, false),
         (Err(error), Err(_)) => return Err(error),
-    };
+    })
+}
+
+/// Reads and checks the structures of a VHD.
+pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
+    let corrupt = |what: &str| Error::corrupt(format!("{}: {what}", file.name()));
+    let file_len = file.len()?;
+    let (footer, footers_agree) = read_footers(file)?;
     let len = footer.current_size;
     match footer.disk_type {
         DiskType::Fixed if len + FOOTER_BYTES > file_len => {
             Err(corrupt("shorter than the disk that its footer describes"))
         }
         DiskType::Fixed => Ok(Opened::Fixed(len)),
-        DiskType::Differencing => {
-            let context =
-                format!("{}: a differencing VHD needs its parent, which is not supported", file.name());
-            Err(Error::new(ErrorKind::Unsupported, context))
-        }
-        DiskType::Dynamic => {
+        DiskType::Dynamic | DiskType::Differencing => {
             let header = DynamicHeader::read(file, footer.data_offset, len)?;
             let bat = Bat::read(file, &header, len, footer.data_offset)?;
             Ok(Opened::Dynamic(Box::new(Parts { footer, footers_agree, header, bat })))

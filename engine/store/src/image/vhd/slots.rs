@@ -64,6 +64,17 @@ impl Slots {
         Ok(bitmap)
     }
 
+    /// Cuts off what was made ready in vain: the footer is on the medium where the file will end before it ends there.
+    pub(super) fn trim(&mut self, file: &dyn StorageFile, footer: &Footer) -> Result<()> {
+        if self.used_end == self.ready_end {
+            return Ok(());
+        }
+        file.write_at(self.used_end, &footer.encode())?;
+        file.sync()?;
+        self.ready_end = self.used_end;
+        file.set_len(ByteLen::new((self.used_end + FOOTER_BYTES).get()))
+    }
+
     /// Makes everything from `used_end` up to `end` zeroes on the medium, with a footer behind it.
     pub(super) fn make_ready(
         &mut self,

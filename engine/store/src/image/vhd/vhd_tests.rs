@@ -1,4 +1,7 @@
-use super::super::{ImageFormat, create_image, open_image};
+use super::super::{
+    FaultKind, ImageFormat, ImageOptions, NewImage, check_image, create_child, create_image,
+    create_image_with, merge_image, open_image, open_image_with,
+};
 use crate::testing::{CrashStorage, History, Random};
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, RequestClass, SECTOR_BYTES, Storage,
@@ -370,7 +373,7 @@ fn a_crash_while_a_partial_block_is_written_brings_nothing_back() {
 #[test]
 fn a_fixed_vhd_is_a_raw_disk_with_a_footer() {
     let storage = CrashStorage::new();
-    let mut footer = super::Footer::new(ByteLen::new(MIB)).unwrap().encode();
+    let mut footer = super::Footer::new(ByteLen::new(MIB), super::DiskType::Dynamic).unwrap().encode();
     footer[60..64].copy_from_slice(&2_u32.to_be_bytes());
     footer[16..24].fill(0xff);
     let file = storage.open("image.vhd", OpenMode::CreateNew).unwrap();
@@ -400,7 +403,7 @@ fn damaged_bytes_never_panic_nor_take_memory_without_bound() {
     let (storage, _file) = hostile();
     let pristine = storage.crash(0);
     let mut opened = 0;
-    for seed in seed_base..seed_base + 3000 {
+    for seed in seed_base..seed_base + 1000 {
         let mut random = Random::new(seed);
         let storage = pristine.crash(0);
         let file = file(&storage);
@@ -429,5 +432,155 @@ fn damaged_bytes_never_panic_nor_take_memory_without_bound() {
         let _ = image.status(Extent::whole(image.len()).unwrap());
         let _ = image.write_at(ByteOffset::new(image.len().get() - 512), &[1; 512], true, CLASS);
     }
-    assert!((100..2900).contains(&opened), "both outcomes are tried: {opened} opened");
+    assert!((30..970).contains(&opened), "both outcomes are tried: {opened} opened");
+}
+
+#[test]
+fn a_fixed_vhd_is_made() {
+    let storage = CrashStorage::new();
+    let new = NewImage { fixed: true, ..NewImage::new(ImageFormat::Vhd, ByteLen::new(3 * MIB + 512)) };
+    let image = create_image_with(&storage, "image.vhd", new).unwrap();
+    let mut history = History::new(4, vec![extent(0, MIB), extent(3 * MIB, 512)]);
+    (0..40).for_each(|_| history.step(&*image).unwrap());
+    drop(image);
+    let image = reopen(&storage).unwrap();
+    assert_eq!(image.len(), ByteLen::new(3 * MIB + 512));
+    history.check(&*image).unwrap();
+    assert_eq!(file(&storage).len().unwrap(), ByteLen::new(3 * MIB + 1024));
+    assert!(check_image(&file(&storage), None, false).unwrap().faults().is_empty());
+}
+
+#[test]
+fn closing_leaves_no_room_and_check_names_what_a_crash_leaves() {
+    let (storage, file) = hostile();
+    assert!(check_image(&file, None, false).unwrap().faults().is_empty());
+    let end = file.len().unwrap();
+    let image = reopen(&storage).unwrap();
+    image.write_at(ByteOffset::new(8 * MIB), &[1; 512], true, CLASS).unwrap();
+    // As after a power cut: room for one more block was made, and not used.
+    let crashed = storage.crash(1);
+    drop(image);
+    assert!(check_image(&file, None, false).unwrap().faults().is_empty());
+    assert!(file.len().unwrap() > end);
+    let file = self::file(&crashed);
+    let report = check_image(&file, None, false).unwrap();
+    assert_eq!((report.damaged(), report.faults().len()), (0, 1), "{:?}", report.faults());
+    assert!(report.leaked() >= ByteLen::new(2 * MIB) && report.faults()[0].kind == FaultKind::Leak);
+    assert_eq!(check_image(&file, None, true).unwrap().repaired(), 1);
+    assert!(check_image(&file, None, false).unwrap().faults().is_empty());
+    assert_eq!(sectors_present(&*reopen(&crashed).unwrap(), 16 * 1024, 1), [1]);
+}
+
+#[test]
+fn check_names_each_fault_of_the_table_and_mends_a_lost_footer() {
+    let (_storage, file) = hostile();
+    let mut entries = [0; 8];
+    file.read_at(ByteOffset::new(1536), &mut entries).unwrap();
+    // The second entry leads to the first block, and a third one nowhere: the second block is leaked.
+    patch(&*file, 1540, &entries[..4]);
+    patch(&*file, 1544, &0x7fff_ffff_u32.to_be_bytes());
+    let report = check_image(&file, None, true).unwrap();
+    assert_eq!((report.damaged(), report.repaired()), (2, 0), "{:?}", report.faults());
+    assert_eq!(report.leaked(), ByteLen::new(2 * MIB + 4096), "{:?}", report.faults());
+    for lost in [0, 1] {
+        let (storage, file) = hostile();
+        let end = file.len().unwrap().get() - 512;
+        patch(&*file, [0, end][lost], &[0; 512]);
+        let report = check_image(&file, None, false).unwrap();
+        assert_eq!((report.faults().len(), report.faults()[0].kind), (1, FaultKind::Pending));
+        assert_eq!(check_image(&file, None, true).unwrap().repaired(), 1);
+        assert!(check_image(&file, None, false).unwrap().faults().is_empty());
+        assert_eq!(sectors_present(&*reopen(&storage).unwrap(), 8191, 2), [1, 0]);
+    }
+}
+
+/// A parent of 9 MiB and a bit, of which what `history` says is written, and a child of it.
+fn family(history: &mut History) -> CrashStorage {
+    let storage = CrashStorage::new();
+    let parent = create_image(&storage, "parent.vhd", ImageFormat::Vhd, ByteLen::new(9 * MIB + 512)).unwrap();
+    (0..30).for_each(|_| history.step(&*parent).unwrap());
+    parent.flush().unwrap();
+    drop(parent);
+    let parent = storage.open("parent.vhd", OpenMode::ReadWrite).unwrap();
+    parent.sync().unwrap();
+    create_child(&storage, "image.vhd", &*parent).unwrap();
+    storage.sync_dir("").unwrap();
+    history.flushed();
+    storage
+}
+
+fn family_windows() -> Vec<Extent> {
+    vec![extent(0, 64 << 10), extent(2 * MIB - 4096, 2 * MIB + 8192), extent(9 * MIB - 4096, 4608)]
+}
+
+fn open_child(storage: &CrashStorage, writable: bool) -> blocks::Result<Arc<dyn Volume>> {
+    let parents = vec![storage.open("parent.vhd", OpenMode::Read)?];
+    let file = storage.open("image.vhd", OpenMode::ReadWrite)?;
+    open_image_with(file, ImageOptions { writable, parents, ..ImageOptions::default() })
+}
+
+/// Every sector is the parent's or one that was written to the child, at every moment of the power cut.
+#[test]
+fn children_are_written_over_their_parent_and_survive_crashes() {
+    for seed in 0..40 {
+        let mut history = History::new(seed, family_windows());
+        let mut storage = family(&mut history);
+        for round in 0..3 {
+            let image = open_child(&storage, true).unwrap();
+            storage.power_off_after(seed * 7 % 40 + round);
+            while history.step(&*image).is_ok() {}
+            drop(image);
+            storage = storage.crash(seed + round);
+            let image = open_child(&storage, true).unwrap();
+            history
+                .check_crashed(&*image)
+                .unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
+            history.adopt(&*image).unwrap();
+            image.flush().unwrap();
+            assert_eq!(check_image(&file(&storage), None, false).unwrap().damaged(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_merged_parent_is_the_disk_that_the_child_was_however_often_it_was_interrupted() {
+    let mut history = History::new(9, family_windows());
+    let storage = family(&mut history);
+    let image = open_child(&storage, true).unwrap();
+    (0..40).for_each(|_| history.step(&*image).unwrap());
+    history.check(&*image).unwrap();
+    assert!(image.status(extent(0, 9 * MIB)).unwrap().len() > 1);
+    drop(image);
+    let merge = |storage: &CrashStorage, go_on: bool| {
+        let parent = storage.open("parent.vhd", OpenMode::ReadWrite).unwrap();
+        merge_image(file(storage), parent, &|_, _| go_on)
+    };
+    assert_eq!(merge(&storage, false).unwrap_err().kind(), ErrorKind::Cancelled);
+    storage.power_off_after(7);
+    assert!(merge(&storage, true).is_err());
+    let storage = storage.crash(3);
+    history.check(&*open_child(&storage, false).unwrap()).unwrap();
+    merge(&storage, true).unwrap();
+    let parent = storage.open("parent.vhd", OpenMode::Read).unwrap();
+    history.check(&*open_image(Arc::clone(&parent), None, false).unwrap()).unwrap();
+    assert!(check_image(&parent, None, false).unwrap().is_clean());
+}
+
+#[test]
+fn a_child_knows_its_parent() {
+    let mut history = History::new(2, family_windows());
+    let storage = family(&mut history);
+    assert_eq!(opening(&storage).kind(), ErrorKind::Unsupported, "a parent that was not allowed");
+    let other = create_image(&storage, "other.vhd", ImageFormat::Vhd, ByteLen::new(9 * MIB + 512)).unwrap();
+    drop(other);
+    storage.rename("other.vhd", "parent.vhd").unwrap();
+    let error = open_child(&storage, false).map(drop).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    let parent = storage.open("parent.vhd", OpenMode::ReadWrite).unwrap();
+    assert_eq!(merge_image(file(&storage), parent, &|_, _| true).unwrap_err().kind(), ErrorKind::Corrupt);
+    let raw = create_image(&storage, "raw", ImageFormat::Raw, ByteLen::new(MIB)).unwrap();
+    drop(raw);
+    let raw = storage.open("raw", OpenMode::Read).unwrap();
+    assert_eq!(create_child(&storage, "c", &*raw).unwrap_err().kind(), ErrorKind::Unsupported);
+    assert!(!storage.list("").unwrap().contains(&"c".to_owned()));
 }

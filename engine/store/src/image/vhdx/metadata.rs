@@ -1,7 +1,7 @@
 //! The metadata: the disk's size and sectors, the size of blocks, and whose child the disk is.
 
 use super::super::bytes::{le16, le32, le64, put};
-use blocks::{BlockShift, ByteLen, Error, ErrorKind, Extent, Result, StorageFile};
+use blocks::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile};
 
 const SIGNATURE: [u8; 8] = *b"metadata";
 const TABLE_BYTES: usize = 64 << 10;
@@ -79,6 +79,16 @@ impl Metadata {
         };
         decode(&table, region, &read).map_err(|error| error.context(format!("{}: metadata", file.name())))
     }
+}
+
+/// Where the disk's size is in the file, of metadata that were read before.
+pub(super) fn size_at(file: &dyn StorageFile, region: Extent) -> Result<ByteOffset> {
+    let mut table = vec![0; TABLE_BYTES];
+    file.read_at(region.start(), &mut table)?;
+    let entry = table[32..].chunks_exact(32).take(usize::from(le16(&table, 10)));
+    let entry = entry.into_iter().find(|entry| entry[..16] == DISK_SIZE);
+    let at = entry.map(|entry| region.start() + ByteLen::new(u64::from(le32(entry, 16))));
+    at.ok_or_else(|| Error::corrupt(format!("{}: no size of the disk", file.name())))
 }
 
 #[derive(Default)]

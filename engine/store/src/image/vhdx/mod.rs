@@ -20,6 +20,7 @@ mod log;
 mod metadata;
 mod region;
 mod replayed;
+mod resize;
 
 use bat::{Bat, State, Used};
 use blocks::{BlockShift, ByteLen, ByteOffset, Error, Extent, Result, StorageFile};
@@ -31,6 +32,7 @@ use std::sync::Arc;
 
 pub(super) use check::check;
 pub(super) use disk::VhdxDisk;
+pub(super) use resize::resize;
 
 /// The largest disk: 64 TiB.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(64 << 40);

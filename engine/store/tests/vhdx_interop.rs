@@ -39,7 +39,7 @@ fn qemu_and_libvhdi_see_the_exact_size_and_the_same_bytes() {
             folder.assert_equal_to_qemu("disk.vhdx", QEMU, "disk.raw");
         } else {
             let image = folder.create("disk.vhdx", FORMAT, len);
-            let places = [(1, 0), (2, 1 << 30), (3, len / 2 / 512 * 512), (4, len - 4096)];
+            let places = [(1, 0), (2, 1 << 30), (3, len / 4 * 3 / 512 * 512), (4, len - 4096)];
             for (fill, at) in places {
                 image.write_at(ByteOffset::new(at), &[fill; 4096], true, CLASS).unwrap();
             }

@@ -49,7 +49,7 @@ fn qemu_and_libvmdk_see_the_exact_size_and_the_same_bytes() {
             PEER.check_well(&folder, "disk.vmdk");
         } else {
             let image = folder.create("disk.vmdk", FORMAT, len);
-            let places = [(1, 0), (2, 1 << 30), (3, len / 2 / 512 * 512), (4, len - 4096)];
+            let places = [(1, 0), (2, 1 << 30), (3, len / 4 * 3 / 512 * 512), (4, len - 4096)];
             for (fill, at) in places {
                 image.write_at(ByteOffset::new(at), &[fill; 4096], true, CLASS).unwrap();
             }

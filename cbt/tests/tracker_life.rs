@@ -269,8 +269,14 @@ impl Zram {
 
 impl Drop for Zram {
     fn drop(&mut self) {
-        let _ = std::fs::write("/sys/class/zram-control/hot_remove", &self.number);
         let _ = cbt::detach_tracker(&format!("zram{}", self.number));
+        // A program that another test is just starting may still have the device open.
+        for _ in 0..100 {
+            if std::fs::write("/sys/class/zram-control/hot_remove", &self.number).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     }
 }
 

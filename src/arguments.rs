@@ -554,8 +554,8 @@ Examples:
   understudy image create disk.vhdx --format vhdx --size 8TiB --sector 4096 --fixed
   understudy image create child.vhd --format vhd --parent base.vhd
 
-A child (vhd) stores what is written from now on; the rest shows from the parent, which must not be
-written any more and lies in the same folder.")]
+A child (vhd) stores what is written from now on; the rest shows from the parent, which lies in
+the same folder and must not be written any more.")]
     Create {
         /// The new file.
         output: PathBuf,

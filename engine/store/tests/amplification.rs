@@ -2,9 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use blocks::*;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
-use store::testing::{CrashStorage, Random};
+use std::sync::Arc;
+use store::testing::{CountingStorage, CrashStorage, Random};
 use store::*;
 
 const DISK: DiskIndex = DiskIndex(0);
@@ -12,94 +11,21 @@ const BLOCK: u64 = 4096;
 const BLOCKS: u64 = 2048;
 const OVERWRITES: u64 = 10;
 
-/// A storage that counts the bytes written to each file.
-#[derive(Clone, Debug)]
-struct Counting {
-    storage: CrashStorage,
-    written: Arc<Mutex<BTreeMap<String, u64>>>,
-}
-
-#[derive(Debug)]
-struct CountingFile {
-    file: Arc<dyn StorageFile>,
-    written: Arc<Mutex<BTreeMap<String, u64>>>,
-}
-
-impl Counting {
-    fn new() -> Counting {
-        Counting { storage: CrashStorage::new(), written: Arc::default() }
-    }
-
-    /// Bytes written so far to the file whose name ends so.
-    fn written(&self, end: &str) -> u64 {
-        self.written.lock().unwrap().iter().filter(|(name, _)| name.ends_with(end)).map(|(_, len)| *len).sum()
-    }
-}
-
-impl Storage for Counting {
-    fn open(&self, name: &str, mode: OpenMode) -> Result<Arc<dyn StorageFile>> {
-        let file = self.storage.open(name, mode)?;
-        Ok(Arc::new(CountingFile { file, written: Arc::clone(&self.written) }))
-    }
-    fn rename(&self, from: &str, to: &str) -> Result<()> {
-        self.storage.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> Result<()> {
-        self.storage.remove(name)
-    }
-    fn list(&self, dir: &str) -> Result<Vec<String>> {
-        self.storage.list(dir)
-    }
-    fn make_dir(&self, dir: &str) -> Result<()> {
-        self.storage.make_dir(dir)
-    }
-    fn remove_dir(&self, dir: &str) -> Result<()> {
-        self.storage.remove_dir(dir)
-    }
-    fn sync_dir(&self, dir: &str) -> Result<Synced> {
-        self.storage.sync_dir(dir)
-    }
-    fn free_space(&self) -> Result<Option<ByteLen>> {
-        self.storage.free_space()
-    }
-}
-
-impl StorageFile for CountingFile {
-    fn name(&self) -> &str {
-        self.file.name()
-    }
-    fn len(&self) -> Result<ByteLen> {
-        self.file.len()
-    }
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()> {
-        self.file.read_at(offset, buffer)
-    }
-    fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
-        *self.written.lock().unwrap().entry(self.name().to_owned()).or_default() += data.len() as u64;
-        self.file.write_at(offset, data)
-    }
-    fn set_len(&self, len: ByteLen) -> Result<()> {
-        self.file.set_len(len)
-    }
-    fn punch_hole(&self, extent: Extent) -> Result<()> {
-        self.file.punch_hole(extent)
-    }
-    fn next_data(&self, from: ByteOffset) -> Result<Option<Extent>> {
-        self.file.next_data(from)
-    }
-    fn sync(&self) -> Result<Synced> {
-        self.file.sync()
-    }
+/// A storage that counts what is written to images.
+fn counting() -> Arc<CountingStorage> {
+    Arc::new(CountingStorage::new(Arc::new(CrashStorage::new()), |name| {
+        name.contains("/image.") && !name.ends_with(".sums")
+    }))
 }
 
 fn block(number: u64) -> Extent {
     Extent::new(ByteOffset::new(number * BLOCK), ByteLen::new(BLOCK)).unwrap()
 }
 
-fn unit(storage: &Counting, image_format: ImageFormat) -> (Store, Arc<Unit>) {
+fn unit(storage: &Arc<CountingStorage>, image_format: ImageFormat) -> (Store, Arc<Unit>) {
     let options =
         StoreOptions { reserve: ByteLen::ZERO, merge_in_background: false, ..StoreOptions::default() };
-    let store = Store::open(Arc::new(storage.clone()), options).unwrap();
+    let store = Store::open(storage.clone(), options).unwrap();
     let len = ByteLen::new(4 * BLOCKS * BLOCK);
     let spec = UnitSpec {
         machine: MachineId(Id::from_bytes([1; 16]).unwrap()),
@@ -156,14 +82,13 @@ fn ten_overwrites_of_each_block_are_written_once() {
     let seed = rand::random::<u64>();
     println!("seed {seed}");
     for format in [ImageFormat::Raw, ImageFormat::Vhd] {
-        let storage = Counting::new();
+        let storage = counting();
         let (_store, unit) = unit(&storage, format);
         let content = overwrite(&unit, &mut Random::new(seed));
-        let image = format!("/image.{format}");
-        let before = storage.written(&image);
+        let before = storage.counts().written_bytes;
         let newest = unit.checkpoints().last().unwrap().id;
         let report = unit.consolidate(newest, &|_, _| true).unwrap();
-        let written = storage.written(&image) - before;
+        let written = storage.counts().written_bytes - before;
         let changed = content.iter().flatten().count() as u64 * BLOCK;
         let ratio = written as f64 / changed as f64;
         println!("{format}: {changed} bytes changed, {written} written to the image: {ratio:.4}");
@@ -183,7 +108,7 @@ fn ten_overwrites_of_each_block_are_written_once() {
 /// What was data before and is discarded becomes a hole of the image, not zeroes.
 #[test]
 fn discards_become_holes() {
-    let storage = Counting::new();
+    let storage = counting();
     let (_store, unit) = unit(&storage, ImageFormat::Raw);
     let head = unit.disk(unit.main_branch(), DISK).unwrap();
     let range = Extent::new(ByteOffset::ZERO, ByteLen::new(1 << 20)).unwrap();
@@ -192,9 +117,9 @@ fn discards_become_holes() {
         head.append(head.last_seq().next(), range, payload).unwrap();
         let sealed =
             unit.seal(unit.main_branch(), CheckpointSpec::crash_consistent_now()).unwrap().into_inner();
-        let before = storage.written(&image);
+        let before = storage.counts().written_bytes;
         unit.consolidate(sealed, &|_, _| true).unwrap();
-        assert_eq!(storage.written(&image) - before, if holds { 1 << 20 } else { 0 });
+        assert_eq!(storage.counts().written_bytes - before, if holds { 1 << 20 } else { 0 });
         let file = storage.open(&image, OpenMode::Read).unwrap();
         let data = file.next_data(ByteOffset::ZERO).unwrap().and_then(|data| data.intersect(range));
         assert_eq!(data.is_some(), holds, "{data:?}");
@@ -203,7 +128,7 @@ fn discards_become_holes() {
 
 #[test]
 fn a_consolidation_is_called_off_by_its_pace_and_goes_on_later() {
-    let storage = Counting::new();
+    let storage = counting();
     let (_store, unit) = unit(&storage, ImageFormat::Raw);
     let content = overwrite(&unit, &mut Random::new(3));
     let newest = unit.checkpoints().last().unwrap().id;

@@ -38,15 +38,7 @@ fn qemu_and_libvhdi_see_the_exact_size_and_the_same_bytes() {
             folder.written_twice("disk.vhdx", FORMAT, seed as u64, len);
             folder.assert_equal_to_qemu("disk.vhdx", QEMU, "disk.raw");
         } else {
-            let image = folder.create("disk.vhdx", FORMAT, len);
-            let places = [(1, 0), (2, 1 << 30), (3, len / 4 * 3 / 512 * 512), (4, len - 4096)];
-            for (fill, at) in places {
-                image.write_at(ByteOffset::new(at), &[fill; 4096], true, CLASS).unwrap();
-            }
-            drop(image);
-            let reads = places.map(|(fill, at)| format!("read -P {fill} {at} 4096"));
-            let reads: Vec<&str> = reads.iter().flat_map(|read| ["-c", read.as_str()]).collect();
-            run_well("qemu-io", &[&["-r", "-f", QEMU][..], &reads, &[text(&path)]].concat());
+            PEER.reads_at_places(&folder, "disk.vhdx", len);
         }
         PEER.check_well(&folder, "disk.vhdx");
         let report = check_image(&folder.file("disk.vhdx", OpenMode::Read), None, false).unwrap();

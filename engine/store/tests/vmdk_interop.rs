@@ -48,16 +48,7 @@ fn qemu_and_libvmdk_see_the_exact_size_and_the_same_bytes() {
             libvmdk_reads_the_same(&folder, "disk.vmdk");
             PEER.check_well(&folder, "disk.vmdk");
         } else {
-            let image = folder.create("disk.vmdk", FORMAT, len);
-            let places = [(1, 0), (2, 1 << 30), (3, len / 4 * 3 / 512 * 512), (4, len - 4096)];
-            for (fill, at) in places {
-                image.write_at(ByteOffset::new(at), &[fill; 4096], true, CLASS).unwrap();
-            }
-            drop(image);
-            let reads = places.map(|(fill, at)| format!("read -P {fill} {at} 4096"));
-            let reads: Vec<&str> = reads.iter().flat_map(|read| ["-c", read.as_str()]).collect();
-            let path = folder.path("disk.vmdk");
-            run_well("qemu-io", &[&["-r", "-f", QEMU][..], &reads, &[text(&path)]].concat());
+            PEER.reads_at_places(&folder, "disk.vmdk", len);
             let report = check_image(&folder.file("disk.vmdk", OpenMode::Read), None, false).unwrap();
             assert!(report.faults().is_empty(), "{:?}", report.faults());
         }

@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod battery;
+mod beyond;
 mod bytes;
 mod check;
 mod disk;

@@ -117,6 +117,19 @@ impl Peer {
         assert!(report.is_clean() || !self.leaks_nothing, "{:?}", report.faults());
     }
 
+    /// What ours writes at some places of a disk of over 1 GiB, QEMU reads there.
+    pub fn reads_at_places(&self, folder: &Folder, name: &str, len: u64) {
+        let image = folder.create(name, self.format, len);
+        let places = [(1, 0), (2, 1 << 30), (3, len / 4 * 3 / 512 * 512), (4, len - 4096)];
+        for (fill, at) in places {
+            image.write_at(ByteOffset::new(at), &[fill; 4096], true, CLASS).unwrap();
+        }
+        drop(image);
+        let reads = places.map(|(fill, at)| format!("read -P {fill} {at} 4096"));
+        let reads: Vec<&str> = reads.iter().flat_map(|read| ["-c", read.as_str()]).collect();
+        run_well("qemu-io", &[&["-r", "-f", self.qemu][..], &reads, &[text(&folder.path(name))]].concat());
+    }
+
     /// QEMU makes an image with these options, and both write it in turns.
     pub fn writes_in_turns_with_qemu(&self, options: &str, len: u64) {
         let folder = Folder::new();

@@ -6,6 +6,7 @@
 //! the medium before the entry leads there. What was discarded stays allocated and is a hole in the file; entries never
 //! go back.
 
+use super::super::beyond::{read_cut, read_parent};
 use super::super::disk::Disk;
 use super::super::status::Runs;
 use super::super::table_cache::{EntryCodec, Table, TableCache};
@@ -14,9 +15,7 @@ use super::header::Header;
 use super::slots::Slots;
 use super::structures::Structures;
 use super::{Opened, compressed};
-use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Error, Extent, RequestClass, Result, StorageFile, Volume,
-};
+use blocks::{Allocation, BlockShift, ByteLen, ByteOffset, Error, Extent, Result, StorageFile, Volume};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -192,8 +191,8 @@ impl Qcow2Disk {
     fn read_source(&self, run: Extent, source: Source, buffer: &mut [u8]) -> Result<()> {
         match source {
             Source::Hole | Source::Zero | Source::ZeroAt { .. } => buffer.fill(0),
-            Source::File { at, .. } => self.read_file(at, buffer)?,
-            Source::Backing => self.read_backing(run, buffer)?,
+            Source::File { at, .. } => read_cut(&*self.file, self.file_end(), at, buffer)?,
+            Source::Backing => read_parent(self.backing.as_ref(), run, buffer)?,
             Source::Packed { place, skip } => {
                 let cluster = self.unpack(place)?;
                 let skip = skip.as_usize();
@@ -202,26 +201,6 @@ impl Qcow2Disk {
             }
         }
         Ok(())
-    }
-
-    /// The last cluster of other writers' files may be cut; the rest of it is zero.
-    fn read_file(&self, at: ByteOffset, buffer: &mut [u8]) -> Result<()> {
-        let present = ByteLen::new(self.file_end().get().saturating_sub(at.get())).as_usize();
-        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
-        beyond.fill(0);
-        if stored.is_empty() { Ok(()) } else { self.file.read_at(at, stored) }
-    }
-
-    /// A backing file that is shorter than the disk goes on with zeroes.
-    fn read_backing(&self, run: Extent, buffer: &mut [u8]) -> Result<()> {
-        let Some(backing) = &self.backing else {
-            buffer.fill(0);
-            return Ok(());
-        };
-        let present = ByteLen::new(backing.len().get().saturating_sub(run.start().get()));
-        let (stored, beyond) = buffer.split_at_mut(present.as_usize().min(buffer.len()));
-        beyond.fill(0);
-        if stored.is_empty() { Ok(()) } else { backing.read_at(run.start(), stored, RequestClass::Guest) }
     }
 
     fn unpack(&self, place: Extent) -> Result<Arc<Vec<u8>>> {

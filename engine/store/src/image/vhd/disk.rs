@@ -5,6 +5,7 @@
 //! crash cannot bring old content back. New blocks are marked wholly present at once, as QEMU marks them, which ignores
 //! bitmaps: both see the same disk, because room for blocks is made of zeroes.
 
+use super::super::beyond::read_parent;
 use super::super::disk::Disk;
 use super::super::status::Runs;
 use super::Parts;
@@ -12,7 +13,7 @@ use super::bat::Bat;
 use super::block::{Bitmap, BitmapCache, BlockLayout};
 use super::footer::Footer;
 use super::slots::Slots;
-use blocks::{ByteLen, ByteOffset, Extent, RequestClass, Result, StorageFile, Volume};
+use blocks::{ByteLen, ByteOffset, Extent, Result, StorageFile, Volume};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A dynamic VHD, open.
@@ -123,7 +124,7 @@ impl VhdDisk {
     fn copy_up(&self, part: &BlockPart, bitmap_at: ByteOffset, data: &[u8]) -> Result<()> {
         let whole = self.whole(part.block);
         let mut content = vec![0; whole.len().as_usize()];
-        self.read_below(whole, &mut content)?;
+        read_parent(self.parent.as_ref(), whole, &mut content)?;
         let skip = ByteLen::new(part.inside.start().get()).as_usize();
         content[skip..skip + data.len()].copy_from_slice(data);
         self.file.write_at(bitmap_at, Bitmap::full(self.layout).as_bytes())?;
@@ -136,18 +137,6 @@ impl VhdDisk {
         let start = self.layout.block.start_of(block);
         let end = (start + self.layout.block.len()).min(self.len.end());
         Extent::between(start, end).expect("a block begins on the disk")
-    }
-
-    /// What shows where nothing is stored. A parent that is shorter than the disk goes on with zeroes.
-    fn read_below(&self, run: Extent, buffer: &mut [u8]) -> Result<()> {
-        let end = self.parent.as_ref().map_or(0, |parent| parent.len().get());
-        let present = ByteLen::new(end.saturating_sub(run.start().get())).as_usize();
-        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
-        beyond.fill(0);
-        match &self.parent {
-            Some(parent) if !stored.is_empty() => parent.read_at(run.start(), stored, RequestClass::Guest),
-            _ => Ok(()),
-        }
     }
 
     /// Where a run that counts from its block's start is on the disk.
@@ -221,7 +210,7 @@ impl VhdDisk {
             self.file.punch_hole(place)?;
             if let Some(shown) = shown {
                 let mut content = vec![0; shown.len().as_usize()];
-                self.read_below(shown, &mut content)?;
+                read_parent(self.parent.as_ref(), shown, &mut content)?;
                 self.file.write_at(place.start(), &content)?;
             }
         }
@@ -249,7 +238,7 @@ impl Disk for VhdDisk {
                 rest = after;
                 match stored {
                     Some(at) => self.file.read_at(at, bytes)?,
-                    None => self.read_below(self.on_disk(part.block, run)?, bytes)?,
+                    None => read_parent(self.parent.as_ref(), self.on_disk(part.block, run)?, bytes)?,
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! written there, the change of its entry into the log, both synced, then the entry itself. What was discarded stays
 //! present and is a hole in the file; entries never go back.
 
+use super::super::beyond::read_parent;
 use super::super::disk::Disk;
 use super::super::slots::{Growth, Slots};
 use super::super::status::Runs;
@@ -12,8 +13,7 @@ use super::header::Headers;
 use super::log::{self, Page, SECTOR};
 use super::{Opened, Parts};
 use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, RequestClass, Result, StorageFile,
-    Volume,
+    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile, Volume,
 };
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -131,17 +131,6 @@ impl VhdxDisk {
             }
         }
         Ok(runs)
-    }
-
-    fn read_parent(&self, run: Extent, buffer: &mut [u8]) -> Result<()> {
-        let end = self.parent.as_ref().map_or(0, |parent| parent.len().get());
-        let present = ByteLen::new(end.saturating_sub(run.start().get())).as_usize();
-        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
-        beyond.fill(0);
-        match &self.parent {
-            Some(parent) if !stored.is_empty() => parent.read_at(run.start(), stored, RequestClass::Guest),
-            _ => Ok(()),
-        }
     }
 
     fn write_part(&self, part: &BlockPart, data: &[u8]) -> Result<()> {
@@ -269,7 +258,7 @@ impl Disk for VhdxDisk {
                 match source {
                     Source::Hole => bytes.fill(0),
                     Source::File(at) => self.file.read_at(at, bytes)?,
-                    Source::Parent => self.read_parent(run, bytes)?,
+                    Source::Parent => read_parent(self.parent.as_ref(), run, bytes)?,
                 }
             }
         }

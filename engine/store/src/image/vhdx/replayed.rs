@@ -1,5 +1,6 @@
 //! A file as it will be once its log is replayed, for those who may only read it.
 
+use super::super::beyond::read_cut;
 use super::log::{Replay, SECTOR};
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile, Synced};
 use std::sync::Arc;
@@ -36,12 +37,7 @@ impl StorageFile for ReplayedFile {
             let context = format!("{} ends before the {wanted}", self.name());
             return Err(Error::corrupt(context));
         }
-        let present = ByteLen::new(self.file.len()?.get().saturating_sub(offset.get())).as_usize();
-        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
-        beyond.fill(0);
-        if !stored.is_empty() {
-            self.file.read_at(offset, stored)?;
-        }
+        read_cut(&*self.file, self.file.len()?.end(), offset, buffer)?;
         for zeroes in self.replay.zeroes.iter().filter_map(|zeroes| zeroes.intersect(wanted)) {
             let start = (zeroes.start() - offset).as_usize();
             buffer[start..start + zeroes.len().as_usize()].fill(0);

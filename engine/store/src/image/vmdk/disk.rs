@@ -1,5 +1,6 @@
 //! A VMDK as a disk: its extents one after the other, over a parent where it has one.
 
+use super::super::beyond::read_parent;
 use super::super::disk::Disk;
 use super::super::status::Runs;
 use super::Opened;
@@ -7,8 +8,7 @@ use super::descriptor::{Access, ExtentType};
 use super::identity::ContentId;
 use super::sparse::Sparse;
 use blocks::{
-    Allocation, ByteLen, ByteOffset, Error, ErrorKind, Extent, FileRange, RequestClass, Result, StorageFile,
-    Volume,
+    Allocation, ByteLen, ByteOffset, Error, ErrorKind, Extent, FileRange, Result, StorageFile, Volume,
 };
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -101,18 +101,6 @@ impl VmdkDisk {
         }
         Ok(())
     }
-
-    /// A parent that is shorter than the disk goes on with zeroes.
-    fn read_parent(&self, run: Extent, buffer: &mut [u8]) -> Result<()> {
-        let end = self.parent.as_ref().map_or(0, |parent| parent.len().get());
-        let present = ByteLen::new(end.saturating_sub(run.start().get())).as_usize();
-        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
-        beyond.fill(0);
-        match &self.parent {
-            Some(parent) if !stored.is_empty() => parent.read_at(run.start(), stored, RequestClass::Guest),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl Kind {
@@ -176,7 +164,7 @@ impl Disk for VmdkDisk {
                 Kind::Sparse(sparse) => {
                     let skip = part.disk.start() - ByteOffset::ZERO;
                     let below = |run: Extent, bytes: &mut [u8]| {
-                        self.read_parent(Extent::new(run.start() + skip, run.len())?, bytes)
+                        read_parent(self.parent.as_ref(), Extent::new(run.start() + skip, run.len())?, bytes)
                     };
                     sparse.read(inside, bytes, &below)?;
                 }

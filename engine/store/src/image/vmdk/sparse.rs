@@ -5,6 +5,7 @@
 //! file; entries never go back. The first table is the one that counts. Where a crash left the second behind, writing
 //! the first after the next opening brings it up to date.
 
+use super::super::beyond::read_cut;
 use super::super::slots::{Growth, Slots};
 use super::super::status::Runs;
 use super::super::table_cache::{EntryCodec, TableCache};
@@ -189,7 +190,7 @@ impl Sparse {
             match source {
                 Source::Below => below(run, bytes)?,
                 Source::Zero => bytes.fill(0),
-                Source::File(place) => self.read_file(place, bytes)?,
+                Source::File(place) => read_cut(&*self.file, self.file_end(), place, bytes)?,
                 Source::Packed { at: place, skip } => {
                     let grain = self.unpack(place, run.start())?;
                     let skip = skip.as_usize();
@@ -200,14 +201,6 @@ impl Sparse {
             at = run.end();
         }
         Ok(())
-    }
-
-    /// The last grain of other writers' files may be cut; the rest of it is zero.
-    fn read_file(&self, at: ByteOffset, buffer: &mut [u8]) -> Result<()> {
-        let present = ByteLen::new(self.file_end().get().saturating_sub(at.get())).as_usize();
-        let (stored, beyond) = buffer.split_at_mut(present.min(buffer.len()));
-        beyond.fill(0);
-        if stored.is_empty() { Ok(()) } else { self.file.read_at(at, stored) }
     }
 
     fn unpack(&self, at: ByteOffset, guest: ByteOffset) -> Result<Arc<Vec<u8>>> {

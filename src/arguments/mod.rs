@@ -1,9 +1,17 @@
 //! What can be typed.
 
+mod history;
+mod image;
+mod services;
+
+pub use history::{BranchCommand, CheckpointsCommand, DeltaCommand};
+pub use image::{ImageArguments, ImageCommand};
+pub use services::{AgentArguments, NbdArguments, ServerArguments};
+
 use clap::builder::PossibleValuesParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use std::path::PathBuf;
-use store::{ImageFormat, ImageKind};
+use store::ImageFormat;
 
 /// The command line was understood but makes no sense; exit status 2.
 #[derive(Debug)]
@@ -238,7 +246,7 @@ With --since only what changed between both checkpoints is written; see `underst
         #[arg(long, value_name = "CHECKPOINT|TIME", conflicts_with = "format")]
         since: Option<String>,
         /// What the file is to be.
-        #[arg(long, value_parser = kinds(), default_value = "raw")]
+        #[arg(long, value_parser = image::kinds(), default_value = "raw")]
         format: String,
         /// The new file.
         #[arg(short, long, value_name = "FILE")]
@@ -334,93 +342,6 @@ its own every week (scrub-every); `understudy status` shows what the last one fo
     },
 }
 
-/// What can be done with delta files.
-#[derive(Debug, Subcommand)]
-pub enum DeltaCommand {
-    /// Show what a delta file is about, having looked through all of it.
-    #[command(after_help = "Example:\n  understudy delta info web1-17-23.delta")]
-    Info {
-        /// A delta file.
-        file: PathBuf,
-    },
-    /// Make one file of several that holds the newest of each byte.
-    #[command(after_help = "\
-Examples:
-  understudy delta merge 17-23.delta 23-31.delta -o 17-31.delta
-  understudy delta merge main.delta drill.delta --prefer last -o both.delta
-
-The oldest first. Files that do not follow on one another are of different branches: where they
-differ the places are named and nothing is written, unless --prefer says which one counts.")]
-    Merge {
-        /// Delta files, the oldest first.
-        #[arg(required = true, num_args = 2..)]
-        files: Vec<PathBuf>,
-        /// Which counts where branches differ.
-        #[arg(long, value_parser = ["first", "last"])]
-        prefer: Option<String>,
-        /// The new file.
-        #[arg(short, long, value_name = "FILE")]
-        output: PathBuf,
-    },
-    /// Bring an image that holds the one checkpoint to the other.
-    #[command(after_help = "\
-Example:
-  understudy delta apply web1-17-23.delta web1.vhd --format vhd
-
-The image must hold the checkpoint that the file starts from. What was interrupted is repeated.")]
-    Apply {
-        /// A delta file.
-        file: PathBuf,
-        /// An image.
-        image: PathBuf,
-        /// Its format; found out by default. A raw disk can be made to look like another: name it.
-        #[arg(long, value_parser = formats())]
-        format: Option<String>,
-    },
-}
-
-/// What can be done with checkpoints.
-#[derive(Debug, Subcommand)]
-pub enum CheckpointsCommand {
-    /// Forget checkpoints; what only they held gives its space back.
-    #[command(after_help = "\
-Example:
-  understudy checkpoints delete web1 17 18
-
-All of them or none. Refused, with the holder named, for one that a session, a branch or a view
-needs, a protected one, the one that the images hold, and the newest.")]
-    Delete {
-        /// A name or identity.
-        machine: String,
-        /// Numbers or names.
-        #[arg(required = true)]
-        checkpoints: Vec<String>,
-    },
-    /// Keep a checkpoint from being deleted or consolidated away.
-    #[command(after_help = "\
-Example:
-  understudy checkpoints protect web1 before-upgrade --until 2027-01-31
-
-All history since then stays as well, and takes up its room.")]
-    Protect {
-        /// A name or identity.
-        machine: String,
-        /// Its number or name.
-        checkpoint: String,
-        /// Until when.
-        #[arg(long, value_name = "DATE|forever", default_value = "forever")]
-        until: String,
-    },
-    /// Protect a checkpoint no longer.
-    #[command(after_help = "Example:\n  understudy checkpoints unprotect web1 before-upgrade")]
-    Unprotect {
-        /// A name or identity.
-        machine: String,
-        /// Its number or name.
-        checkpoint: String,
-    },
-}
-
 /// What can be done with a session.
 #[derive(Debug, Subcommand)]
 pub enum SessionCommand {
@@ -449,181 +370,6 @@ gone. Its disks are held back until somebody says that the guest was restarted s
         /// Drop what its guest wrote.
         #[arg(long)]
         discard: bool,
-    },
-}
-
-/// What can be done with image files.
-#[derive(Debug, Subcommand)]
-pub enum ImageCommand {
-    /// Say what an image file is.
-    #[command(after_help = "Example:\n  understudy image info disk.vhd")]
-    Info {
-        /// The image.
-        #[command(flatten)]
-        image: ImageArguments,
-    },
-    /// Look at every structure of an image and name what is wrong; exit status 1 if anything is.
-    #[command(after_help = "\
-Examples:
-  understudy image check disk.qcow2
-  understudy image check disk.qcow2 --repair
-
-Repairing puts right what has one answer only: counts that follow from the tables, room that
-nothing uses, a copy of a structure whose twin is good, a log that waits to be replayed. The rest
-is named and left as it is.")]
-    Check {
-        /// The image.
-        #[command(flatten)]
-        image: ImageArguments,
-        /// Put right what needs no guess.
-        #[arg(long)]
-        repair: bool,
-    },
-    /// Write an image's disk into a new file.
-    #[command(after_help = "\
-Examples:
-  understudy image convert disk.vhd disk.qcow2 --to qcow2
-  understudy image convert overlay.qcow2 disk.raw --to raw --parent base.qcow2
-  understudy image convert disk.raw disk.vmdk --to vmdk-stream
-
-Holes and zeroes take no room in the new file.")]
-    Convert {
-        /// The image.
-        #[command(flatten)]
-        image: ImageArguments,
-        /// The new file.
-        output: PathBuf,
-        /// What the new file is to be. vmdk-flat is two files, vmdk-stream is compressed.
-        #[arg(long, value_parser = kinds())]
-        to: String,
-        /// Reads and writes at a time [default: twice the processors].
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
-        jobs: Option<u16>,
-    },
-    /// Compare the disks of two images; exit status 1 if they differ.
-    #[command(after_help = "Example:\n  understudy image compare disk.vhd disk.raw")]
-    Compare {
-        /// One image.
-        #[command(flatten)]
-        image: ImageArguments,
-        /// The other image.
-        other: PathBuf,
-        /// What the other file is; found out by default.
-        #[arg(long, value_parser = formats())]
-        other_format: Option<String>,
-    },
-    /// List which parts of an image's disk hold data.
-    #[command(after_help = "Example:\n  understudy image map disk.vhd")]
-    Map {
-        /// The image.
-        #[command(flatten)]
-        image: ImageArguments,
-    },
-    /// Make the disk of an image longer, or shorter where nothing but zeroes is cut off.
-    #[command(after_help = "\
-Example:
-  understudy image resize disk.qcow2 --size 200GiB
-
-Nobody else may have the image open. raw and qcow2 grow and shrink, vhdx grows, as far as their
-tables have room; the rest is converted into a new image.")]
-    Resize {
-        /// The image.
-        #[command(flatten)]
-        image: ImageArguments,
-        /// The disk's new size, a multiple of 512 bytes.
-        #[arg(long)]
-        size: bytesize::ByteSize,
-    },
-    /// Write what a child stores into its parent, which then is the disk that the child was (vhd).
-    #[command(after_help = "\
-Example:
-  understudy image merge child.vhd --into base.vhd
-
-What was interrupted is repeated. The child is left as it is, and can be removed afterwards.")]
-    Merge {
-        /// The child.
-        child: PathBuf,
-        /// Its parent.
-        #[arg(long, value_name = "FILE")]
-        into: PathBuf,
-    },
-    /// Make an empty image, or a child of one.
-    #[command(after_help = "\
-Examples:
-  understudy image create disk.vhdx --format vhdx --size 100GiB
-  understudy image create disk.vhdx --format vhdx --size 8TiB --sector 4096 --fixed
-  understudy image create child.vhd --format vhd --parent base.vhd
-
-A child (vhd) stores what is written from now on; the rest shows from the parent, which lies in
-the same folder and must not be written any more.")]
-    Create {
-        /// The new file.
-        output: PathBuf,
-        /// What it is to be.
-        #[arg(long, value_parser = formats())]
-        format: String,
-        /// The disk's size, a multiple of 512 bytes.
-        #[arg(long, required_unless_present = "parent")]
-        size: Option<bytesize::ByteSize>,
-        /// Make a child of this image (vhd), which then has its size.
-        #[arg(long, value_name = "FILE", conflicts_with_all = ["size", "fixed", "sector"])]
-        parent: Option<PathBuf>,
-        /// Every block has its place from the start (vhd, vhdx, vmdk).
-        #[arg(long)]
-        fixed: bool,
-        /// The sectors by which a guest addresses the disk (4096: vhdx).
-        #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"], default_value = "512")]
-        sector: String,
-    },
-}
-
-/// Which image file, and how it is opened.
-#[derive(Debug, Args)]
-pub struct ImageArguments {
-    /// An image file of any format, or a block device.
-    pub file: PathBuf,
-    /// What the file is; found out by default.
-    #[arg(long, value_parser = formats())]
-    pub format: Option<String>,
-    /// A file that the image may stand on. What the image itself names is never followed. May be repeated.
-    #[arg(long = "parent", value_name = "FILE")]
-    pub parents: Vec<PathBuf>,
-}
-
-/// What can be done with a branch.
-#[derive(Debug, Subcommand)]
-pub enum BranchCommand {
-    /// Make a line that stays, of a checkpoint or of a session as it is now.
-    #[command(after_help = "\
-Examples:
-  understudy branch clone 1f2e3d4c --name after-repair
-  understudy branch clone web1 --at 17 --name test-bed
-  understudy recover web1 --at test-bed --drill
-
-It outlives its session, and keeps its base from being consolidated until it is dropped.")]
-    Clone {
-        /// A machine's name or identity, or a session.
-        of: String,
-        /// A checkpoint's number or name, or a time; the newest, or the session as it is, by default.
-        #[arg(long, value_name = "CHECKPOINT|TIME")]
-        at: Option<String>,
-        /// What it is called, and its first checkpoint.
-        #[arg(long)]
-        name: String,
-    },
-    /// Give up a clone or a superseded branch, and what only it holds.
-    #[command(after_help = "\
-Example:
-  understudy branch drop web1 3
-
-A failback leaves what the machine had written after the session's checkpoint as a superseded
-branch. It can be recovered and exported like any other history, and keeps its base from being
-consolidated, until it is dropped.")]
-    Drop {
-        /// A name or identity.
-        machine: String,
-        /// Its number, as `understudy branches` shows it.
-        branch: u64,
     },
 }
 
@@ -677,124 +423,6 @@ quota buys.")]
         /// A name or identity.
         machine: String,
     },
-}
-
-/// How a server runs.
-#[derive(Debug, Args)]
-pub struct ServerArguments {
-    /// Where everything is kept [default: /var/lib/understudy/server].
-    #[arg(long, env = "UNDERSTUDY_DATA", value_name = "DIR")]
-    pub data: Option<PathBuf>,
-    /// Where agents connect, host:port [default: 127.0.0.1:10810]. Mutual TLS for all but loopback.
-    #[arg(long, env = "UNDERSTUDY_LISTEN", value_name = "ADDR")]
-    pub listen: Option<String>,
-    /// A unix socket for agents on this machine.
-    #[arg(long, env = "UNDERSTUDY_AGENT_SOCKET", value_name = "PATH")]
-    pub agent_socket: Option<PathBuf>,
-    /// Where sessions are served: host:port or unix:PATH [default: the sockets that systemd passes, or
-    /// 127.0.0.1:10809]. May be repeated.
-    #[arg(long, env = "UNDERSTUDY_NBD", value_name = "ADDR|unix:PATH", value_delimiter = ',')]
-    pub nbd: Vec<String>,
-    #[command(flatten)]
-    pub nbd_security: NbdArguments,
-    /// How long history is kept: a ladder such as all=4h,hourly=2d,daily=14d (the default), a duration for
-    /// every checkpoint, or none: then the images are always brought to the newest.
-    #[arg(long, env = "UNDERSTUDY_KEEP", value_name = "LADDER|DURATION|none")]
-    pub keep: Option<server::Ladder>,
-    /// A machine that was silent for so long has failed [default: 15s].
-    #[arg(long, env = "UNDERSTUDY_HEARTBEAT_DEADLINE", value_name = "DURATION")]
-    pub heartbeat_deadline: Option<humantime::Duration>,
-    /// Format of new machines' images [default: vhd, and vhdx where a disk is larger than 2040 GiB].
-    #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = formats())]
-    pub image_format: Option<String>,
-    /// Whether logs are compressed: auto (where it was measured to pay), always (for space) or never
-    /// [default: auto].
-    #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
-    pub compress: Option<String>,
-    /// How many bytes a second consolidation may read and write [default: as many as it can]. Less while
-    /// guests are served.
-    #[arg(long, env = "UNDERSTUDY_CONSOLIDATE_RATE", value_name = "RATE")]
-    pub consolidate_rate: Option<bytesize::ByteSize>,
-    /// How often everything that is stored is read again and checked, or never [default: 7d].
-    #[arg(long, env = "UNDERSTUDY_SCRUB_EVERY", value_name = "DURATION|never")]
-    pub scrub_every: Option<String>,
-    /// How many bytes a second that may read [default: 32MiB].
-    #[arg(long, env = "UNDERSTUDY_SCRUB_RATE", value_name = "RATE")]
-    pub scrub_rate: Option<bytesize::ByteSize>,
-    /// Room that is always left free in the data folder [default: 256MiB].
-    #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
-    pub reserve: Option<bytesize::ByteSize>,
-}
-
-/// Who may reach served disks, and how.
-#[derive(Debug, Args)]
-pub struct NbdArguments {
-    /// Certificate chain (PEM) of the NBD server: with it and --nbd-key, NBD connections are encrypted.
-    #[arg(long, env = "UNDERSTUDY_NBD_CERTIFICATE", value_name = "FILE")]
-    pub nbd_certificate: Option<PathBuf>,
-    /// Its private key (PEM).
-    #[arg(long, env = "UNDERSTUDY_NBD_KEY", value_name = "FILE")]
-    pub nbd_key: Option<PathBuf>,
-    /// Authorities of NBD clients (PEM): clients without a certificate of theirs are refused.
-    #[arg(long, env = "UNDERSTUDY_NBD_CLIENT_AUTHORITIES", value_name = "FILE")]
-    pub nbd_client_authorities: Option<PathBuf>,
-    /// Whether NBD clients must encrypt, or may: required or optional [default: required with a certificate].
-    #[arg(long, env = "UNDERSTUDY_NBD_TLS", value_parser = ["required", "optional"])]
-    pub nbd_tls: Option<String>,
-    /// What a client may open, by a name in its certificate (* for every client) and names of exports (* in them is
-    /// any text), `:ro` for reading only: CLIENT=EXPORT[,EXPORT...][:ro]. May be repeated. Once there is one, whatever
-    /// none allows does not exist for the client.
-    #[arg(long, value_name = "RULE")]
-    pub nbd_allow: Vec<String>,
-    /// Mode of NBD unix sockets, such as 0660 [default: what the umask leaves].
-    #[arg(long, env = "UNDERSTUDY_NBD_SOCKET_MODE", value_name = "MODE")]
-    pub nbd_socket_mode: Option<String>,
-    /// NBD connections at once [default: 512].
-    #[arg(long, env = "UNDERSTUDY_NBD_CONNECTIONS", value_name = "COUNT")]
-    pub nbd_connections: Option<usize>,
-}
-
-/// How an agent runs.
-#[derive(Debug, Args)]
-pub struct AgentArguments {
-    /// The server: host:port or unix:PATH.
-    #[arg(long, env = "UNDERSTUDY_SERVER", value_name = "ADDR")]
-    pub server: Option<String>,
-    /// A whole disk to protect. May be repeated; the order numbers the disks.
-    #[arg(long = "disk", value_name = "DEVICE")]
-    pub disks: Vec<PathBuf>,
-    /// The machine's name [default: its host name].
-    #[arg(long, env = "UNDERSTUDY_NAME")]
-    pub name: Option<String>,
-    /// How changes are found: auto, ebpf or scan [default: auto].
-    #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan"])]
-    pub tracker: Option<String>,
-    /// When changes are sent: continuous, or every=DURATION [default: continuous].
-    #[arg(long, env = "UNDERSTUDY_SEND", value_name = "continuous|every=DURATION")]
-    pub send: Option<String>,
-    /// Whether what is sent is compressed: auto (where the link was measured to be the slower one), always or never
-    #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
-    pub compress: Option<String>,
-    /// How often a checkpoint is taken [default: 60s].
-    #[arg(long, env = "UNDERSTUDY_CHECKPOINT_EVERY", value_name = "DURATION")]
-    pub checkpoint_every: Option<humantime::Duration>,
-    /// How often the server hears from us [default: 5s].
-    #[arg(long, env = "UNDERSTUDY_HEARTBEAT", value_name = "DURATION")]
-    pub heartbeat: Option<humantime::Duration>,
-    /// How long writers may stand still for a checkpoint [default: 2s].
-    #[arg(long, env = "UNDERSTUDY_FREEZE_BUDGET", value_name = "DURATION")]
-    pub freeze_budget: Option<humantime::Duration>,
-    /// One-time token from `understudy enroll`, at the first start.
-    #[arg(long, env = "UNDERSTUDY_TOKEN")]
-    pub token: Option<String>,
-    /// Where certificate and identity are kept [default: /var/lib/understudy/agent].
-    #[arg(long, env = "UNDERSTUDY_STATE", value_name = "DIR")]
-    pub state: Option<PathBuf>,
-}
-
-/// The names of what an image can be made as.
-fn kinds() -> PossibleValuesParser {
-    PossibleValuesParser::new(ImageKind::ALL.map(ImageKind::name))
 }
 
 /// The names of the image formats.

@@ -1,0 +1,118 @@
+//! The flags of what runs for long: server, NBD, agent.
+
+use super::formats;
+use clap::Args;
+use std::path::PathBuf;
+
+/// How a server runs.
+#[derive(Debug, Args)]
+pub struct ServerArguments {
+    /// Where everything is kept [default: /var/lib/understudy/server].
+    #[arg(long, env = "UNDERSTUDY_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Where agents connect, host:port [default: 127.0.0.1:10810]. Mutual TLS for all but loopback.
+    #[arg(long, env = "UNDERSTUDY_LISTEN", value_name = "ADDR")]
+    pub listen: Option<String>,
+    /// A unix socket for agents on this machine.
+    #[arg(long, env = "UNDERSTUDY_AGENT_SOCKET", value_name = "PATH")]
+    pub agent_socket: Option<PathBuf>,
+    /// Where sessions are served: host:port or unix:PATH [default: the sockets that systemd passes, or
+    /// 127.0.0.1:10809]. May be repeated.
+    #[arg(long, env = "UNDERSTUDY_NBD", value_name = "ADDR|unix:PATH", value_delimiter = ',')]
+    pub nbd: Vec<String>,
+    #[command(flatten)]
+    pub nbd_security: NbdArguments,
+    /// How long history is kept: a ladder such as all=4h,hourly=2d,daily=14d (the default), a duration for
+    /// every checkpoint, or none: then the images are always brought to the newest.
+    #[arg(long, env = "UNDERSTUDY_KEEP", value_name = "LADDER|DURATION|none")]
+    pub keep: Option<server::Ladder>,
+    /// A machine that was silent for so long has failed [default: 15s].
+    #[arg(long, env = "UNDERSTUDY_HEARTBEAT_DEADLINE", value_name = "DURATION")]
+    pub heartbeat_deadline: Option<humantime::Duration>,
+    /// Format of new machines' images [default: vhd, and vhdx where a disk is larger than 2040 GiB].
+    #[arg(long, env = "UNDERSTUDY_IMAGE_FORMAT", value_parser = formats())]
+    pub image_format: Option<String>,
+    /// Whether logs are compressed: auto (where it was measured to pay), always (for space) or never
+    /// [default: auto].
+    #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
+    pub compress: Option<String>,
+    /// How many bytes a second consolidation may read and write [default: as many as it can]. Less while
+    /// guests are served.
+    #[arg(long, env = "UNDERSTUDY_CONSOLIDATE_RATE", value_name = "RATE")]
+    pub consolidate_rate: Option<bytesize::ByteSize>,
+    /// How often everything that is stored is read again and checked, or never [default: 7d].
+    #[arg(long, env = "UNDERSTUDY_SCRUB_EVERY", value_name = "DURATION|never")]
+    pub scrub_every: Option<String>,
+    /// How many bytes a second that may read [default: 32MiB].
+    #[arg(long, env = "UNDERSTUDY_SCRUB_RATE", value_name = "RATE")]
+    pub scrub_rate: Option<bytesize::ByteSize>,
+    /// Room that is always left free in the data folder [default: 256MiB].
+    #[arg(long, env = "UNDERSTUDY_RESERVE", value_name = "SIZE")]
+    pub reserve: Option<bytesize::ByteSize>,
+}
+
+/// Who may reach served disks, and how.
+#[derive(Debug, Args)]
+pub struct NbdArguments {
+    /// Certificate chain (PEM) of the NBD server: with it and --nbd-key, NBD connections are encrypted.
+    #[arg(long, env = "UNDERSTUDY_NBD_CERTIFICATE", value_name = "FILE")]
+    pub nbd_certificate: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, env = "UNDERSTUDY_NBD_KEY", value_name = "FILE")]
+    pub nbd_key: Option<PathBuf>,
+    /// Authorities of NBD clients (PEM): clients without a certificate of theirs are refused.
+    #[arg(long, env = "UNDERSTUDY_NBD_CLIENT_AUTHORITIES", value_name = "FILE")]
+    pub nbd_client_authorities: Option<PathBuf>,
+    /// Whether NBD clients must encrypt, or may: required or optional [default: required with a certificate].
+    #[arg(long, env = "UNDERSTUDY_NBD_TLS", value_parser = ["required", "optional"])]
+    pub nbd_tls: Option<String>,
+    /// What a client may open, by a name in its certificate (* for every client) and names of exports (* in them is
+    /// any text), `:ro` for reading only: CLIENT=EXPORT[,EXPORT...][:ro]. May be repeated. Once there is one, whatever
+    /// none allows does not exist for the client.
+    #[arg(long, value_name = "RULE")]
+    pub nbd_allow: Vec<String>,
+    /// Mode of NBD unix sockets, such as 0660 [default: what the umask leaves].
+    #[arg(long, env = "UNDERSTUDY_NBD_SOCKET_MODE", value_name = "MODE")]
+    pub nbd_socket_mode: Option<String>,
+    /// NBD connections at once [default: 512].
+    #[arg(long, env = "UNDERSTUDY_NBD_CONNECTIONS", value_name = "COUNT")]
+    pub nbd_connections: Option<usize>,
+}
+
+/// How an agent runs.
+#[derive(Debug, Args)]
+pub struct AgentArguments {
+    /// The server: host:port or unix:PATH.
+    #[arg(long, env = "UNDERSTUDY_SERVER", value_name = "ADDR")]
+    pub server: Option<String>,
+    /// A whole disk to protect. May be repeated; the order numbers the disks.
+    #[arg(long = "disk", value_name = "DEVICE")]
+    pub disks: Vec<PathBuf>,
+    /// The machine's name [default: its host name].
+    #[arg(long, env = "UNDERSTUDY_NAME")]
+    pub name: Option<String>,
+    /// How changes are found: auto, ebpf or scan [default: auto].
+    #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan"])]
+    pub tracker: Option<String>,
+    /// When changes are sent: continuous, or every=DURATION [default: continuous].
+    #[arg(long, env = "UNDERSTUDY_SEND", value_name = "continuous|every=DURATION")]
+    pub send: Option<String>,
+    /// Whether what is sent is compressed: auto (where the link was measured to be the slower one), always or never
+    #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
+    pub compress: Option<String>,
+    /// How often a checkpoint is taken [default: 60s].
+    #[arg(long, env = "UNDERSTUDY_CHECKPOINT_EVERY", value_name = "DURATION")]
+    pub checkpoint_every: Option<humantime::Duration>,
+    /// How often the server hears from us [default: 5s].
+    #[arg(long, env = "UNDERSTUDY_HEARTBEAT", value_name = "DURATION")]
+    pub heartbeat: Option<humantime::Duration>,
+    /// How long writers may stand still for a checkpoint [default: 2s].
+    #[arg(long, env = "UNDERSTUDY_FREEZE_BUDGET", value_name = "DURATION")]
+    pub freeze_budget: Option<humantime::Duration>,
+    /// One-time token from `understudy enroll`, at the first start.
+    #[arg(long, env = "UNDERSTUDY_TOKEN")]
+    pub token: Option<String>,
+    /// Where certificate and identity are kept [default: /var/lib/understudy/agent].
+    #[arg(long, env = "UNDERSTUDY_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}

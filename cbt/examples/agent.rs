@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let [socket, folder, watchdog, device, rest @ ..] = arguments.as_slice() else {
         return Err("usage: agent SOCKET FOLDER WATCHDOG DEVICE [every=MS]".into());
     };
+    cbt::share_one_heap();
     let server = wire::Address::Unix(PathBuf::from(socket));
     let mut config = cbt::AgentConfig::new(server, "machine-1", &[PathBuf::from(device)]);
     config.state_dir = Path::new(folder).join("state");

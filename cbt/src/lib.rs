@@ -13,7 +13,7 @@ mod restore;
 mod tracker;
 mod watchdog;
 
-pub use agent::{Agent, AgentConfig, DiskConfig, SendMode, Stop, StopHandle, stop_pair};
+pub use agent::{Agent, AgentConfig, DiskConfig, SendMode, Stop, StopHandle, share_one_heap, stop_pair};
 pub use barrier::BarrierSettings;
 pub use disk::{AlignedBuffer, DeviceNumber, Disk, IoCounts};
 pub use inventory::collect as collect_inventory;

@@ -12,6 +12,7 @@ use wire::{Address, AgentIdentity, Token};
 
 /// Protects disks until SIGTERM or an interrupt, after which the server is told that this is no failure.
 pub fn run(flags: AgentArguments, file: AgentSection) -> anyhow::Result<()> {
+    cbt::share_one_heap();
     super::start_logging();
     let token = flags.token.as_deref().map(str::parse::<Token>).transpose();
     let token = token.map_err(|error| UsageError(format!("--token: {error}")))?;

@@ -9,6 +9,7 @@
 
 mod advice;
 mod config;
+mod heap;
 mod orders;
 mod protect;
 mod run;
@@ -21,5 +22,6 @@ mod vitals;
 mod worker;
 
 pub use config::{AgentConfig, DiskConfig, SendMode};
+pub use heap::share_one_heap;
 pub use run::Agent;
 pub use stop::{Stop, StopHandle, stop_pair};

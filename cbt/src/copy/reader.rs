@@ -21,6 +21,8 @@ const GAP_BYTES_MAX: u64 = 32 << 10;
 const LANES: usize = 4;
 /// How many stretches a lane reads before it hands them over.
 const GROUP_MAX: usize = 32;
+/// A lane calls little, and a barrier locks all of its stack into memory.
+const LANE_STACK_BYTES: usize = 256 << 10;
 
 /// A stretch of a disk that is read in one go, at most [`READ_BYTES`] long.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -138,7 +140,8 @@ impl Reader {
                         }
                     }
                 };
-                let spawned = Builder::new().name("reader".into()).spawn_scoped(scope, work);
+                let thread = Builder::new().name("reader".into()).stack_size(LANE_STACK_BYTES);
+                let spawned = thread.spawn_scoped(scope, work);
                 spawned.map_err(|error| Error::io("starting a thread to read with", error))?;
                 receivers.push(receiver);
             }

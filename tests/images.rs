@@ -2,9 +2,12 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
+mod support;
+
 use serde_json::Value;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use support::{disk::Disk, sh};
 
 struct Folder(tempfile::TempDir);
 
@@ -82,6 +85,40 @@ fn every_pair_of_formats_is_converted_and_compared() {
     folder.qemu("qemu-io", &["-f", "qcow2", "-c", "write -P 9 40M 512", "source.qcow2"]);
     let error = folder.fails(&["image", "compare", "source.qcow2", "disk.raw", "--other-format", "raw"], 1);
     assert!(error.contains(&(40 << 20).to_string()), "{error}");
+}
+
+/// Bytes of the file system that is mounted there which are taken.
+fn taken(at: &std::path::Path) -> u64 {
+    sh("sync");
+    sh(&format!("df -B1 --output=used {}", at.display())).lines().last().unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn where_files_can_share_their_bytes_converting_copies_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path(), "xfs", 512);
+    sh(&format!("mkfs.xfs -q -m reflink=1 {}", disk.device()));
+    let mounted = disk.mount(&folder.path().join("mounted"));
+    let inside = Folder(tempfile::tempdir_in(mounted.path()).unwrap());
+    sh(&format!(
+        "fio --name=data --filename={} --size=48m --rw=write --bs=1m",
+        inside.path("disk.raw").display()
+    ));
+    inside.qemu("qemu-io", &["-f", "raw", "-c", "truncate 100M", "-c", "write -P 6 60M 512", "disk.raw"]);
+    for (from, theirs) in FORMATS.into_iter().filter(|(format, _)| !["raw", "vmdk"].contains(format)) {
+        inside.well(&["image", "convert", "disk.raw", from, "--format", "raw", "--to", from]);
+        let before = taken(mounted.path());
+        inside.well(&["image", "convert", from, "shared.raw", "--to", "raw"]);
+        let grown = taken(mounted.path()) - before;
+        assert!(grown < 8 << 20, "{from}: {grown} bytes of 48 MiB");
+        inside.qemu("qemu-img", &["compare", "-f", theirs, "-F", "raw", from, "shared.raw"]);
+        // What was shared is each file's own from the first write on.
+        inside.qemu("qemu-io", &["-f", "raw", "-c", "write -P 9 1M 1M", "shared.raw"]);
+        inside.qemu("qemu-img", &["compare", "-f", theirs, "-F", "raw", from, "disk.raw"]);
+        std::fs::remove_file(inside.path("shared.raw")).unwrap();
+    }
+    drop(inside);
+    drop(mounted);
 }
 
 #[test]

@@ -15,7 +15,7 @@ mod watchdog;
 
 pub use agent::{Agent, AgentConfig, DiskConfig, SendMode, Stop, StopHandle, share_one_heap, stop_pair};
 pub use barrier::BarrierSettings;
-pub use disk::{AlignedBuffer, DeviceNumber, Disk, IoCounts};
+pub use disk::{DeviceNumber, Disk, IoCounts};
 pub use inventory::collect as collect_inventory;
 pub use tracker::{
     Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, TrackerWish, Trust, best as best_tracker,

@@ -9,8 +9,8 @@
 
 use super::READ_BYTES;
 use super::pieces::{Piece, pieces};
-use crate::disk::{AlignedBuffer, Disk};
-use blocks::{ByteLen, Error, ErrorKind, Extent, Result};
+use crate::disk::Disk;
+use blocks::{AlignedBuffer, ByteLen, Error, ErrorKind, Extent, Result};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::Builder;
 use std::time::{Duration, Instant};

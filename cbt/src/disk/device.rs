@@ -1,8 +1,8 @@
 //! An open disk.
 
+use super::sysfs::PartitionFacts;
 use super::sysfs::{DeviceNumber, IoCounts, partitions, read_text, read_u64, sysfs_dir};
-use super::{AlignedBuffer, sysfs::PartitionFacts};
-use blocks::{ByteLen, Error, ErrorKind, Extent, Result, SECTOR_BYTES};
+use blocks::{AlignedBuffer, ByteLen, Error, ErrorKind, Extent, Result, SECTOR_BYTES};
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};

@@ -1,11 +1,9 @@
 //! A protected disk: a whole block device, read past the page cache.
 
-mod buffer;
 mod device;
 mod lock;
 mod sysfs;
 
-pub use buffer::AlignedBuffer;
 pub use device::Disk;
 pub(crate) use lock::DiskLock;
 pub use sysfs::{DeviceNumber, IoCounts};

@@ -1,9 +1,9 @@
 //! What a failback writes to.
 
 use crate::copy::Replica;
-use crate::disk::{AlignedBuffer, DeviceNumber, Disk, read_text};
+use crate::disk::{DeviceNumber, Disk, read_text};
 use crate::mounts::{members, superblocks, swap_devices};
-use blocks::{ByteLen, DiskIndex, Error, ErrorKind, Extent, Result};
+use blocks::{AlignedBuffer, ByteLen, DiskIndex, Error, ErrorKind, Extent, Result};
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};

@@ -71,7 +71,7 @@ impl Drop for Disk {
 
 pub fn read_device(device: &Path) -> Vec<u8> {
     let disk = cbt::Disk::open(device).unwrap();
-    let mut buffer = cbt::AlignedBuffer::new(1 << 20);
+    let mut buffer = blocks::AlignedBuffer::new(1 << 20);
     let whole = blocks::Extent::whole(disk.len()).unwrap();
     let parts = whole.split(ByteLen::new(1 << 20));
     parts.flat_map(|part| disk.read(part, &mut buffer).unwrap().to_vec()).collect()

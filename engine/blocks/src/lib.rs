@@ -4,6 +4,7 @@
 //! every format of ours is written with. No drivers, no sockets, no async; nothing here knows what a journal,
 //! an agent or NBD is.
 
+mod aligned_buffer;
 mod codec;
 mod compression;
 mod crash_point;
@@ -21,6 +22,7 @@ mod surroundings;
 mod units;
 mod volume;
 
+pub use aligned_buffer::AlignedBuffer;
 pub use codec::{ByteReader, ByteWriter};
 pub use compression::{Compression, CompressionGauge};
 pub use crash_point::crash_point;

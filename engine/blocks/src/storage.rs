@@ -4,7 +4,7 @@
 //! What was written is durable only after [`StorageFile::sync`]; that a file exists, is gone or has a new name only
 //! after [`Storage::sync_dir`] of its folder. Nothing here caches, retries or repairs.
 
-use crate::{ByteLen, ByteOffset, Extent, Result, Synced, WallClock};
+use crate::{ByteLen, ByteOffset, Extent, FileRange, Result, Synced, WallClock};
 use std::fmt::Debug;
 use std::fs::File;
 use std::sync::Arc;
@@ -69,6 +69,17 @@ pub trait StorageFile: Send + Sync + Debug {
     /// Lets the system forget what it holds of the file in memory, as far as that is on the medium already, so that what
     /// is read next comes from there. A hint: it may do nothing.
     fn drop_cached(&self) {}
+
+    /// Lets long writes go past the system's memory from now on, straight to the medium, where that is possible. For a
+    /// file that is written once and read later. A hint: it may do nothing.
+    fn write_past_cache(&self) {}
+
+    /// Makes `len` bytes from `offset` on the bytes of `from` without copying them: both files lead to the same place on
+    /// the medium, and a later write to either leaves the other as it is. `false` where that is not possible, for the
+    /// file systems or for these places: then nothing is known of the bytes here until they are written.
+    fn share(&self, _offset: ByteOffset, _from: &FileRange, _len: ByteLen) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Fills the whole buffer; `Corrupt` where the file ends before it does.
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()>;

@@ -113,6 +113,13 @@ pub trait Volume: Send + Sync {
     fn file_range(&self, _extent: Extent) -> Option<FileRange> {
         None
     }
+
+    /// Writes the bytes of `from` to the extent as [`Volume::write_at`] does without FUA, but has them share the room
+    /// that they have on the medium. `false` where that is not possible: then nothing is known of the extent until it is
+    /// written.
+    fn share(&self, _extent: Extent, _from: &FileRange) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
@@ -154,6 +161,9 @@ impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
     }
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         (**self).file_range(extent)
+    }
+    fn share(&self, extent: Extent, from: &FileRange) -> Result<bool> {
+        (**self).share(extent, from)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Copying and comparing whole volumes with several threads.
 //!
 //! One cursor over the source's map hands out pieces; each thread reads its piece and writes it where it belongs. Where
-//! the map says hole, nothing is read. Order does not matter: nobody looks at the target before all is done.
+//! the map says hole, nothing is read; where both lie in files that can share their bytes, nothing is read or written. Order does not matter: nobody looks at the target before all is done.
 
 use crate::copy::{STEP, make_zero, write_sparsely};
 use blocks::{
-    ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume, is_zero,
+    AlignedBuffer, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
+    is_zero,
 };
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +33,11 @@ pub fn convert_volume(
     let work = |piece: Piece, buffer: &mut [u8]| -> Result<()> {
         if piece.zero {
             return make_zero(to, piece.extent);
+        }
+        if let Some(range) = from.file_range(piece.extent)
+            && to.share(piece.extent, &range)?
+        {
+            return Ok(());
         }
         let bytes = &mut buffer[..piece.extent.len().as_usize()];
         from.read_at(piece.extent.start(), bytes, RequestClass::Background)?;
@@ -148,11 +154,11 @@ impl Cursor {
         };
         let zero = run.allocation.reads_as_zero();
         let mut extent = run.extent;
-        if !zero && let Some(first) = run.extent.split(STEP).next() {
-            extent = first;
-            if let Some(rest) = Extent::between(first.end(), run.extent.end()) {
-                self.runs.push_front(ExtentStatus { extent: rest, ..run });
-            }
+        // Where every format's blocks begin, a piece begins, so that none straddles two of them.
+        let step_end = ByteOffset::new((extent.start().get() / STEP.get() + 1) * STEP.get());
+        if !zero && let Some(rest) = Extent::between(step_end, extent.end()) {
+            extent = Extent::between(extent.start(), step_end).unwrap_or(extent);
+            self.runs.push_front(ExtentStatus { extent: rest, ..run });
         }
         self.at = extent.end();
         Ok(Some(Piece { extent, zero }))
@@ -185,7 +191,7 @@ fn walk(
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                let mut buffer = vec![0; 2 * STEP.as_usize()];
+                let mut buffer = AlignedBuffer::new(2 * STEP.as_usize());
                 while !stopped.load(Ordering::Acquire) {
                     match one(&mut buffer) {
                         Ok(true) => {}

@@ -22,7 +22,7 @@ pub fn export_volume(
         create_stream(storage, name, from, threads, progress)?;
         return storage.sync_dir(dir_of(name)).map(drop);
     };
-    let new = NewImage { fixed, ..NewImage::new(format, from.len()) };
+    let new = NewImage { fixed, filled_once: true, ..NewImage::new(format, from.len()) };
     let image = create_image_with(storage, name, new)?;
     let written = convert_volume(from, &*image, threads, progress);
     drop(image);

@@ -53,7 +53,7 @@ fn fixed_disks_and_large_sectors_are_read_by_others() {
     for (fixed, logical_sector) in [(true, BlockShift::SECTOR), (false, BlockShift::KIB_4)] {
         let folder = Folder::new();
         let len = ByteLen::new(40 * MIB + 4096);
-        let new = NewImage { format: FORMAT, len, fixed, logical_sector };
+        let new = NewImage { fixed, logical_sector, ..NewImage::new(FORMAT, len) };
         let image = create_image_with(&folder.storage, "disk.vhdx", new).unwrap();
         let model = folder.create("disk.raw", ImageFormat::Raw, len.get());
         for volume in [&image, &model] {

@@ -47,6 +47,11 @@ pub(super) trait Disk: Send + Sync + Debug {
         None
     }
 
+    /// As [`Volume::share`], for an extent on the disk.
+    fn share(&self, _extent: Extent, _from: &FileRange) -> Result<bool> {
+        Ok(false)
+    }
+
     /// What is done last, where the image was open for writing and nothing has failed.
     fn close(&mut self) -> Result<()> {
         Ok(())
@@ -144,6 +149,15 @@ impl<D: Disk> Volume for DiskVolume<D> {
 
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         if extent.end() <= self.disk.len().end() { self.disk.file_range(extent) } else { None }
+    }
+
+    fn share(&self, extent: Extent, from: &FileRange) -> Result<bool> {
+        let mut shared = false;
+        self.change(extent.start(), extent.len(), false, |extent| {
+            shared = self.disk.share(extent, from)?;
+            Ok(())
+        })?;
+        Ok(shared)
     }
 }
 

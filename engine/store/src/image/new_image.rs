@@ -20,12 +20,14 @@ pub struct NewImage {
     pub fixed: bool,
     /// The unit in which the disk is addressed: 512 bytes, or with VHDX 4096.
     pub logical_sector: BlockShift,
+    /// It is filled once, and read only when that is done: what is written need not stay in memory.
+    pub filled_once: bool,
 }
 
 impl NewImage {
     /// The format's usual kind.
     pub fn new(format: ImageFormat, len: ByteLen) -> NewImage {
-        NewImage { format, len, fixed: false, logical_sector: BlockShift::SECTOR }
+        NewImage { format, len, fixed: false, logical_sector: BlockShift::SECTOR, filled_once: false }
     }
 
     /// As [`ImageFormat::check_len`], and `Unsupported` for what the format does not know.
@@ -104,7 +106,10 @@ fn make_files(
     for name in new.files(name) {
         files.push(storage.open(&name, OpenMode::CreateNew)?);
     }
-    let NewImage { format, len, fixed, logical_sector } = new;
+    if new.filled_once {
+        files.iter().for_each(|file| file.write_past_cache());
+    }
+    let NewImage { format, len, fixed, logical_sector, .. } = new;
     let file = &*files[0];
     match format {
         ImageFormat::Raw => file.set_len(len).and_then(|()| file.sync()).map(drop),

@@ -62,6 +62,10 @@ impl Disk for RawDisk {
         let file = Arc::clone(self.file.host_file()?);
         Some(FileRange { file, offset: extent.start() })
     }
+
+    fn share(&self, extent: Extent, from: &FileRange) -> Result<bool> {
+        self.file.share(extent.start(), from, extent.len())
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,10 @@
 //! A file or block device of the host as a [`StorageFile`].
 
+use super::past_cache::PastCache;
+use super::sharing;
 use blocks::{
-    ByteLen, ByteOffset, Error, ErrorKind, Extent, OpenMode, Result, StorageFile, Synced, WallClock,
+    ByteLen, ByteOffset, Error, ErrorKind, Extent, FileRange, OpenMode, Result, StorageFile, Synced,
+    WallClock,
 };
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -16,7 +19,7 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// The most buffers that one `pwritev` takes (the kernel's UIO_MAXIOV).
 const VECTORS_MAX: usize = 1024;
 
-/// An open file or block device, through the page cache.
+/// An open file or block device, through the page cache unless its long writes are to go past it.
 #[derive(Debug)]
 pub struct HostFile {
     file: Arc<File>,
@@ -24,6 +27,7 @@ pub struct HostFile {
     name: String,
     is_device: bool,
     known: Mutex<KnownData>,
+    past_cache: PastCache,
 }
 
 /// The data that was found last: some file systems look at every page up to the next hole to find it.
@@ -67,7 +71,13 @@ impl HostFile {
             return Err(Error::new(ErrorKind::InvalidInput, context));
         }
         let is_device = kind.is_block_device();
-        Ok(HostFile { file: Arc::new(file), name, is_device, known: Mutex::default() })
+        Ok(HostFile {
+            file: Arc::new(file),
+            name,
+            is_device,
+            known: Mutex::default(),
+            past_cache: PastCache::default(),
+        })
     }
 
     fn failed(&self, what: &str, at: impl std::fmt::Display, error: std::io::Error) -> Error {
@@ -148,6 +158,14 @@ impl StorageFile for HostFile {
         let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
 
+    fn write_past_cache(&self) {
+        self.past_cache.begin(&self.file);
+    }
+
+    fn share(&self, offset: ByteOffset, from: &FileRange, len: ByteLen) -> Result<bool> {
+        Ok(!self.is_device && sharing::share(&self.file, offset, from, len))
+    }
+
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<()> {
         self.file.read_exact_at(buffer, offset.get()).map_err(|error| {
             if error.kind() == std::io::ErrorKind::UnexpectedEof {
@@ -159,6 +177,9 @@ impl StorageFile for HostFile {
     }
 
     fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
+        if self.past_cache.write(offset, data) {
+            return Ok(());
+        }
         self.file.write_all_at(data, offset.get()).map_err(|error| self.failed("writing", offset, error))
     }
 

@@ -1,5 +1,5 @@
 use super::*;
-use blocks::{ByteOffset, Extent};
+use blocks::{AlignedBuffer, ByteOffset, Extent};
 
 fn storage() -> (tempfile::TempDir, HostStorage) {
     let folder = tempfile::tempdir().unwrap();
@@ -143,4 +143,27 @@ fn a_block_device_has_its_size_and_takes_holes() {
     file.set_len(ByteLen::new(4 << 20)).unwrap();
     assert_eq!(file.set_len(ByteLen::new(5 << 20)).unwrap_err().kind(), ErrorKind::NoSpace);
     assert_eq!(file.write_at(ByteOffset::new(4 << 20), &[1; 512]).unwrap_err().kind(), ErrorKind::NoSpace);
+}
+
+#[test]
+fn long_writes_past_the_cache_and_short_ones_through_it_make_one_file() {
+    let (_folder, storage) = storage();
+    let file = storage.open("file", OpenMode::CreateNew).unwrap();
+    file.set_len(ByteLen::new(4 << 20)).unwrap();
+    file.write_past_cache();
+    let mut expected = vec![0; 4 << 20];
+    let mut source = AlignedBuffer::new(1 << 20);
+    // Long and aligned; short; long and not aligned in the file, in memory, and in length; over what was written before.
+    let writes = [(0, 0, 1 << 20), (2 << 20, 0, 512), ((1 << 20) + 512, 0, 1 << 19), (3 << 20, 512, 1 << 18)];
+    let again = [(2 << 20, 0, (1 << 17) + 512), (0, 0, 1 << 16), (4096, 0, 100), (2 << 20, 0, 1 << 20)];
+    for (number, (at, skip, len)) in writes.into_iter().chain(again).enumerate() {
+        source.fill(number as u8 + 1);
+        let data = &source[skip..skip + len];
+        file.write_at(ByteOffset::new(at as u64), data).unwrap();
+        expected[at..at + len].copy_from_slice(data);
+    }
+    file.sync().unwrap();
+    let mut bytes = vec![0; 4 << 20];
+    file.read_at(ByteOffset::ZERO, &mut bytes).unwrap();
+    assert!(bytes == expected);
 }

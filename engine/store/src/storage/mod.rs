@@ -3,6 +3,8 @@
 mod counted_file;
 mod host;
 mod host_file;
+mod past_cache;
+mod sharing;
 
 pub(crate) use counted_file::{CountedFile, FileCounts};
 pub use host::HostStorage;

@@ -15,7 +15,9 @@ use super::header::Header;
 use super::slots::Slots;
 use super::structures::Structures;
 use super::{Opened, compressed};
-use blocks::{Allocation, BlockShift, ByteLen, ByteOffset, Error, Extent, Result, StorageFile, Volume};
+use blocks::{
+    Allocation, BlockShift, ByteLen, ByteOffset, Error, Extent, FileRange, Result, StorageFile, Volume,
+};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,6 +39,7 @@ pub(in super::super) struct Qcow2Disk {
     /// Up to here the file has bytes.
     file_end: AtomicU64,
     backing: Option<Arc<dyn Volume>>,
+    writable: bool,
     /// The compressed cluster that was read last.
     unpacked: Mutex<Option<(Extent, Arc<Vec<u8>>)>>,
     changes: Mutex<Changes>,
@@ -111,6 +114,7 @@ impl Qcow2Disk {
             l1,
             written,
             backing,
+            writable,
         })
     }
 
@@ -455,6 +459,17 @@ impl Disk for Qcow2Disk {
 
     fn len(&self) -> ByteLen {
         self.header.len
+    }
+
+    /// What lies in one piece in a file that is only read: a cluster that a writer gives up may be another one's next.
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        let file = Arc::clone(self.file.host_file().filter(|_| !self.writable)?);
+        match self.run_at(extent).ok()? {
+            (run, Source::File { at, .. }) if run == extent && at + run.len() <= self.file_end() => {
+                Some(FileRange { file, offset: at })
+            }
+            _ => None,
+        }
     }
 
     fn read(&self, extent: Extent, buffer: &mut [u8]) -> Result<()> {

@@ -13,7 +13,7 @@ use super::bat::Bat;
 use super::block::{Bitmap, BitmapCache, BlockLayout};
 use super::footer::Footer;
 use super::slots::Slots;
-use blocks::{ByteLen, ByteOffset, Extent, Result, StorageFile, Volume};
+use blocks::{ByteLen, ByteOffset, Extent, FileRange, Result, StorageFile, Volume};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A dynamic VHD, open.
@@ -287,6 +287,16 @@ impl Disk for VhdDisk {
             }
         }
         Ok(())
+    }
+
+    /// What lies in one block and is stored wholly.
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        let file = Arc::clone(self.file.host_file()?);
+        let part = self.parts(extent).next().filter(|part| part.extent == extent)?;
+        match self.resolve(&part).ok()?.as_slice() {
+            [(_, Some(offset))] => Some(FileRange { file, offset: *offset }),
+            _ => None,
+        }
     }
 
     /// Gives back room that was made ready in vain.

@@ -13,7 +13,8 @@ use super::header::Headers;
 use super::log::{self, Page, SECTOR};
 use super::{Opened, Parts};
 use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile, Volume,
+    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, FileRange, Result, StorageFile,
+    Volume,
 };
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -307,6 +308,16 @@ impl Disk for VhdxDisk {
     }
 
     /// Leaves a file without a log, and without room that was made ready in vain.
+    /// What lies in one block and is stored wholly.
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        let file = Arc::clone(self.file.host_file()?);
+        let part = self.split(extent).next().filter(|part| part.extent == extent)?;
+        match self.runs(&part).ok()?.as_slice() {
+            [(_, Source::File(offset))] => Some(FileRange { file, offset: *offset }),
+            _ => None,
+        }
+    }
+
     fn close(&mut self) -> Result<()> {
         let mut changes = self.changes();
         if !changes.begun {

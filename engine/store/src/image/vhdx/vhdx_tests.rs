@@ -84,7 +84,7 @@ fn fixed_disks_and_sectors_of_4096_bytes() {
     {
         let storage = CrashStorage::new();
         let len = ByteLen::new(5 * BLOCK + 4096);
-        let new = NewImage { format: FORMAT, len, fixed, logical_sector };
+        let new = NewImage { fixed, logical_sector, ..NewImage::new(FORMAT, len) };
         let image = create_image_with(&storage, NAME, new).unwrap();
         assert_eq!((image.len(), image.alignment()), (len, logical_sector));
         image.write_at(ByteOffset::new(5 * BLOCK), &[7; 4096], true, CLASS).unwrap();

@@ -1,10 +1,10 @@
-//! The checksum sidecar of an image: a header and one CRC32C for each 64 KiB of the disk.
+//! The checksum sidecar of an image: a header and one CRC32C for each block of the disk.
 //!
 //! | at | bytes | what |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic "USTYSUMS" |
 //! | 8 | 4 | version, 1 |
-//! | 12 | 4 | log2 of the block size, 16 |
+//! | 12 | 4 | log2 of the block size: 12, or 16 as it was made before |
 //! | 16 | 8 | the disk's length in bytes |
 //! | 24 | 4 | CRC32C of the 24 bytes above |
 //! | 4096 | 4 each | the block's CRC32C; 0: the block is all zeroes (a checksum that happens to be 0 is stored as 1) |
@@ -19,8 +19,11 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What one checksum covers: a small read stays small, and the table of 1 TiB is 64 MiB.
-pub(super) const BLOCK: BlockShift = BlockShift::KIB_64;
+/// What one checksum of a new sidecar covers: a guest's small read needs nothing beside it, and the table is a thousandth
+/// of the disk.
+const NEW_BLOCK: BlockShift = BlockShift::KIB_4;
+/// What a sidecar's block size may be.
+const BLOCKS: [BlockShift; 2] = [BlockShift::KIB_4, BlockShift::KIB_64];
 const MAGIC: [u8; 8] = *b"USTYSUMS";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 28;
@@ -28,7 +31,7 @@ const TABLE_START: ByteOffset = ByteOffset::new(4096);
 const ENTRY_BYTES: u64 = 4;
 const PAGE_BYTES: usize = 4096;
 const PAGE_ENTRIES: u64 = PAGE_BYTES as u64 / ENTRY_BYTES;
-/// 4 MiB of table: the checksums of 64 GiB.
+/// 4 MiB of table: the checksums of 4 GiB.
 const PAGES_MAX: usize = 1024;
 
 /// A block's checksum as it is stored.
@@ -49,6 +52,7 @@ impl Sum {
 #[derive(Debug)]
 pub(super) struct SumTable {
     file: Arc<dyn StorageFile>,
+    block: BlockShift,
     blocks: u64,
     cache: Mutex<Cache>,
 }
@@ -64,23 +68,29 @@ impl SumTable {
     /// Opens the sidecar of a disk of `len` bytes; an empty file becomes the sidecar of a disk of zeroes, on the medium
     /// when this returns. `Corrupt` where the file is not the sidecar of such a disk.
     pub(super) fn open(file: Arc<dyn StorageFile>, len: ByteLen) -> Result<SumTable> {
-        let blocks = len.blocks(BLOCK);
-        let file_len = ByteLen::new(TABLE_START.get() + blocks * ENTRY_BYTES);
         let found = file.len()?;
-        if found.is_zero() {
-            file.set_len(file_len)?;
-            file.write_at(ByteOffset::ZERO, &header(len))?;
+        let file_len = |block| ByteLen::new(TABLE_START.get() + len.blocks(block) * ENTRY_BYTES);
+        let block = if found.is_zero() {
+            file.set_len(file_len(NEW_BLOCK))?;
+            file.write_at(ByteOffset::ZERO, &header(len, NEW_BLOCK))?;
             file.sync()?;
+            NEW_BLOCK
         } else {
             let mut bytes = [0; HEADER_BYTES];
             file.read_at(ByteOffset::ZERO, &mut bytes)?;
-            check_header(&bytes, len).map_err(|error| error.context(file.name()))?;
-            if found != file_len {
-                let context = format!("{} has {found} bytes instead of {file_len}", file.name());
-                return Err(Error::corrupt(context));
+            let block = read_header(&bytes, len).map_err(|error| error.context(file.name()))?;
+            if found != file_len(block) {
+                let (name, wanted) = (file.name(), file_len(block));
+                return Err(Error::corrupt(format!("{name} has {found} bytes instead of {wanted}")));
             }
-        }
-        Ok(SumTable { file, blocks, cache: Mutex::default() })
+            block
+        };
+        Ok(SumTable { file, block, blocks: len.blocks(block), cache: Mutex::default() })
+    }
+
+    /// What one checksum covers.
+    pub(super) fn block(&self) -> BlockShift {
+        self.block
     }
 
     /// The file's name.
@@ -175,22 +185,23 @@ fn entry_in_page(block: u64) -> usize {
     ByteLen::new(block % PAGE_ENTRIES * ENTRY_BYTES).as_usize()
 }
 
-fn header(len: ByteLen) -> Vec<u8> {
+fn header(len: ByteLen, block: BlockShift) -> Vec<u8> {
     let mut writer = ByteWriter::new();
-    writer.bytes(&MAGIC).u32(VERSION).u32(u32::from(BLOCK.get())).u64(len.get()).checksum();
+    writer.bytes(&MAGIC).u32(VERSION).u32(u32::from(block.get())).u64(len.get()).checksum();
     writer.into_bytes()
 }
 
-fn check_header(bytes: &[u8; HEADER_BYTES], len: ByteLen) -> Result<()> {
+fn read_header(bytes: &[u8; HEADER_BYTES], len: ByteLen) -> Result<BlockShift> {
     let mut reader = ByteReader::checksummed(bytes, "checksum sidecar")?;
     let (magic, version) = (reader.array::<8>()?, reader.u32()?);
     let (shift, stored_len) = (reader.u32()?, reader.u64()?);
     reader.finish()?;
-    if magic != MAGIC || version != VERSION || shift != u32::from(BLOCK.get()) {
+    let block = BLOCKS.into_iter().find(|block| shift == u32::from(block.get()));
+    let Some(block) = block.filter(|_| magic == MAGIC && version == VERSION) else {
         return Err(Error::corrupt(format!("not a checksum sidecar of version {VERSION}")));
-    }
+    };
     if stored_len != len.get() {
         return Err(Error::corrupt(format!("it belongs to a disk of {stored_len} bytes, not of {len}")));
     }
-    Ok(())
+    Ok(block)
 }

@@ -1,4 +1,4 @@
-//! An image whose every 64 KiB carry a checksum, so that rot in it is found and told from data.
+//! An image whose every block carries a checksum, so that rot in it is found and told from data.
 //!
 //! The checksum of a block and its bytes are two writes in two files; a crash between them leaves a block that does not
 //! match. Images are changed by replays alone, and a replay is repeated after a crash: [`SummedImage::redo`] names the
@@ -6,7 +6,7 @@
 //! been written again.
 
 use super::poison::{Poison, check_writable};
-use super::sum_table::{BLOCK, Sum, SumTable};
+use super::sum_table::{Sum, SumTable};
 use crate::storage::FileCounts;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentSet, ExtentStatus, RequestClass, Result,
@@ -15,7 +15,7 @@ use blocks::{
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-/// What one lock covers and one step handles: 16 blocks.
+/// What one lock covers and one step handles: many blocks.
 pub(super) const REGION: ByteLen = ByteLen::new(1 << 20);
 /// Regions share this many locks, so that readers of different places seldom meet.
 const STRIPES: usize = 64;
@@ -91,7 +91,7 @@ impl SummedImage {
     pub fn redo(&self, extents: &ExtentSet) {
         let mut redo = self.redo_blocks();
         for (extent, ()) in extents.iter() {
-            redo.insert(extent.align_out(BLOCK), ());
+            redo.insert(extent.align_out(self.block()), ());
         }
     }
 
@@ -114,9 +114,9 @@ impl SummedImage {
     /// as they are stored: how much was read, and the blocks that do not match with the reason. What is zero by the
     /// image's own map and by its checksum is not read.
     pub(crate) fn scrub(&self, region: Extent) -> Result<(ByteLen, Vec<(Extent, String)>)> {
-        debug_assert!(region.split(REGION).nth(1).is_none() && region.start().is_aligned(BLOCK));
+        debug_assert!(region.split(REGION).nth(1).is_none() && region.start().is_aligned(self.block()));
         let _lock = self.reading(region.start());
-        let sums = self.sums.stored(region.blocks(BLOCK))?;
+        let sums = self.sums.stored(region.blocks(self.block()))?;
         let is_empty = |extent| -> Result<bool> {
             let runs = self.image.status(extent)?;
             Ok(runs.last().map(|run| run.extent.end()) == Some(region.end())
@@ -125,18 +125,30 @@ impl SummedImage {
         if sums.iter().all(|sum| *sum == Sum::ZERO) && is_empty(region)? {
             return Ok((ByteLen::ZERO, Vec::new()));
         }
-        let mut bad = Vec::new();
-        let mut buffer = vec![0; BLOCK.len().as_usize()];
-        for (block, sum) in region.split(BLOCK.len()).zip(sums) {
-            let bytes = &mut buffer[..block.len().as_usize()];
-            let what = match self.image.read_at(block.start(), bytes, RequestClass::Background) {
+        let mut bad: Vec<(Extent, String)> = Vec::new();
+        let mut buffer = vec![0; region.len().as_usize()];
+        let whole = self.image.read_at(region.start(), &mut buffer, RequestClass::Background);
+        for (block, sum) in region.split(self.block().len()).zip(sums) {
+            let skip = (block.start() - region.start()).as_usize();
+            let bytes = &mut buffer[skip..skip + block.len().as_usize()];
+            // Where something cannot be read, it is said of the block, and not of all of them.
+            let read = match whole {
+                Ok(()) => Ok(()),
+                Err(_) => self.image.read_at(block.start(), bytes, RequestClass::Background),
+            };
+            let what = match read {
                 Ok(()) => match Sum::of(bytes) {
                     found if found == sum || self.redo_blocks().overlaps(block) => continue,
-                    found => format!("it does not match its checksum: {found:?} instead of {sum:?}"),
+                    _ => "it does not match its checksum".into(),
                 },
                 Err(error) => error.to_string(),
             };
-            bad.push((block, what));
+            match bad.last_mut() {
+                Some((run, said)) if *said == what && run.end() == block.start() => {
+                    *run = Extent::between(run.start(), block.end()).unwrap_or(*run);
+                }
+                _ => bad.push((block, what)),
+            }
         }
         Ok((region.len(), bad))
     }
@@ -147,6 +159,11 @@ impl SummedImage {
     /// Lets the system forget what it holds of the checksums in memory.
     pub(crate) fn drop_cached(&self) {
         self.sums.drop_cached();
+    }
+
+    /// What one checksum covers.
+    pub(super) fn block(&self) -> BlockShift {
+        self.sums.block()
     }
 
     fn redo_blocks(&self) -> MutexGuard<'_, ExtentSet> {
@@ -168,15 +185,15 @@ impl SummedImage {
 
     /// The blocks that `extent` touches; the last block of a disk may be short.
     fn blocks_of(&self, extent: Extent) -> Extent {
-        let whole = extent.align_out(BLOCK);
+        let whole = extent.align_out(self.block());
         Extent::between(whole.start(), whole.end().min(self.len().end())).unwrap_or(extent)
     }
 
     /// Reads whole blocks and holds them against their checksums. The region is locked by the caller.
     fn read_blocks(&self, blocks: Extent, buffer: &mut [u8], class: RequestClass) -> Result<()> {
         self.image.read_at(blocks.start(), buffer, class)?;
-        let sums = self.sums.get(blocks.blocks(BLOCK))?;
-        for (block, sum) in blocks.split(BLOCK.len()).zip(sums) {
+        let sums = self.sums.get(blocks.blocks(self.block()))?;
+        for (block, sum) in blocks.split(self.block().len()).zip(sums) {
             let skip = (block.start() - blocks.start()).as_usize();
             let found = Sum::of(&buffer[skip..skip + block.len().as_usize()]);
             if found != sum && !self.redo_blocks().overlaps(block) {
@@ -206,7 +223,7 @@ impl SummedImage {
             let skip = (extent.start() - blocks.start()).as_usize();
             skip..skip + extent.len().as_usize()
         };
-        for block in blocks.split(BLOCK.len()) {
+        for block in blocks.split(self.block().len()) {
             let touched = patches.iter().filter_map(|patch| patch.extent().intersect(block));
             let touched: ByteLen = touched.map(Extent::len).sum();
             // Blocks between the patches are left alone.
@@ -223,11 +240,11 @@ impl SummedImage {
         }
         self.poison.guard(self.sums.name(), || {
             self.write_patches(patches, |extent| &content[range(extent)], class)?;
-            for run in touched_blocks(patches, blocks) {
+            for run in touched_blocks(patches, blocks, self.block()) {
                 let sums: Vec<Sum> =
-                    run.split(BLOCK.len()).map(|block| Sum::of(&content[range(block)])).collect();
-                self.sums.set(BLOCK.block_of(run.start()), &sums)?;
-                self.redo_blocks().remove(run.align_out(BLOCK));
+                    run.split(self.block().len()).map(|block| Sum::of(&content[range(block)])).collect();
+                self.sums.set(self.block().block_of(run.start()), &sums)?;
+                self.redo_blocks().remove(run.align_out(self.block()));
             }
             Ok(())
         })
@@ -268,8 +285,8 @@ impl SummedImage {
         class: RequestClass,
     ) -> Result<()> {
         let end = self.len().end();
-        let first = extent.start().align_up(BLOCK).min(extent.end());
-        let last = if extent.end() == end { end } else { extent.end().align_down(BLOCK) }.max(first);
+        let first = extent.start().align_up(self.block()).min(extent.end());
+        let last = if extent.end() == end { end } else { extent.end().align_down(self.block()) }.max(first);
         for piece in Extent::between(extent.start(), first).into_iter().flat_map(|head| head.split(REGION)) {
             self.patch_region(&[Patch::Zero(piece)], class)?;
         }
@@ -281,8 +298,8 @@ impl SummedImage {
                 .collect();
             self.poison.guard(self.sums.name(), || {
                 make_zero(step)?;
-                self.sums.clear(step.blocks(BLOCK))?;
-                self.redo_blocks().remove(step.align_out(BLOCK));
+                self.sums.clear(step.blocks(self.block()))?;
+                self.redo_blocks().remove(step.align_out(self.block()));
                 Ok(())
             })?;
         }
@@ -304,9 +321,9 @@ impl SummedImage {
 }
 
 /// Runs of blocks that a patch touches.
-fn touched_blocks(patches: &[Patch<'_>], blocks: Extent) -> Vec<Extent> {
+fn touched_blocks(patches: &[Patch<'_>], blocks: Extent, block: BlockShift) -> Vec<Extent> {
     let touched: ExtentSet =
-        patches.iter().filter_map(|patch| patch.extent().align_out(BLOCK).intersect(blocks)).collect();
+        patches.iter().filter_map(|patch| patch.extent().align_out(block).intersect(blocks)).collect();
     touched.iter().map(|(run, ())| run).collect()
 }
 

@@ -1,7 +1,7 @@
 use super::super::{ImageFormat, create_image, open_image};
 use super::*;
 use crate::testing::{CrashStorage, History, Random};
-use blocks::{ErrorKind, MemoryVolume, OpenMode, Storage};
+use blocks::{ByteWriter, ErrorKind, MemoryVolume, OpenMode, Storage};
 
 const CLASS: RequestClass = RequestClass::Guest;
 const LEN: u64 = (5 << 20) + 512;
@@ -53,7 +53,7 @@ fn any_flipped_bit_is_found_and_named() {
         let sector = ByteOffset::new(at.get() / 512 * 512);
         let error = image.read_at(sector, &mut [0; 512], CLASS).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Corrupt);
-        let block = extent(at.get() >> 16 << 16, 1);
+        let block = extent(at.get() >> 12 << 12, 1);
         let shown = error.to_string();
         assert!(shown.contains("sums") && shown.contains(&format!("bytes {}..", block.start())), "{shown}");
         if sector.get() < LEN - 512 {
@@ -63,13 +63,13 @@ fn any_flipped_bit_is_found_and_named() {
         storage.flip_bit("image", at, bit).unwrap();
         image.read_at(sector, &mut [0; 512], CLASS).unwrap();
     }
-    storage.flip_bit("sums", ByteOffset::new(4096 + 16 * 4), 3).unwrap();
+    storage.flip_bit("sums", ByteOffset::new(4096 + 256 * 4), 3).unwrap();
     let fresh = reopen(&storage).unwrap();
     assert_eq!(
         fresh.read_at(ByteOffset::new(1 << 20), &mut [0; 512], CLASS).unwrap_err().kind(),
         ErrorKind::Corrupt
     );
-    fresh.read_at(ByteOffset::new((1 << 20) + (64 << 10)), &mut [0; 512], CLASS).unwrap();
+    fresh.read_at(ByteOffset::new((1 << 20) + 4096), &mut [0; 512], CLASS).unwrap();
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn a_block_of_a_replay_is_excused_until_it_is_written() {
     let image = reopen(&storage).unwrap();
     assert_eq!(image.read_at(ByteOffset::ZERO, &mut [0; 512], CLASS).unwrap_err().kind(), ErrorKind::Corrupt);
     image.redo(&[extent(100, 412)].into_iter().collect());
-    assert_eq!(image.unverified(), BLOCK.len());
+    assert_eq!(image.unverified(), image.block().len());
     let mut bytes = [0; 1024];
     image.read_at(ByteOffset::ZERO, &mut bytes, CLASS).unwrap();
     assert_eq!((bytes[0], bytes[1023]), (2, 1));
@@ -171,6 +171,23 @@ fn zeroing_a_large_disk_touches_neither_its_data_nor_much_of_the_table() {
     let mut bytes = [9; 512];
     image.read_at(ByteOffset::new(3 << 40), &mut bytes, CLASS).unwrap();
     assert_eq!(bytes, [0; 512]);
+}
+
+#[test]
+fn a_sidecar_with_larger_blocks_is_used_as_it_is() {
+    let storage = CrashStorage::new();
+    create(&storage, LEN);
+    let mut header = ByteWriter::new();
+    header.bytes(b"USTYSUMS").u32(1).u32(16).u64(LEN).checksum();
+    let sums = storage.open("sums", OpenMode::ReadWrite).unwrap();
+    sums.write_at(ByteOffset::ZERO, &header.into_bytes()).unwrap();
+    sums.set_len(ByteLen::new(4096 + 4 * LEN.div_ceil(64 << 10))).unwrap();
+    let image = reopen(&storage).unwrap();
+    assert_eq!(image.block(), BlockShift::KIB_64);
+    image.write_at(ByteOffset::new(1 << 20), &[7; 512], true, CLASS).unwrap();
+    storage.flip_bit("image", ByteOffset::new((1 << 20) + (60 << 10)), 0).unwrap();
+    let read = reopen(&storage).unwrap().read_at(ByteOffset::new(1 << 20), &mut [0; 512], CLASS);
+    assert_eq!(read.unwrap_err().kind(), ErrorKind::Corrupt);
 }
 
 #[test]

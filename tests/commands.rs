@@ -245,6 +245,32 @@ fn glob(folder: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[test]
+fn the_doctor_says_what_a_disk_gets_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::new(folder.path(), "disk", 64);
+    let name = disk.device().trim_start_matches("/dev/").to_owned();
+    let examine = |tracker: &str| {
+        let arguments = ["--json", "agent", "doctor", "--disk", disk.device(), "--tracker", tracker];
+        let output = program().args(arguments).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let findings = report["findings"].as_array().unwrap().clone();
+        let bad = findings.iter().any(|finding| finding["verdict"] == "bad");
+        assert_eq!(output.status.code(), Some(i32::from(bad)), "{report}");
+        findings.into_iter().find(|finding| finding["about"] == disk.device()).unwrap()
+    };
+    let found = examine("auto");
+    assert_eq!(found["verdict"], "fine", "{found}");
+    assert!(found["what"].as_str().unwrap().contains("eBPF"), "{found}");
+    let pinned = std::path::Path::new("/sys/fs/bpf/understudy").join(name);
+    assert!(!pinned.exists(), "what was attached to try it is still there");
+    let found = examine("scan");
+    assert_eq!(found["verdict"], "doubtful", "{found}");
+    let partition = program().args(["agent", "doctor", "--disk", "/dev/null"]).output().unwrap();
+    assert_eq!(partition.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&partition.stdout).contains("not a block device"));
+}
+
+#[test]
 fn completions_and_man_pages_come_from_the_program() {
     let stage = Stage::new(8);
     let bash = run(program().args(["completions", "bash"]));

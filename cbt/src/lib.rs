@@ -4,6 +4,7 @@ mod agent;
 mod barrier;
 mod copy;
 mod disk;
+mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
 mod inventory;
@@ -16,6 +17,7 @@ mod watchdog;
 pub use agent::{Agent, AgentConfig, DiskConfig, SendMode, Stop, StopHandle, share_one_heap, stop_pair};
 pub use barrier::BarrierSettings;
 pub use disk::{DeviceNumber, Disk, IoCounts};
+pub use doctor::{Finding, Verdict, examine};
 pub use inventory::collect as collect_inventory;
 pub use tracker::{
     Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, TrackerWish, Trust, best as best_tracker,

@@ -6,7 +6,7 @@ mod services;
 
 pub use history::{BranchCommand, CheckpointsCommand, DeltaCommand};
 pub use image::{ImageArguments, ImageCommand};
-pub use services::{AgentArguments, NbdArguments, ServerArguments};
+pub use services::{AgentArguments, AgentCommand, NbdArguments, ServerArguments};
 
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
@@ -65,14 +65,25 @@ Example:
   understudy server --data /srv/understudy --listen 0.0.0.0:10810 --nbd 127.0.0.1:10809")]
     Server(ServerArguments),
     /// Protect this machine's disks.
-    #[command(after_help = "\
+    #[command(
+        args_conflicts_with_subcommands = true,
+        after_help = "\
 Examples:
+  understudy agent doctor --disk /dev/sda
   understudy agent --server backup.example:10810 --disk /dev/sda --token understudy1...
   understudy agent --server 127.0.0.1:10810 --disk /dev/sda --disk /dev/sdb --checkpoint-every 30s
 
 The token is needed once; `understudy enroll` on the server prints it. Agents on the server's own
-machine need none.")]
-    Agent(AgentArguments),
+machine need none."
+    )]
+    Agent {
+        /// How it runs.
+        #[command(flatten)]
+        flags: Box<AgentArguments>,
+        /// What else it can do.
+        #[command(subcommand)]
+        command: Option<AgentCommand>,
+    },
     /// Show machines: lag, backlog, tracker, checkpoints, achieved RPO.
     #[command(after_help = "Example:\n  understudy status web1 --watch")]
     Status {

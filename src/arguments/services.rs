@@ -1,7 +1,7 @@
 //! The flags of what runs for long: server, NBD, agent.
 
 use super::formats;
-use clap::Args;
+use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
 /// How a server runs.
@@ -115,4 +115,21 @@ pub struct AgentArguments {
     /// Where certificate and identity are kept [default: /var/lib/understudy/agent].
     #[arg(long, env = "UNDERSTUDY_STATE", value_name = "DIR")]
     pub state: Option<PathBuf>,
+}
+
+/// What an agent does beside protecting.
+#[derive(Debug, Subcommand)]
+pub enum AgentCommand {
+    /// Say what this machine offers, how its disks will be tracked, and what would stop a stand-in from
+    /// booting; exit status 1 if anything would. Changes nothing.
+    #[command(after_help = "Example:\n  understudy agent doctor --disk /dev/sda")]
+    Doctor {
+        /// A whole disk to protect. May be repeated [default: those of the configuration, or all that hold
+        /// a mounted file system].
+        #[arg(long = "disk", value_name = "DEVICE")]
+        disks: Vec<PathBuf>,
+        /// How changes are to be found [default: auto].
+        #[arg(long, value_parser = ["auto", "ebpf", "scan"])]
+        tracker: Option<String>,
+    },
 }

@@ -86,7 +86,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         }
         Command::Machine(MachineCommand::Remove { machine }) => Request::RemoveMachine { machine },
         Command::Server(_)
-        | Command::Agent(_)
+        | Command::Agent { .. }
         | Command::Serve { .. }
         | Command::Delta(_)
         | Command::Image(_)

@@ -3,6 +3,7 @@
 mod agent;
 mod ask;
 mod delta;
+mod doctor;
 mod image;
 mod metrics;
 mod nbd;
@@ -11,7 +12,7 @@ mod serve;
 mod server;
 mod store;
 
-use crate::arguments::{Arguments, Command, StoreCommand};
+use crate::arguments::{AgentCommand, Arguments, Command, StoreCommand};
 use crate::configuration::Configuration;
 use crate::control::Control;
 use clap::CommandFactory;
@@ -26,7 +27,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
     let configuration = Configuration::load(arguments.config.as_deref())?;
     match arguments.command {
         Command::Server(flags) => server::run(flags, configuration, arguments.control),
-        Command::Agent(flags) => agent::run(flags, configuration.agent),
+        Command::Agent { command: Some(AgentCommand::Doctor { disks, tracker }), .. } => {
+            doctor::run(disks, tracker, configuration.agent, json)
+        }
+        Command::Agent { flags, command: None } => agent::run(*flags, configuration.agent),
         Command::Serve { file, nbd, read_only, format, security } => {
             let served = serve::Served { file: &file, read_only, format: format.as_deref() };
             serve::run(&served, &nbd, security, json)

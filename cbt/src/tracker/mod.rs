@@ -38,6 +38,7 @@ mod words;
 pub use ladder::{TrackerWish, best};
 pub(crate) use ledger::Ledger;
 pub use pins::detach;
+pub(crate) use pins::is_pinned;
 
 #[cfg(debug_assertions)]
 #[doc(hidden)]

@@ -85,6 +85,11 @@ pub fn detach(disk: &str) -> Result<()> {
     fs::remove_dir(&pins.folder).map_err(|error| at(&pins.folder, error))
 }
 
+/// Whether something is pinned for the disk of that name.
+pub(crate) fn is_pinned(disk: &str) -> bool {
+    folder_of(disk).is_ok_and(|folder| folder.join("live").exists())
+}
+
 fn folder_of(disk: &str) -> Result<PathBuf> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "!-_".contains(c);
     if disk.is_empty() || !disk.chars().all(plain) {

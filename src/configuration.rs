@@ -87,6 +87,8 @@ pub struct AgentSection {
     pub checkpoint_every: Option<String>,
     pub heartbeat: Option<String>,
     pub freeze_budget: Option<String>,
+    pub freeze_hooks: Option<PathBuf>,
+    pub hook_timeout: Option<String>,
     pub state: Option<PathBuf>,
 }
 

@@ -7,6 +7,7 @@ mod disk;
 mod doctor;
 #[doc(hidden)]
 pub mod fuzzing;
+mod hooks;
 mod inventory;
 mod link;
 mod mounts;

@@ -175,6 +175,37 @@ fn a_budget_that_cannot_be_kept_is_a_gap_and_never_a_checkpoint() {
 }
 
 #[test]
+fn hooks_bring_applications_to_rest_while_file_systems_can_be_written() {
+    use std::os::unix::fs::PermissionsExt;
+    let disk = Disk::with_ext4(64 * MIB);
+    let mounted = disk.mount();
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(&server, &[&disk], folder.path());
+    std::fs::create_dir(&config.hooks_dir).unwrap();
+    let hook = config.hooks_dir.join("ledger");
+    let write = |then: &str| {
+        let ledger = mounted.at.join("ledger");
+        let text = format!("#!/bin/sh\necho $1 >> {}\nsync {0}\n{then}\n", ledger.display());
+        std::fs::write(&hook, text).unwrap();
+        std::fs::set_permissions(&hook, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    write("");
+    let agent = RunningAgent::start(config);
+    let (report, content) = server.checkpoint(false);
+    assert_eq!(report.consistency, Consistency::Application);
+    let ledger = || std::fs::read_to_string(mounted.at.join("ledger")).unwrap();
+    assert_eq!(ledger(), "freeze\nthaw\n");
+    let holds = |text: &[u8]| content[0].windows(text.len()).any(|bytes| bytes == text);
+    assert!(holds(b"freeze\n") && !holds(b"freeze\nthaw\n"), "the checkpoint lies between the two");
+    write("[ $1 = thaw ]");
+    let (report, _) = server.checkpoint(false);
+    assert_eq!(report.consistency, Consistency::FileSystem);
+    assert_eq!(ledger(), "freeze\nthaw\nfreeze\nthaw\n");
+    agent.stop().unwrap();
+}
+
+#[test]
 fn swap_is_excluded_and_its_header_is_not() {
     let disk = Disk::new(64 * MIB);
     run("mkswap", &[disk.path()]);

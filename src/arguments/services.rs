@@ -109,6 +109,13 @@ pub struct AgentArguments {
     /// How long writers may stand still for a checkpoint [default: 2s].
     #[arg(long, env = "UNDERSTUDY_FREEZE_BUDGET", value_name = "DURATION")]
     pub freeze_budget: Option<humantime::Duration>,
+    /// Programs that bring applications to rest around a checkpoint: each is run with `freeze` and `thaw`
+    /// [default: those in /etc/understudy/freeze-hook.d].
+    #[arg(long, env = "UNDERSTUDY_FREEZE_HOOKS", value_name = "DIR")]
+    pub freeze_hooks: Option<PathBuf>,
+    /// How long one of them may take [default: 10s].
+    #[arg(long, env = "UNDERSTUDY_HOOK_TIMEOUT", value_name = "DURATION")]
+    pub hook_timeout: Option<humantime::Duration>,
     /// One-time token from `understudy enroll`, at the first start.
     #[arg(long, env = "UNDERSTUDY_TOKEN")]
     pub token: Option<String>,

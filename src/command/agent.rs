@@ -87,6 +87,10 @@ fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> a
     );
     set(&mut config.heartbeat, flags.heartbeat.or(parse("heartbeat", file.heartbeat)?));
     set(&mut config.barrier.budget, flags.freeze_budget.or(parse("freeze-budget", file.freeze_budget)?));
+    set(&mut config.hook_timeout, flags.hook_timeout.or(parse("hook-timeout", file.hook_timeout)?));
+    if let Some(folder) = flags.freeze_hooks.or(file.freeze_hooks) {
+        config.hooks_dir = folder;
+    }
     if let Some(state) = flags.state.or(file.state) {
         config.state_dir = state;
     }

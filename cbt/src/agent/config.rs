@@ -30,6 +30,10 @@ pub struct AgentConfig {
     pub heartbeat: Duration,
     /// How checkpoints are taken.
     pub barrier: BarrierSettings,
+    /// A folder of programs that bring applications to rest around a checkpoint: each is run with `freeze` and `thaw`.
+    pub hooks_dir: PathBuf,
+    /// How long one of them may take.
+    pub hook_timeout: Duration,
     /// Hints that survive a restart: machine id, generation.
     pub state_dir: PathBuf,
     /// Locks and the watchdog's notes; gone after a restart of the machine.
@@ -80,6 +84,8 @@ impl AgentConfig {
             checkpoint_every: Duration::from_secs(60),
             heartbeat: Duration::from_secs(5),
             barrier: BarrierSettings::default(),
+            hooks_dir: PathBuf::from("/etc/understudy/freeze-hook.d"),
+            hook_timeout: Duration::from_secs(10),
             state_dir: PathBuf::from("/var/lib/understudy/agent"),
             run_dir: PathBuf::from("/run/understudy"),
             watchdog: vec![program.unwrap_or_else(|_| "understudy".into()), "agent-watchdog".into()],

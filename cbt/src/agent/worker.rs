@@ -8,6 +8,7 @@ use super::verify::Verify;
 use super::vitals::{DiskVitals, Vitals};
 use crate::barrier::{self, Outcome, excluded, while_frozen};
 use crate::copy::{Manner, Phase, Receiver, Replica};
+use crate::hooks::Hooks;
 use crate::link::Link;
 use crate::mounts::superblocks;
 use crate::restore::Restore;
@@ -58,6 +59,7 @@ pub(super) struct Worker {
     pub state: State,
     pub vitals: Arc<Vitals>,
     pub inside_session: bool,
+    hooks: Hooks,
     /// Set by each welcome.
     pub was_connected: bool,
     next_request: u64,
@@ -89,7 +91,10 @@ impl Worker {
         vitals: Arc<Vitals>,
     ) -> Worker {
         let inside_session = super::session::own_session().is_some();
+        let hooks = Hooks::new(&config.hooks_dir, &config.run_dir, config.hook_timeout);
+        hooks.recover();
         Worker {
+            hooks,
             config,
             replicas,
             watchdog: None,
@@ -340,8 +345,8 @@ impl Worker {
             &session.link,
             &mut self.watchdog,
             &self.config.barrier,
-            request.number,
-            &request.name,
+            &self.hooks,
+            (request.number, &request.name),
         );
         match outcome {
             Ok(Outcome::Taken(report)) => {

@@ -11,6 +11,7 @@ mod settle;
 mod warm;
 
 use crate::copy::{Bounds, Held, Replica};
+use crate::hooks::Hooks;
 use crate::link::Link;
 use crate::mounts::{Superblock, superblocks, swap_extents};
 use crate::watchdog::Watchdog;
@@ -66,8 +67,8 @@ pub(crate) fn take_checkpoint(
     link: &Link,
     watchdog: &mut Option<Watchdog>,
     settings: &BarrierSettings,
-    request: u64,
-    name: &str,
+    hooks: &Hooks,
+    (request, name): (u64, &str),
 ) -> Result<Outcome> {
     let mut reason = String::new();
     for _ in 0..settings.attempts.max(1) {
@@ -75,7 +76,15 @@ pub(crate) fn take_checkpoint(
             return Ok(Outcome::Missed(cause));
         }
         let excluded: Vec<ExtentSet> = replicas.iter().map(excluded).collect();
-        match attempt(replicas, link, watchdog, settings, &excluded)? {
+        let rest = hooks.rest().unwrap_or_else(|error| {
+            tracing::warn!("this checkpoint is one without the applications: {error}");
+            None
+        });
+        let attempted = attempt(replicas, link, watchdog, settings, &excluded)?;
+        let rested = rest.is_some();
+        // Before what is held travels: the network is no part of how long they rest.
+        drop(rest);
+        match attempted {
             Attempt::Exact(held, moment) => {
                 let mut disks = Vec::new();
                 for ((replica, held), excluded) in replicas.iter_mut().zip(held).zip(&excluded) {
@@ -84,6 +93,10 @@ pub(crate) fn take_checkpoint(
                     disks.push(DiskInstant { seq, len: replica.disk.len(), excluded });
                 }
                 let Moment { taken_at, frozen, consistency } = moment;
+                let consistency = match consistency {
+                    Consistency::FileSystem if rested => Consistency::Application,
+                    other => other,
+                };
                 let frozen_ms = u64::try_from(frozen.as_millis()).unwrap_or(u64::MAX);
                 let name = name.to_owned();
                 return Ok(Outcome::Taken(CheckpointReport {

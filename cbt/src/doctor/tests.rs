@@ -84,7 +84,7 @@ fn a_first_sector_without_code_does_not_boot() {
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk");
     let (_folder, root) = root(&[]);
-    let mut verdict = |sector: &[u8]| {
+    let verdict = |sector: &[u8]| {
         fs::write(&disk, sector).unwrap();
         boot_loader::examine(&root, wire::Firmware::Bios, std::slice::from_ref(&disk)).verdict
     };

@@ -248,6 +248,7 @@ pub fn config(server: &super::Server, disks: &[&Disk], folder: &Path) -> AgentCo
     let mut config = AgentConfig::new(server.address(), "machine-1", &devices);
     config.state_dir = folder.join("state");
     config.run_dir = folder.join("run");
+    config.hooks_dir = folder.join("hooks");
     config.watchdog = vec![example("watchdog")];
     config.heartbeat = Duration::from_millis(200);
     config.checkpoint_every = Duration::from_secs(3600);

@@ -84,6 +84,7 @@ pub struct AgentSection {
     pub tracker: Option<String>,
     pub send: Option<String>,
     pub compress: Option<String>,
+    pub rate: Option<String>,
     pub checkpoint_every: Option<String>,
     pub heartbeat: Option<String>,
     pub freeze_budget: Option<String>,

@@ -109,6 +109,26 @@ fn a_restarted_agent_goes_on_from_its_pinned_map() {
 }
 
 #[test]
+fn no_more_than_the_rate_is_sent_and_heartbeats_go_on() {
+    let disk = Disk::new(64 * MIB);
+    let mut file = OpenOptions::new().write(true).open(&disk.device).unwrap();
+    fill(&mut file, 0, 6 * MIB, 9);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&server, &[&disk], folder.path());
+    config.rate = Some(blocks::ByteLen::new(2 * MIB));
+    let began = std::time::Instant::now();
+    let agent = RunningAgent::start(config);
+    eventually("the data", || server.model().bytes_received >= 6 * MIB);
+    // The last piece is sent before its pause.
+    assert!(began.elapsed() >= Duration::from_millis(2400), "{:?}", began.elapsed());
+    assert!(server.model().heartbeats.len() >= 5, "{} heartbeats", server.model().heartbeats.len());
+    let (_, content) = server.checkpoint(false);
+    assert_same("slowly", &content[0], &disk.content());
+    agent.stop().unwrap();
+}
+
+#[test]
 fn zeroes_and_discards_travel_as_zeroes() {
     let disk = Disk::new(64 * MIB);
     disk.write(0, &vec![1; 16 * MIB as usize]);

@@ -100,6 +100,9 @@ pub struct AgentArguments {
     /// Whether what is sent is compressed: auto (where the link was measured to be the slower one), always or never
     #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
     pub compress: Option<String>,
+    /// How many bytes a second are sent at most [default: as many as the line carries].
+    #[arg(long, env = "UNDERSTUDY_RATE", value_name = "RATE")]
+    pub rate: Option<bytesize::ByteSize>,
     /// How often a checkpoint is taken [default: 60s].
     #[arg(long, env = "UNDERSTUDY_CHECKPOINT_EVERY", value_name = "DURATION")]
     pub checkpoint_every: Option<humantime::Duration>,

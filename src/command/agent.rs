@@ -76,6 +76,12 @@ fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> a
     if let Some(compress) = flags.compress.or(file.compress) {
         config.compress = compress.parse()?;
     }
+    config.rate = match flags.rate.or(parse("rate", file.rate)?) {
+        Some(rate) if rate.as_u64() == 0 => {
+            return Err(usage("a rate of nothing would never send anything").into());
+        }
+        rate => rate.map(|rate| blocks::ByteLen::new(rate.as_u64())),
+    };
     let set = |target: &mut std::time::Duration, value: Option<Duration>| {
         if let Some(value) = value {
             *target = value.into();

@@ -2,7 +2,7 @@
 
 use crate::barrier::BarrierSettings;
 use crate::tracker::TrackerWish;
-use blocks::{Compression, Extent};
+use blocks::{ByteLen, Compression, Extent};
 use std::path::PathBuf;
 use std::time::Duration;
 use wire::{Address, AgentIdentity};
@@ -24,6 +24,8 @@ pub struct AgentConfig {
     pub send: SendMode,
     /// Whether what is sent is compressed, where the server understands that.
     pub compress: Compression,
+    /// How many bytes a second may be sent; `None`: as many as the line carries. Zero is taken for one.
+    pub rate: Option<ByteLen>,
     /// How often a checkpoint is taken.
     pub checkpoint_every: Duration,
     /// How often the server hears from this agent.
@@ -81,6 +83,7 @@ impl AgentConfig {
             tracker: TrackerWish::Auto,
             send: SendMode::Continuous,
             compress: Compression::Auto,
+            rate: None,
             checkpoint_every: Duration::from_secs(60),
             heartbeat: Duration::from_secs(5),
             barrier: BarrierSettings::default(),

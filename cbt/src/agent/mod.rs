@@ -11,6 +11,7 @@ mod advice;
 mod config;
 mod heap;
 mod orders;
+mod pace;
 mod protect;
 mod run;
 mod session;

@@ -2,6 +2,7 @@
 
 use super::advice;
 use super::config::AgentConfig;
+use super::pace::Pace;
 use super::protect::protect_all;
 use super::session::own_session;
 use super::state::State;
@@ -209,7 +210,8 @@ async fn carry(
     let reading = tokio::spawn(read(receiver, Arc::clone(&inbox)));
     let pulse =
         Pulse { vitals: Arc::clone(vitals), every: config.heartbeat, silence_max: config.silence_max };
-    let writing = tokio::spawn(write(sender, ends.outgoing, Arc::clone(&inbox), pulse));
+    let pace = Pace::new(config.rate);
+    let writing = tokio::spawn(write(sender, ends.outgoing, Arc::clone(&inbox), pulse, pace));
     tokio::pin!(reading, writing);
     let mut ended = None;
     let patience = tokio::time::sleep(Duration::from_secs(1 << 30));
@@ -289,6 +291,7 @@ async fn write(
     mut outgoing: mpsc::Receiver<AgentMessage>,
     inbox: Arc<Inbox>,
     pulse: Pulse,
+    mut pace: Pace,
 ) -> Result<Sender<AgentMessage>> {
     let mut beats = tokio::time::interval(pulse.every.max(Duration::from_millis(10)));
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -304,7 +307,7 @@ async fn write(
                 }
                 Some(AgentMessage::Heartbeat(pulse.vitals.heartbeat()))
             }
-            message = outgoing.recv() => message,
+            message = async { tokio::time::sleep_until(pace.next()).await; outgoing.recv().await } => message,
         };
         let Some(message) = message else { return Ok(sender) };
         if let AgentMessage::Write(write) = &message {
@@ -313,7 +316,10 @@ async fn write(
             }
             owed = Some((write.disk, write.seq));
         }
+        let before = sender.sent();
         sender.send(&message).await?;
+        let pause = pace.note(sender.sent() - before);
+        sender.note_pause(pause);
         note_sent(&message);
     }
 }

@@ -3,7 +3,7 @@
 use crate::frame::{Header, VERSION, VERSION_PACKED, encode_head};
 use crate::packing::Packer;
 use crate::{AgentMessage, HEADER_BYTES, Message, ServerMessage, codec};
-use blocks::{Compression, Error, ErrorKind, Result};
+use blocks::{ByteLen, Compression, Error, ErrorKind, Result};
 use std::fmt;
 use std::io::IoSlice;
 use std::marker::PhantomData;
@@ -39,6 +39,7 @@ pub struct Sender<S> {
     torn: bool,
     version: Arc<AtomicU16>,
     packer: Packer,
+    sent: u64,
     says: PhantomData<fn(S)>,
 }
 
@@ -89,6 +90,7 @@ impl<S: Message, R: Message> Connection<S, R> {
                 torn: false,
                 version: version.clone(),
                 packer: Packer::default(),
+                sent: 0,
                 says: PhantomData,
             },
             receiver: Receiver {
@@ -165,8 +167,20 @@ impl<S: Message> Sender<S> {
         let flushed = bounded(self.timeout, self.writer.flush()).await;
         flushed.map_err(|error| stalled(format_args!("sending to {}", self.peer), self.timeout, error))?;
         self.packer.note_sent(head.len() + payload.len(), begun.elapsed());
+        self.sent += (head.len() + payload.len()) as u64;
         self.torn = false;
         Ok(())
+    }
+
+    /// How many bytes have been sent, as they travelled.
+    pub fn sent(&self) -> ByteLen {
+        ByteLen::new(self.sent)
+    }
+
+    /// What was sent is followed by a pause of that length, because less is allowed than the line would carry: to `Auto` that
+    /// is time which the line takes.
+    pub fn note_pause(&mut self, pause: Duration) {
+        self.packer.note_sent(0, pause);
     }
 
     /// Whether payloads are packed, where the other side understands that; not at all at first. `Auto` counts how long sends

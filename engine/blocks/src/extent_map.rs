@@ -67,6 +67,13 @@ impl<V: Sliceable> ExtentMap<V> {
     /// Gives the bytes of `extent` this value; what they had before is forgotten. Joins neighbours that continue each
     /// other.
     pub fn insert(&mut self, extent: Extent, value: V) {
+        // Most insertions touch nothing: that is one look, and not the four of what follows.
+        let last = self.entries.range(..=extent.end()).next_back();
+        if last.is_none_or(|(start, (len, _))| *start + *len < extent.start()) {
+            self.covered += extent.len();
+            self.entries.insert(extent.start(), (extent.len(), value));
+            return;
+        }
         self.remove(extent);
         self.covered += extent.len();
         let (mut start, mut len, mut value) = (extent.start(), extent.len(), value);

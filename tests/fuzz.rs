@@ -8,6 +8,8 @@
 
 #[path = "support/decoders.rs"]
 mod decoders;
+#[path = "support/images/mod.rs"]
+mod images;
 
 use decoders::{DECODERS, Decoder};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -142,5 +144,21 @@ fn mutated_inputs_are_refused_or_can_be_relied_on() {
             play(decoder, &input, &format!("UNDERSTUDY_FUZZ_SEED={seed}, round {round}"));
         }
         println!("{}: {rounds} rounds in {:?}", decoder.name, begun.elapsed());
+    }
+}
+
+/// What scripts/fuzz found in the image formats, by what it was.
+#[test]
+fn what_was_found_in_images_stays_mended() {
+    for target in &images::TARGETS {
+        let folder = root().join("tests/corpus").join(target.name);
+        let mut paths: Vec<_> =
+            std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        paths.sort();
+        assert!(!paths.is_empty(), "{}: nothing is kept", folder.display());
+        for path in paths {
+            println!("{}", path.display());
+            target.play(&std::fs::read(&path).unwrap());
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What a client can send, as functions over bytes: for libFuzzer (nbd-server/fuzz) and for the random tests below.
+//! What a client can send, as functions over bytes: for libFuzzer (fuzz/) and for the random tests below.
 //!
 //! They run the server's own code from the first byte to the reply, over a disk in memory. A panic is a find; so is an
 //! export that was not offered, or a reply out of proportion.

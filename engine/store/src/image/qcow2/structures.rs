@@ -48,6 +48,13 @@ impl Structures {
                 of_snapshots.extend(extent.blocks(header.cluster));
             }
         }
+        if let Some(table) = header::snapshot_table(file, header)? {
+            of_snapshots.extend(table.blocks(header.cluster));
+        }
+        if let Some(both) = of_snapshots.iter().find(|cluster| clusters.binary_search(cluster).is_ok()) {
+            let at = header.cluster.start_of(*both);
+            return Err(corrupt(format!("a table of its snapshots lies on another one at {at}")));
+        }
         clusters.extend(of_snapshots);
         clusters.sort_unstable();
         Ok(Structures { l1, counts, clusters, cluster: header.cluster })

@@ -19,7 +19,7 @@ pub(in super::super) fn check(file: &dyn StorageFile, repair: bool) -> Result<Ch
         check_fixed(file, &footer, &mut report)?;
         return Ok(report);
     }
-    let header = DynamicHeader::read(file, footer.data_offset, footer.current_size)?;
+    let header = DynamicHeader::read(file, &footer)?;
     let used_end = check_blocks(file, &footer, &header, &mut report)?;
     let clean = report.damaged() == 0;
     check_end(file, &footer, used_end, (agree, repair && clean), &mut report)?;
@@ -47,13 +47,15 @@ fn check_blocks(
     let layout = BlockLayout { block: header.block };
     let file_end = file.len()?.end();
     let table = Extent::new(header.table_offset, header.bat_end() - header.table_offset)?;
-    let mut used = vec![
-        Extent::new(ByteOffset::ZERO, FOOTER_BYTES)?,
-        Extent::new(footer.data_offset, HEADER_BYTES)?,
-        table,
-    ];
-    used.extend(header.parent.locators.iter().map(|locator| locator.place));
-    used.retain(|place| place.end() <= file_end);
+    let header_place = Extent::new(footer.data_offset, HEADER_BYTES)?;
+    let mut used = vec![Extent::new(ByteOffset::ZERO, FOOTER_BYTES)?, header_place, table];
+    for place in header.parent.locators.iter().map(|locator| locator.place) {
+        match place.end() <= file_end {
+            true => used.push(place),
+            // The file would grow over it.
+            false => report.damage(Some(place), false, "a path of its parent lies past the file's end"),
+        }
+    }
     if table.end() > file_end {
         report.damage(Some(table), false, "the table ends past the file");
         return Ok(file_end);

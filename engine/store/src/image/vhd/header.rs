@@ -1,7 +1,7 @@
 //! The dynamic header: where the block allocation table lies and how large blocks are.
 
 use super::LEN_MAX;
-use super::footer::{be32, be64, checksum};
+use super::footer::{DiskType, Footer, be32, be64, checksum};
 use super::parent::Parent;
 use blocks::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Result, StorageFile};
 
@@ -54,15 +54,21 @@ impl DynamicHeader {
         bytes
     }
 
-    /// Reads and checks the header at `start` of a disk of `len` bytes.
-    pub(super) fn read(file: &dyn StorageFile, start: ByteOffset, len: ByteLen) -> Result<DynamicHeader> {
+    /// Reads and checks the header of the disk that the footer describes.
+    pub(super) fn read(file: &dyn StorageFile, footer: &Footer) -> Result<DynamicHeader> {
+        let start = footer.data_offset;
         let mut bytes = [0; 1024];
         if start.get() < 512 || start.get() > i64::MAX as u64 {
             return Err(Error::corrupt(format!("{}: a dynamic header at {start}", file.name())));
         }
         file.read_at(start, &mut bytes)?;
-        DynamicHeader::decode(&bytes, len)
-            .map_err(|error| error.context(format!("{}: dynamic header at {start}", file.name())))
+        let mut header = DynamicHeader::decode(&bytes, footer.current_size)
+            .map_err(|error| error.context(format!("{}: dynamic header at {start}", file.name())))?;
+        if footer.disk_type != DiskType::Differencing {
+            // The fields mean nothing there, whatever they hold.
+            header.parent = Parent::default();
+        }
+        Ok(header)
     }
 
     fn decode(bytes: &[u8; 1024], len: ByteLen) -> Result<DynamicHeader> {

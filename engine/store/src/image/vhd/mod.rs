@@ -180,7 +180,7 @@ pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
         }
         DiskType::Fixed => Ok(Opened::Fixed(len)),
         DiskType::Dynamic | DiskType::Differencing => {
-            let header = DynamicHeader::read(file, footer.data_offset, len)?;
+            let header = DynamicHeader::read(file, &footer)?;
             let bat = Bat::read(file, &header, len, footer.data_offset)?;
             Ok(Opened::Dynamic(Box::new(Parts { footer, footers_agree, header, bat })))
         }

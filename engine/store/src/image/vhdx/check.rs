@@ -15,7 +15,7 @@ pub(in super::super) fn check(file: &Arc<dyn StorageFile>, repair: bool) -> Resu
     let mut report = CheckReport::default();
     check_log(file, repair, &mut report)?;
     let mut opened = Opened::read(Arc::clone(file), false)?;
-    check_copies(file, &mut opened.headers, repair, &mut report)?;
+    check_copies(&*opened.file, &mut opened.headers, repair, &mut report)?;
     check_room(file, &opened, repair, &mut report)?;
     if repair && report.repaired() > 0 {
         file.sync()?;
@@ -43,19 +43,19 @@ fn check_log(file: &Arc<dyn StorageFile>, repair: bool, report: &mut CheckReport
 }
 
 fn check_copies(
-    file: &Arc<dyn StorageFile>,
+    file: &dyn StorageFile,
     headers: &mut Headers,
     repair: bool,
     report: &mut CheckReport,
 ) -> Result<()> {
     if !headers.both_valid {
         if repair {
-            headers.replace(&**file, |_| {})?;
+            headers.replace(file, |_| {})?;
         }
         let place = Extent::between(HEADER_STARTS[0], TABLE_STARTS[0]);
         report.pending(place, repair, "one of the two headers is not valid");
     }
-    let tables = TABLE_STARTS.map(|start| (start, Regions::read_at(&**file, start)));
+    let tables = TABLE_STARTS.map(|start| (start, Regions::read_at(file, start)));
     if let [(_, Ok(_)), (bad, Err(_))] | [(bad, Err(_)), (_, Ok(_))] = &tables {
         let good = if *bad == TABLE_STARTS[0] { TABLE_STARTS[1] } else { TABLE_STARTS[0] };
         if repair {
@@ -97,7 +97,7 @@ fn check_room(
         }
         at = at.max(extent.end());
     }
-    if let Some(behind) = Extent::between(at, file.len()?.end()) {
+    if let Some(behind) = Extent::between(at, opened.file.len()?.end()) {
         if repair {
             file.set_len(ByteLen::new(at.get()))?;
         }

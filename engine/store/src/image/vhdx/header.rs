@@ -119,7 +119,9 @@ impl Headers {
     pub(super) fn replace(&mut self, file: &dyn StorageFile, change: impl FnOnce(&mut Header)) -> Result<()> {
         let mut next = self.current.clone();
         change(&mut next);
-        next.sequence += 1;
+        next.sequence = next.sequence.checked_add(1).ok_or_else(|| {
+            Error::corrupt(format!("{}: the number of its header cannot rise any more", file.name()))
+        })?;
         let slot = 1 - self.slot;
         file.write_at(HEADER_STARTS[slot], &next.encode())?;
         file.sync()?;

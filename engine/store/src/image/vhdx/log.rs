@@ -7,6 +7,7 @@
 
 use super::super::bytes::{le32, le64, put};
 use super::header::checksum;
+use super::region::TABLE_STARTS;
 use blocks::{ByteLen, ByteOffset, Error, Extent, Result, StorageFile};
 use std::collections::{BTreeMap, HashMap};
 
@@ -130,8 +131,8 @@ fn sequence<'a>(entries: &'a HashMap<usize, Entry>, head: &Entry, ring: usize) -
     let mut at = head.tail;
     loop {
         let entry = entries.get(&at)?;
-        if found.last().is_some_and(|last| last.sequence + 1 != entry.sequence) || found.len() > entries.len()
-        {
+        let follows = |last: &&Entry| last.sequence.checked_add(1) == Some(entry.sequence);
+        if !found.last().is_none_or(follows) || found.len() > entries.len() {
             return None;
         }
         found.push(entry);
@@ -172,7 +173,9 @@ impl Replay {
             let descriptor = bytes.get(HEADER_BYTES + index * DESCRIPTOR_BYTES..)?.get(..DESCRIPTOR_BYTES)?;
             let at = le64(descriptor, 16);
             let aligned = at.is_multiple_of(SECTOR as u64) && at <= i64::MAX as u64;
-            if !aligned || le64(descriptor, 24) != entry.sequence {
+            // The identifier never changes, and headers are what leads to the log.
+            let allowed = at >= TABLE_STARTS[0].get();
+            if !aligned || !allowed || le64(descriptor, 24) != entry.sequence {
                 return None;
             }
             match &descriptor[..4] {

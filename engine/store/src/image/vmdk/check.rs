@@ -9,6 +9,7 @@ use super::compressed;
 use super::descriptor::ExtentType;
 use super::directory::{Directories, Directory};
 use super::header::{Header, TABLE_BYTES, TABLE_ENTRIES, UNCLEAN_AT};
+use super::sparse::check_cut;
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, SECTOR_BYTES, StorageFile};
 use std::sync::Arc;
 
@@ -188,6 +189,7 @@ impl Walk<'_> {
         }
         let place = Extent::new(at, len)?;
         self.directories.check_place(place, end)?;
+        check_cut(place, end.align_up(self.header.grain))?;
         Ok(place)
     }
 

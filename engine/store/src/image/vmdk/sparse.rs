@@ -35,6 +35,8 @@ pub(super) struct Sparse {
     written: Vec<AtomicU64>,
     /// Up to here the file has bytes.
     file_end: AtomicU64,
+    /// From here on new grains and tables are put.
+    fresh_from: ByteOffset,
     /// The compressed grain that was read last.
     unpacked: Mutex<Option<Unpacked>>,
     changes: Mutex<Changes>,
@@ -77,6 +79,15 @@ impl Source {
     }
 }
 
+/// The last grain of other writers' files may be cut; the rest of it is zero. `Corrupt` where that rest goes beyond what
+/// the last grain would have: new grains are put there.
+pub(super) fn check_cut(place: Extent, fresh_from: ByteOffset) -> Result<()> {
+    if place.start() < fresh_from && place.end() > fresh_from {
+        return Err(Error::corrupt(format!("its place, {place}, goes on past the file's last grain")));
+    }
+    Ok(())
+}
+
 impl Sparse {
     /// The extent of a checked header. `memory` bounds the cache of its tables.
     pub(super) fn open(file: Arc<dyn StorageFile>, header: Header, memory: ByteLen) -> Result<Sparse> {
@@ -94,6 +105,7 @@ impl Sparse {
             tables: TableCache::new(TABLE_ENTRIES as usize, EntryCodec::Le32, memory),
             written: (0..words).map(|_| AtomicU64::new(0)).collect(),
             file_end: AtomicU64::new(file_end.get()),
+            fresh_from: used_end,
             unpacked: Mutex::default(),
             changes: Mutex::new(Changes { slots, begun: false }),
             file,
@@ -170,7 +182,9 @@ impl Sparse {
         }
         // A compressed grain takes a sector at least; how many more, its marker says.
         let len = if self.header.compressed { BlockShift::SECTOR.len() } else { self.grain().len() };
-        let checked = self.directories.check_place(Extent::new(at, len)?, self.file_end());
+        let place = Extent::new(at, len)?;
+        let checked = self.directories.check_place(place, self.file_end());
+        let checked = checked.and_then(|()| check_cut(place, self.fresh_from));
         checked.map_err(|error| error.context(format!("{}: the extent's {part}", self.file.name())))?;
         Ok(if self.header.compressed { Source::Packed { at, skip } } else { Source::File(at + skip) })
     }

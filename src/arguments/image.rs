@@ -78,8 +78,10 @@ Holes and zeroes take no room in the new file.")]
 Example:
   understudy image resize disk.qcow2 --size 200GiB
 
-Nobody else may have the image open. raw and qcow2 grow and shrink, vhdx grows, as far as their
-tables have room; the rest is converted into a new image.")]
+Nobody else may have the image open. raw, vhd, qcow2 and flat vmdk grow and shrink, vhdx and
+sparse vmdk grow; qcow2 and vhdx as far as their tables have room. What stands on another file,
+is compressed or has several extents is converted into a new image. An interrupted resize is
+repeated.")]
     Resize {
         /// The image.
         #[command(flatten)]

@@ -73,7 +73,9 @@ fn create_child(output: &Path, format: &str, parent: &Path, json: bool) -> anyho
 
 fn resize(image: &ImageArguments, len: ByteLen, json: bool) -> anyhow::Result<()> {
     let (file, format) = open_file(image, OpenMode::ReadWrite)?;
-    store::resize_image(&file, Some(format), len)?;
+    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(&image.file)?);
+    let options = ImageOptions { format: Some(format), folder: Some(folder), ..ImageOptions::default() };
+    store::resize_image_with(&file, options, len)?;
     print_made(&image.file, format.name(), len, json);
     Ok(())
 }

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use store::{
     CheckReport, ImageFormat, ImageOptions, check_image_with, merge_image, open_image_with, probe_image,
-    resize_image,
+    resize_image_with,
 };
 
 const CLASS: RequestClass = RequestClass::Background;
@@ -175,7 +175,8 @@ impl Target {
         };
         let storage = storage.clone();
         let file = storage.file(self.files[0]);
-        let resized = refused(resize_image(&file, Some(self.format), ByteLen::new(new_len))).is_some();
+        let options = self.options(&storage, true);
+        let resized = refused(resize_image_with(&file, options, ByteLen::new(new_len))).is_some();
         let opened = refused(self.open(&storage, false));
         if !sound {
             return;

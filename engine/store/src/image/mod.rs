@@ -34,7 +34,7 @@ pub use opening::{
     ImageOptions, check_image, check_image_with, merge_image, open_image, open_image_with, probe_image,
 };
 pub use replay::{ReplayContent, ReplayPiece, replay};
-pub use resize::resize_image;
+pub use resize::{resize_image, resize_image_with};
 pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};
 

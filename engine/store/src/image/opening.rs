@@ -195,6 +195,16 @@ pub fn check_image_with(file: &Arc<dyn StorageFile>, options: ImageOptions) -> R
     }
 }
 
+/// The files in which a VMDK has its data, opened for writing.
+pub(super) fn extents(
+    file: &Arc<dyn StorageFile>,
+    options: &ImageOptions,
+) -> Result<Vec<Arc<dyn StorageFile>>> {
+    let mut allowed = options.parents.clone();
+    let opened = vmdk::Opened::read(Arc::clone(file))?;
+    opened.files(|named| open_extent(file.name(), named, &mut allowed, options.folder.as_deref(), true))
+}
+
 /// The file that an image stands on, from among those that are allowed.
 fn take_parent(
     name: &str,

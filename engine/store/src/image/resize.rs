@@ -1,7 +1,8 @@
 //! Making the disk of an image longer or shorter, in place.
 
-use super::opening::{ImageOptions, open_image_with, probe_image};
-use super::{ImageFormat, qcow2, vhdx};
+use super::format::check_len_within;
+use super::opening::{ImageOptions, extents, open_image_with, probe_image};
+use super::{ImageFormat, qcow2, vhd, vhdx, vmdk};
 use crate::copy::STEP;
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, ErrorKind, Extent, RequestClass, Result, StorageFile, Volume,
@@ -11,23 +12,29 @@ use std::sync::Arc;
 /// Beyond the old end, what other writers left within the last block is cleared: no block is larger than this.
 const BLOCK_MAX: ByteLen = ByteLen::new(256 << 20);
 
+/// As [`resize_image_with`], of an image that has all its data in one file.
+pub fn resize_image(file: &Arc<dyn StorageFile>, format: Option<ImageFormat>, len: ByteLen) -> Result<()> {
+    resize_image_with(file, ImageOptions { format, ..ImageOptions::default() }, len)
+}
+
 /// Makes the image's disk `len` bytes long and flushes it. What is new reads as zeroes. Nobody else may have it open.
 ///
-/// Raw and QCOW2 grow and shrink, dynamic VHDX grows; QCOW2 and VHDX as far as their tables have room, which
-/// for ours is 4 TiB and a multiple of 1 TiB. A power cut leaves the one length or the other.
+/// Raw, VHD, QCOW2 and flat VMDK grow and shrink, dynamic VHDX and sparse VMDK grow; QCOW2 and VHDX as far as their
+/// tables have room, which for ours is 4 TiB and a multiple of 1 TiB. A power cut leaves the one length or the other.
 ///
 /// Errors: `InvalidInput` for a length that is not whole sectors, and for one that would cut off anything but zeroes;
-/// `Unsupported` for other formats, for what stands on another file, has internal snapshots, or has no room in its
-/// tables; those of reading and writing.
-pub fn resize_image(file: &Arc<dyn StorageFile>, format: Option<ImageFormat>, len: ByteLen) -> Result<()> {
-    let format = format.map_or_else(|| probe_image(&**file), Ok)?;
-    format.check_len(len)?;
-    let open = |writable| {
-        let options = ImageOptions { format: Some(format), writable, ..ImageOptions::default() };
-        open_image_with(Arc::clone(file), options)
-    };
+/// `Unsupported` for what the format cannot hold, for what stands on another file, has internal snapshots, is compressed
+/// or in several extents, or has no room in its tables; those of reading and writing.
+pub fn resize_image_with(file: &Arc<dyn StorageFile>, options: ImageOptions, len: ByteLen) -> Result<()> {
+    let format = options.format.map_or_else(|| probe_image(&**file), Ok)?;
+    match format {
+        ImageFormat::Vmdk => check_len_within("vmdk", Some(vmdk::FLAT_LEN_MAX), len)?,
+        _ => format.check_len(len)?,
+    }
+    let options = ImageOptions { format: Some(format), writable: true, ..options };
+    let open = || open_image_with(Arc::clone(file), options.clone());
     // Opened for writing once, so that what waits to be put right by that is, before the length changes.
-    let old = open(true)?;
+    let old = open()?;
     let (old_len, alignment) = (old.len(), old.alignment());
     if !len.is_aligned(alignment) {
         let context = format!("{}: {len} bytes are not whole sectors of {}", file.name(), alignment.bytes());
@@ -42,13 +49,12 @@ pub fn resize_image(file: &Arc<dyn StorageFile>, format: Option<ImageFormat>, le
     }
     match format {
         ImageFormat::Raw => file.set_len(len).and_then(|()| file.sync()).map(drop)?,
+        ImageFormat::Vhd => vhd::resize(&**file, len)?,
         ImageFormat::Vhdx => vhdx::resize(file, len)?,
         ImageFormat::Qcow2 => qcow2::resize(&**file, len)?,
-        // A fixed VHD has one footer, which cannot move in one step; the others would need tables elsewhere.
-        ImageFormat::Vhd => return Err(only_by_converting(file.name(), "a VHD")),
-        ImageFormat::Vmdk => return Err(only_by_converting(file.name(), "a VMDK")),
+        ImageFormat::Vmdk => vmdk::resize(file, extents(file, &options)?, len)?,
     }
-    let new = open(true)?;
+    let new = open()?;
     let fresh_end = (old_len.end() + BLOCK_MAX).min(len.end());
     if let Some(fresh) = Extent::between(old_len.end(), fresh_end) {
         new.discard(fresh, true, RequestClass::Background)?;

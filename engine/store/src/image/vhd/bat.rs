@@ -7,7 +7,7 @@ use blocks::{ByteLen, ByteOffset, Error, Extent, Result, SECTOR_BYTES, StorageFi
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const UNUSED: u32 = u32::MAX;
-const ENTRY_BYTES: u64 = 4;
+pub(super) const ENTRY_BYTES: u64 = 4;
 const READ_BYTES: ByteLen = ByteLen::new(64 << 10);
 
 /// The table in memory, 4 bytes for each block. Entries are only ever set, once.

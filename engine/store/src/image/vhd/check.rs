@@ -7,6 +7,7 @@ use super::block::BlockLayout;
 use super::footer::{DiskType, FOOTER_BYTES, Footer};
 use super::header::{DynamicHeader, HEADER_BYTES};
 use super::read_footers;
+use super::slots::Slots;
 use blocks::{ByteLen, ByteOffset, Extent, Result, StorageFile};
 
 /// Checks the file; with `repair`, which wants it writable, mends what can be mended without guessing and syncs.
@@ -16,7 +17,7 @@ pub(in super::super) fn check(file: &dyn StorageFile, repair: bool) -> Result<Ch
     let mut report = CheckReport::default();
     let (footer, agree) = read_footers(file)?;
     if footer.disk_type == DiskType::Fixed {
-        check_fixed(file, &footer, &mut report)?;
+        check_fixed(file, &footer, repair, &mut report)?;
         return Ok(report);
     }
     let header = DynamicHeader::read(file, &footer)?;
@@ -29,10 +30,25 @@ pub(in super::super) fn check(file: &dyn StorageFile, repair: bool) -> Result<Ch
     Ok(report)
 }
 
-fn check_fixed(file: &dyn StorageFile, footer: &Footer, report: &mut CheckReport) -> Result<()> {
+fn check_fixed(
+    file: &dyn StorageFile,
+    footer: &Footer,
+    repair: bool,
+    report: &mut CheckReport,
+) -> Result<()> {
     let (found, wanted) = (file.len()?, footer.current_size + FOOTER_BYTES);
-    if found != wanted {
+    if found < wanted {
         report.damage(None, false, format!("a fixed disk whose file has {found} bytes, not {wanted}"));
+    } else if found > wanted {
+        // As a crash leaves it while the disk gets another length.
+        if repair {
+            file.write_at(footer.current_size.end(), &footer.encode())?;
+            file.sync()?;
+            file.set_len(wanted)?;
+            file.sync()?;
+        }
+        let behind = Extent::between(wanted.end(), found.end());
+        report.pending(behind, repair, "a fixed disk whose file goes on behind it");
     }
     Ok(())
 }
@@ -74,8 +90,14 @@ fn check_blocks(
         if place.start() < at {
             report.damage(Some(place), false, "a block on another one, or on a structure");
         }
-        // Less than a block is what aligning one has left.
-        if let Some(gap) = Extent::between(at, place.start()).filter(|gap| gap.len() >= layout.len()) {
+        // Less than a block is what aligning one has left; behind the table, where it has grown over a block that was
+        // moved away, what no block fits into.
+        let behind_table = at == table.end();
+        let holds = |gap: &Extent| match behind_table {
+            true => Slots::new(layout, at, 0).next_bitmap(at) + layout.len() <= gap.end(),
+            false => gap.len() >= layout.len(),
+        };
+        if let Some(gap) = Extent::between(at, place.start()).filter(holds) {
             report.leak(gap, false, "no entry of the table leads there");
         }
         at = at.max(place.end());

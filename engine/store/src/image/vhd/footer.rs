@@ -41,7 +41,6 @@ impl Footer {
     /// The footer of a new disk.
     pub(super) fn new(len: ByteLen, disk_type: DiskType) -> Result<Footer> {
         let mut bytes = [0; 512];
-        let (cylinders, heads, sectors) = geometry(len);
         let data_offset = match disk_type {
             DiskType::Fixed => ByteOffset::new(u64::MAX),
             DiskType::Dynamic | DiskType::Differencing => super::HEADER_START,
@@ -52,18 +51,27 @@ impl Footer {
         put(12, &VERSION.to_be_bytes());
         put(16, &data_offset.get().to_be_bytes());
         put(24, &time_stamp(WallClock::now()).to_be_bytes());
+        put(40, &len.get().to_be_bytes());
+        put(60, &(disk_type as u32).to_be_bytes());
+        put(68, &random_id()?);
+        Ok(Footer { data_offset, current_size: len, disk_type, bytes }.resized(len))
+    }
+
+    /// The footer of the same disk with another length. Its creator is ours then, whoever made it: others take its size for
+    /// what it is only from a creator that they know to mean it.
+    pub(super) fn resized(&self, len: ByteLen) -> Footer {
+        let mut bytes = self.bytes;
+        let (cylinders, heads, sectors) = geometry(len);
+        let mut put = |at: usize, field: &[u8]| bytes[at..at + field.len()].copy_from_slice(field);
         put(28, &CREATOR);
         put(32, &CREATOR_VERSION.to_be_bytes());
         put(36, &CREATOR_OS);
-        put(40, &len.get().to_be_bytes());
         put(48, &len.get().to_be_bytes());
         put(56, &cylinders.to_be_bytes());
         put(58, &[heads, sectors]);
-        put(60, &(disk_type as u32).to_be_bytes());
-        put(68, &random_id()?);
         let sum = checksum(&bytes, CHECKSUM_AT);
         bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
-        Ok(Footer { data_offset, current_size: len, disk_type, bytes })
+        Footer { current_size: len, bytes, ..*self }
     }
 
     /// Reads and checks the footer at `start`.

@@ -54,6 +54,13 @@ impl DynamicHeader {
         bytes
     }
 
+    /// Changes the number of entries in a header's bytes, and with it the checksum; whatever else they say stays.
+    pub(super) fn put_entries(bytes: &mut [u8], entries: u32) {
+        bytes[28..32].copy_from_slice(&entries.to_be_bytes());
+        let sum = checksum(bytes, CHECKSUM_AT);
+        bytes[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&sum.to_be_bytes());
+    }
+
     /// Reads and checks the header of the disk that the footer describes.
     pub(super) fn read(file: &dyn StorageFile, footer: &Footer) -> Result<DynamicHeader> {
         let start = footer.data_offset;

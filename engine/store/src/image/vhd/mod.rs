@@ -20,17 +20,19 @@ mod disk;
 mod footer;
 mod header;
 mod parent;
+mod resize;
 mod slots;
 
 use super::opening::last_part;
 use bat::Bat;
-use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile};
+use blocks::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile};
 use footer::{DiskType, FOOTER_BYTES, Footer};
 use header::{DynamicHeader, HEADER_BYTES};
 
 pub(super) use check::check;
 pub(super) use disk::VhdDisk;
 use parent::Parent;
+pub(super) use resize::resize;
 
 /// The largest disk that VHD's tools agree on.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(2040 << 30);
@@ -84,7 +86,8 @@ pub(super) fn looks_like(file: &dyn StorageFile) -> Result<bool> {
             return Ok(true);
         }
     }
-    Ok(false)
+    // Most raw disks end with zeroes too, and few with a footer before them.
+    Ok(len > FOOTER_BYTES && len.is_aligned(BlockShift::SECTOR) && find_before_hole(file)?.is_some())
 }
 
 /// Writes an empty fixed VHD into an empty file and syncs it. The caller has checked the length.
@@ -164,8 +167,49 @@ fn read_footers(file: &dyn StorageFile) -> Result<(Footer, bool)> {
         (_, Ok(tail)) => (tail, false),
         // A crash while the file grew leaves only the copy at the start.
         (Ok(head), Err(_)) => (head, false),
-        (Err(error), Err(_)) => return Err(error),
+        (Err(error), Err(_)) => (find_before_hole(file)?.ok_or(error)?, false),
     })
+}
+
+/// The footer of a fixed disk whose file a crash has left longer, with nothing behind it: what the file holds last, where
+/// the disk ends. `None` where there is no such thing, or where the file system cannot tell what is a hole.
+fn find_before_hole(file: &dyn StorageFile) -> Result<Option<Footer>> {
+    /// Written and zero all the same: there are few of these behind the footer.
+    const EMPTY_MAX: usize = 16;
+    let mut limit = file.len()?.end();
+    for _ in 0..EMPTY_MAX {
+        let Some(page) = last_data(file, limit)? else { return Ok(None) };
+        let mut bytes = vec![0; page.len().as_usize()];
+        file.read_at(page.start(), &mut bytes)?;
+        let Some(last) = bytes.chunks(512).rposition(|sector| !blocks::is_zero(sector)) else {
+            limit = page.start();
+            continue;
+        };
+        let at = page.start() + ByteLen::new(last as u64 * 512);
+        if at + FOOTER_BYTES > file.len()?.end() {
+            return Ok(None);
+        }
+        let footer = unless_unreadable(Footer::read(file, at))?.ok();
+        return Ok(
+            footer.filter(|footer| footer.disk_type == DiskType::Fixed && footer.current_size.end() == at)
+        );
+    }
+    Ok(None)
+}
+
+/// The last 64 KiB before `limit` in which the file has data.
+fn last_data(file: &dyn StorageFile, limit: ByteOffset) -> Result<Option<Extent>> {
+    const PAGE: BlockShift = BlockShift::KIB_64;
+    let (mut data, mut hole) = (0, PAGE.block_of(limit.align_up(PAGE)));
+    while data < hole {
+        let middle = data + (hole - data) / 2;
+        match file.next_data(PAGE.start_of(middle))? {
+            Some(found) if found.start() < limit => data = middle + 1,
+            _ => hole = middle,
+        }
+    }
+    let Some(start) = data.checked_sub(1).map(|page| PAGE.start_of(page)) else { return Ok(None) };
+    Ok(Extent::between(start, (start + PAGE.len()).min(limit)))
 }
 
 /// Reads and checks the structures of a VHD.

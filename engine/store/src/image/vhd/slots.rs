@@ -34,7 +34,7 @@ impl Slots {
 
     /// The bitmap's place in the next slot after `used_end`. The gap before it leaves room for the footer that an
     /// earlier, shorter file had there.
-    fn next_bitmap(&self, used_end: ByteOffset) -> ByteOffset {
+    pub(super) fn next_bitmap(&self, used_end: ByteOffset) -> ByteOffset {
         let data = (used_end + FOOTER_BYTES + self.layout.bitmap_len()).align_up(DATA_ALIGNMENT);
         ByteOffset::new(data.get() - self.layout.bitmap_len().get())
     }

@@ -54,6 +54,14 @@ fn check_sparse(file: &dyn StorageFile, len: ByteLen, repair: bool, report: &mut
         report.damage(None, false, what);
         return Ok(());
     }
+    if header.exceeds(len) {
+        let what = format!(
+            "{}: room for {} bytes where {len} are said, as while it grows: give it its length again",
+            file.name(),
+            header.capacity
+        );
+        report.pending(None, false, what);
+    }
     let directories = match read_directories(file, &header, repair, report)? {
         Some(directories) => directories,
         None => return Ok(()),
@@ -91,9 +99,13 @@ fn read_directories(
     };
     let main = header.directory()?;
     let redundant = header.redundant()?.map(|place| Directory::read(file, place));
-    // Everybody puts the tables of a directory right behind it, so where they were follows from the header.
+    // Everybody puts the tables of a directory right behind it, so where they were follows from the header: unless the
+    // disk has grown since, which shows in the other directory.
     let rebuilt = rebuilt_entries(header, main);
     let (Some(Ok(redundant)), Some(entries)) = (redundant, rebuilt) else { return Err(error) };
+    if !follow(&redundant) {
+        return Err(error);
+    }
     let room = Extent::new(main.start(), header.overhead.end() - main.start());
     let apart = |extent: Extent| room.is_ok_and(|room| !room.overlaps(extent));
     if !apart(redundant.place) || !redundant.tables().all(apart) {
@@ -114,6 +126,16 @@ fn read_directories(
     let what = format!("the grain directory leads astray ({error}); the redundant one does not");
     report.damage(Some(main), repair, what);
     if repair { Directories::read(file, header).map(Some) } else { Ok(None) }
+}
+
+/// Whether the directory's tables follow it without a gap.
+fn follow(directory: &Directory) -> bool {
+    let mut at = ByteOffset::new(directory.place.end().get().next_multiple_of(SECTOR_BYTES));
+    directory.tables().all(|table| {
+        let follows = table.start() == at;
+        at = table.end();
+        follows
+    })
 }
 
 /// The entries of a directory whose tables follow it without a gap; `None` where they would not fit there.
@@ -215,7 +237,8 @@ impl Walk<'_> {
             Some(Ok(redundant)) => redundant,
             Some(Err(error)) => {
                 let what = format!("the redundant grain directory leads astray: {error}");
-                let rebuilt = rebuilt_entries(self.header, place).filter(|_| self.fits_before_main(place));
+                let fits = self.fits_before_main(place) && follow(&self.directories.main);
+                let rebuilt = rebuilt_entries(self.header, place).filter(|_| fits);
                 let mend = self.repair && rebuilt.is_some();
                 if let (true, Some(entries)) = (mend, rebuilt) {
                     self.write_redundant(place, &entries)?;

@@ -104,6 +104,40 @@ impl Descriptor {
     }
 }
 
+impl Descriptor {
+    /// The text of the same disk with another length of its one extent; with `geometry` the cylinders follow. `None` where
+    /// the text has no such line.
+    pub(super) fn with_len(text: &str, len: ByteLen, geometry: bool) -> Option<String> {
+        let sectors = len.get() / SECTOR_BYTES;
+        let number = |key: &str| text.lines().find_map(|line| value_of(line, key)?.parse::<u64>().ok());
+        let track = number("ddb.geometry.heads").zip(number("ddb.geometry.sectors"));
+        let cylinders = track.and_then(|(heads, sectors_a_track)| {
+            sectors.checked_div(heads.checked_mul(sectors_a_track)?).filter(|_| geometry)
+        });
+        let mut found = false;
+        let lines = text.split('\n').map(|line| {
+            let mut words = line.split_whitespace();
+            let old = words.next().and_then(access_of).and_then(|_| words.next());
+            if let Some(old) = old.filter(|_| !std::mem::replace(&mut found, true)) {
+                return line.replacen(old, &sectors.to_string(), 1);
+            }
+            match value_of(line, "ddb.geometry.cylinders").zip(cylinders) {
+                Some((old, new)) => line.replacen(&format!("\"{old}\""), &format!("\"{new}\""), 1),
+                None => line.to_owned(),
+            }
+        });
+        let lines: Vec<String> = lines.collect();
+        found.then(|| lines.join("\n"))
+    }
+}
+
+/// What stands in quotes after a key.
+fn value_of<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let (found, value) = line.split_once('=')?;
+    let value = value.trim().strip_prefix('"')?.strip_suffix('"')?;
+    found.trim().eq_ignore_ascii_case(key).then_some(value)
+}
+
 /// The geometry that VMware gives SCSI disks of this size: it grows in steps, so that older firmware is content.
 fn geometry(len: ByteLen) -> (u64, u64, u64) {
     let (heads, sectors) = match len.get() {

@@ -12,7 +12,7 @@ pub(super) const TABLE_BYTES: u64 = TABLE_ENTRIES * 4;
 /// Where the byte is that says that the file is being written.
 pub(super) const UNCLEAN_AT: ByteOffset = ByteOffset::new(72);
 /// In the field of the grain directory's place: the file ends with another header, which knows.
-const AT_END: u64 = u64::MAX;
+pub(super) const AT_END: u64 = u64::MAX;
 /// What a file that went through a transfer for texts no longer has.
 const NEWLINES: [u8; 4] = *b"\n \r\n";
 /// 4 KiB to 16 MiB.
@@ -124,11 +124,15 @@ impl Header {
         Ok(())
     }
 
-    /// Whether this is the header of an extent of `len` bytes: some writers fill up the last grain.
+    /// Whether this can be the header of an extent of `len` bytes: it may have more, since some writers fill up the last
+    /// grain, and since a disk that grows grows here first.
     pub(super) fn holds(&self, len: ByteLen) -> bool {
-        let filled_up = self.capacity.is_aligned(self.grain)
-            && self.capacity.blocks(self.grain) == len.blocks(self.grain);
-        self.capacity == len || filled_up
+        self.capacity >= len
+    }
+
+    /// Whether it has more grains than an extent of `len` bytes.
+    pub(super) fn exceeds(&self, len: ByteLen) -> bool {
+        self.capacity.blocks(self.grain) > len.blocks(self.grain)
     }
 
     /// How many grain tables there are.
@@ -148,6 +152,15 @@ impl Header {
     /// Where the redundant directory lies.
     pub(super) fn redundant(&self) -> Result<Option<Extent>> {
         self.redundant_at.map(|at| Ok(Extent::new(at, self.directory_len())?)).transpose()
+    }
+
+    /// Changes capacity and places in a header's bytes; whatever else they say stays.
+    pub(super) fn put_places(&self, bytes: &mut [u8; 512]) {
+        put(bytes, 12, &(self.capacity.get() / SECTOR_BYTES).to_le_bytes());
+        if let Some(redundant_at) = self.redundant_at {
+            put(bytes, 48, &(redundant_at.get() / SECTOR_BYTES).to_le_bytes());
+        }
+        put(bytes, 56, &(self.directory_at.get() / SECTOR_BYTES).to_le_bytes());
     }
 
     /// The bytes of a header that we write. `at_end`: what counts is the copy at the file's end.

@@ -21,6 +21,7 @@ mod directory;
 mod disk;
 mod header;
 mod identity;
+mod resize;
 mod sparse;
 mod stream;
 
@@ -34,6 +35,7 @@ use std::sync::Arc;
 
 pub(super) use check::check;
 pub(super) use disk::VmdkDisk;
+pub(super) use resize::resize;
 pub(super) use stream::write as write_stream;
 
 /// The largest sparse disk of which every grain, and the tables twice, lie below the 2 TiB that a sector's number reaches.

@@ -103,7 +103,7 @@ fn headers_that_make_no_sense_are_refused() {
         ("no capacity", 12, &[0; 8], ErrorKind::Unsupported),
         ("endless", 12, &[0xff; 8], ErrorKind::Corrupt),
         ("gigantic", 12, &far, ErrorKind::Unsupported),
-        ("longer than is said", 12, &40_000_u64.to_le_bytes(), ErrorKind::Corrupt),
+        ("shorter than is said", 12, &30_000_u64.to_le_bytes(), ErrorKind::Corrupt),
         ("no grain", 20, &[0; 8], ErrorKind::Unsupported),
         ("an odd grain", 20, &[129], ErrorKind::Unsupported),
         ("a gigantic grain", 20, &far, ErrorKind::Unsupported),
@@ -121,6 +121,16 @@ fn headers_that_make_no_sense_are_refused() {
         let error = opening(&storage);
         assert_eq!(error.kind(), kind, "{what}: {error}");
     }
+}
+
+/// As a power cut leaves it while the disk grows: the descriptor counts.
+#[test]
+fn a_header_with_more_grains_than_are_said_is_pending() {
+    let (storage, file) = written();
+    patch(&*file, 12, &40_000_u64.to_le_bytes());
+    assert_eq!(reopen(&storage, FORMAT).unwrap().len(), ByteLen::new(16 * MIB));
+    let report = check(&storage, FORMAT, false);
+    assert_eq!((report.faults().len(), report.faults()[0].kind), (1, FaultKind::Pending), "{report:?}");
 }
 
 #[test]

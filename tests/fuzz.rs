@@ -8,6 +8,7 @@
 
 #[path = "support/decoders.rs"]
 mod decoders;
+#[allow(dead_code, reason = "what changes inputs is used by fuzz/")]
 #[path = "support/images/mod.rs"]
 mod images;
 

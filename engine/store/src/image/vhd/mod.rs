@@ -166,8 +166,8 @@ fn read_footers(file: &dyn StorageFile) -> Result<(Footer, bool)> {
         // A fixed disk has one footer, at the end; what its first sector looks like is the guest's affair.
         (_, Ok(tail)) => (tail, false),
         // A crash while the file grew leaves only the copy at the start.
-        (Ok(head), Err(_)) => (head, false),
-        (Err(error), Err(_)) => (find_before_hole(file)?.ok_or(error)?, false),
+        (Ok(head), Err(_)) if head.disk_type != DiskType::Fixed => (head, false),
+        (_, Err(error)) => (find_before_hole(file)?.ok_or(error)?, false),
     })
 }
 

@@ -171,7 +171,7 @@ impl Target {
         let new_len = match script[15] % 3 {
             0 => len.get().saturating_add(by),
             1 => len.get().saturating_sub(by),
-            _ => by << 8,
+            _ => by << 4,
         };
         let storage = storage.clone();
         let file = storage.file(self.files[0]);

@@ -23,14 +23,15 @@ fn fenced_block_after(heading: &str) -> Vec<String> {
 
 fn manifest_of(room: &str) -> PathBuf {
     let folder = match room {
-        "blocks" | "store" | "wire" | "server" => format!("engine/{room}"),
+        "blocks" | "store" | "wire" | "hypervisor" | "server" => format!("engine/{room}"),
         "understudy" => String::new(),
         other => other.to_owned(),
     };
     root().join(folder).join("Cargo.toml")
 }
 
-const ROOMS: [&str; 7] = ["blocks", "store", "wire", "server", "cbt", "nbd-server", "understudy"];
+const ROOMS: [&str; 8] =
+    ["blocks", "store", "wire", "hypervisor", "server", "cbt", "nbd-server", "understudy"];
 
 /// The rooms that a room's manifest names under [dependencies].
 fn imports_of(room: &str) -> BTreeSet<String> {

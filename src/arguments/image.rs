@@ -10,7 +10,10 @@ use store::ImageKind;
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Say what an image file is.
-    #[command(after_help = "Example:\n  understudy image info disk.vhd")]
+    #[command(after_help = "\
+Examples:
+  understudy image info disk.vhd
+  understudy image info web1.ova")]
     Info {
         /// The image.
         #[command(flatten)]
@@ -21,7 +24,9 @@ pub enum ImageCommand {
 Examples:
   understudy image check disk.qcow2
   understudy image check disk.qcow2 --repair
+  understudy image check web1.ova
 
+Of an OVA the files are compared with its manifest, and every disk is looked at.
 Repairing puts right what has one answer only: counts that follow from the tables, room that
 nothing uses, a copy of a structure whose twin is good, a log that waits to be replayed. The rest
 is named and left as it is.")]
@@ -39,6 +44,7 @@ Examples:
   understudy image convert disk.vhd disk.qcow2 --to qcow2
   understudy image convert overlay.qcow2 disk.raw --to raw --parent base.qcow2
   understudy image convert disk.raw disk.vmdk --to vmdk-stream
+  understudy image convert web1.ova disk.vhd --disk 0 --to vhd
 
 Holes and zeroes take no room in the new file.")]
     Convert {
@@ -136,8 +142,11 @@ the same folder and must not be written any more.")]
 /// Which image file, and how it is opened.
 #[derive(Debug, Args)]
 pub struct ImageArguments {
-    /// An image file of any format, or a block device.
+    /// An image file of any format, a block device, an OVA, an OVF descriptor or its folder.
     pub file: PathBuf,
+    /// Which disk of an OVA or OVF descriptor, where there are several.
+    #[arg(long, value_name = "N")]
+    pub disk: Option<u16>,
     /// What the file is; found out by default.
     #[arg(long, value_parser = formats())]
     pub format: Option<String>,
@@ -149,4 +158,9 @@ pub struct ImageArguments {
 /// The names of what an image can be made as.
 pub(super) fn kinds() -> PossibleValuesParser {
     PossibleValuesParser::new(ImageKind::ALL.map(ImageKind::name))
+}
+
+/// What can be exported: the same, and whole machines.
+pub(super) fn export_kinds() -> PossibleValuesParser {
+    PossibleValuesParser::new(ImageKind::ALL.map(ImageKind::name).into_iter().chain(["ova"]))
 }

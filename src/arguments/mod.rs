@@ -1,9 +1,11 @@
 //! What can be typed.
 
+mod definition;
 mod history;
 mod image;
 mod services;
 
+pub use definition::DefinitionArguments;
 pub use history::{BranchCommand, CheckpointsCommand, DeltaCommand};
 pub use image::{ImageArguments, ImageCommand};
 pub use services::{AgentArguments, AgentCommand, NbdArguments, ServerArguments};
@@ -241,9 +243,11 @@ copy. Repeating the command is always safe.")]
     #[command(after_help = "\
 Example:
   understudy export web1 --at before-upgrade --format vhd -o /srv/web1.vhd
+  understudy export web1 --format ova -o /srv/web1.ova
   understudy export web1 --since 17 --at 23 -o /srv/web1-17-23.delta
 
-With --since only what changed between both checkpoints is written; see `understudy delta`.")]
+With --since only what changed between both checkpoints is written; see `understudy delta`. An ova
+carries all disks and says what the machine is.")]
     Export {
         /// A machine's name or identity, or a session.
         of: String,
@@ -257,12 +261,25 @@ With --since only what changed between both checkpoints is written; see `underst
         #[arg(long, value_name = "CHECKPOINT|TIME", conflicts_with = "format")]
         since: Option<String>,
         /// What the file is to be.
-        #[arg(long, value_parser = image::kinds(), default_value = "raw")]
+        #[arg(long, value_parser = image::export_kinds(), default_value = "raw")]
         format: String,
+        /// Of an ova [default: 1].
+        #[arg(long, value_name = "N", value_parser = ["1", "2"], conflicts_with = "since")]
+        ovf_version: Option<String>,
         /// The new file.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Write down what a machine is, for whoever runs a stand-in of it.
+    #[command(after_help = "\
+Examples:
+  understudy definition 1f2e3d4c --as qemu
+  understudy definition web1 --as libvirt --disk-file /srv/web1.qcow2 > web1.xml
+  understudy definition web1 --as vmx --disk-file /vmfs/volumes/a/web1.vmdk > web1.vmx
+
+A session's disks are its NBD exports; those of a machine are the files that are named. What cannot
+be said in a form goes to standard error.")]
+    Definition(DefinitionArguments),
     /// Look at, merge and apply delta files, without a server.
     #[command(subcommand, after_help = "Example:\n  understudy delta info web1-17-23.delta")]
     Delta(DeltaCommand),
@@ -270,10 +287,14 @@ With --since only what changed between both checkpoints is written; see `underst
     #[command(after_help = "\
 Examples:
   understudy serve disk.vhd
-  understudy serve disk.raw --nbd unix:/run/disk.sock --read-only")]
+  understudy serve disk.raw --nbd unix:/run/disk.sock --read-only
+  understudy serve web1.ova --disk 0 --read-only")]
     Serve {
-        /// An image file of any format, or a block device.
+        /// An image file of any format, a block device, or with --disk an OVA or OVF descriptor.
         file: PathBuf,
+        /// Which disk of an OVA or OVF descriptor; those are only read.
+        #[arg(long, value_name = "N", requires = "read_only")]
+        disk: Option<u16>,
         /// Where to listen: host:port or unix:PATH [default: the sockets that systemd passes, or 127.0.0.1:10809]. May be
         /// repeated.
         #[arg(long, value_name = "ADDR|unix:PATH")]

@@ -2,12 +2,13 @@
 
 use super::{metrics, print};
 use crate::arguments::{
-    BranchCommand, CheckpointsCommand, Command, MachineCommand, SessionCommand, UsageError,
+    BranchCommand, CheckpointsCommand, Command, DefinitionArguments, MachineCommand, SessionCommand,
+    UsageError,
 };
 use crate::control::Control;
 use crate::output;
 use anyhow::{anyhow, bail};
-use server::control::api::{Reply, Request};
+use server::control::api::{DefinitionRequest, Reply, Request};
 use std::time::Duration;
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -72,9 +73,11 @@ fn request(command: Command) -> anyhow::Result<Request> {
             at,
             output: absolute(output.to_string_lossy().into_owned())?,
         },
-        Command::Export { of, disk, at, format, output, since: None } => {
-            Request::Export { of, disk, at, format, output: absolute(output.to_string_lossy().into_owned())? }
+        Command::Export { of, disk, at, format, ovf_version, output, since: None } => {
+            let output = absolute(output.to_string_lossy().into_owned())?;
+            Request::Export { of, disk, at, format, ovf_version, output }
         }
+        Command::Definition(arguments) => Request::Definition(of_definition(arguments)?),
         Command::Scrub { machine, rate } => Request::Scrub { machine, rate: rate.map(|rate| rate.as_u64()) },
         Command::Verify { machine } => Request::Verify { machine },
         Command::Enroll { name, valid } => Request::Enroll { name, seconds: valid.as_secs() },
@@ -94,6 +97,20 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
+    })
+}
+
+fn of_definition(arguments: DefinitionArguments) -> anyhow::Result<DefinitionRequest> {
+    let absolute = |file: Option<String>| file.map(absolute).transpose();
+    Ok(DefinitionRequest {
+        of: arguments.of,
+        at: arguments.at,
+        form: arguments.form,
+        ovf_version: arguments.ovf_version,
+        disks: arguments.disk_files.into_iter().map(self::absolute).collect::<anyhow::Result<_>>()?,
+        acceleration: Some(arguments.accel),
+        firmware_code: absolute(arguments.firmware_code)?,
+        firmware_vars: absolute(arguments.firmware_vars)?,
     })
 }
 

@@ -1,5 +1,6 @@
 //! `understudy image ...`: image files without a server.
 
+use super::package;
 use crate::arguments::{ImageArguments, ImageCommand, UsageError};
 use crate::output;
 use anyhow::{Context, anyhow, bail};
@@ -21,7 +22,8 @@ pub fn run(command: ImageCommand, json: bool) -> anyhow::Result<()> {
         ImageCommand::Check { image, repair } => check(&image, repair, json),
         ImageCommand::Convert { image, output, to, jobs } => convert(&image, &output, &to, jobs, json),
         ImageCommand::Compare { image, other, other_format } => {
-            let other = ImageArguments { file: other, format: other_format, parents: image.parents.clone() };
+            let parents = image.parents.clone();
+            let other = ImageArguments { file: other, disk: None, format: other_format, parents };
             compare(&image, &other, json)
         }
         ImageCommand::Map { image } => map(&image, json),
@@ -72,6 +74,9 @@ fn create_child(output: &Path, format: &str, parent: &Path, json: bool) -> anyho
 }
 
 fn resize(image: &ImageArguments, len: ByteLen, json: bool) -> anyhow::Result<()> {
+    if package::find(image)?.is_some() {
+        return Err(UsageError(format!("{}: nothing in a package is resized", image.file.display())).into());
+    }
     let (file, format) = open_file(image, OpenMode::ReadWrite)?;
     let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(&image.file)?);
     let options = ImageOptions { format: Some(format), folder: Some(folder), ..ImageOptions::default() };
@@ -106,6 +111,9 @@ fn open_file(image: &ImageArguments, mode: OpenMode) -> anyhow::Result<(Arc<dyn 
 
 /// The image for reading, on those that it is allowed to stand on.
 fn open(image: &ImageArguments) -> anyhow::Result<(Arc<dyn Volume>, ImageFormat)> {
+    if let Some(package) = package::find(image)? {
+        return package::open(&package, image);
+    }
     let (file, format) = open_file(image, OpenMode::Read)?;
     let parents = image.parents.iter().map(|path| HostFile::open(path, OpenMode::Read));
     let parents = parents.collect::<blocks::Result<Vec<_>>>()?;
@@ -145,6 +153,10 @@ fn make(output: &Path, new: NewImage) -> anyhow::Result<Arc<dyn Volume>> {
 
 fn info(image: &ImageArguments, json: bool) -> anyhow::Result<()> {
     use std::os::unix::fs::MetadataExt;
+    if let Some(package) = package::find(image)? {
+        package::info(&package, &image.file, json);
+        return Ok(());
+    }
     let (volume, format) = open(image)?;
     let path = image.file.display();
     let metadata = std::fs::metadata(&image.file).with_context(|| format!("{path}"))?;
@@ -163,6 +175,14 @@ fn info(image: &ImageArguments, json: bool) -> anyhow::Result<()> {
 }
 
 fn check(image: &ImageArguments, repair: bool, json: bool) -> anyhow::Result<()> {
+    if let Some(package) = package::find(image)? {
+        return match repair {
+            false => package::check(&package, &image.file, json),
+            true => {
+                Err(UsageError(format!("{}: nothing in a package is repaired", image.file.display())).into())
+            }
+        };
+    }
     let mode = if repair { OpenMode::ReadWrite } else { OpenMode::Read };
     let (file, format) = open_file(image, mode)?;
     let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(&image.file)?);
@@ -184,7 +204,7 @@ fn check(image: &ImageArguments, repair: bool, json: bool) -> anyhow::Result<()>
     }
 }
 
-fn print_report(file: &Path, report: &CheckReport) {
+pub(super) fn print_report(file: &Path, report: &CheckReport) {
     for fault in report.faults() {
         println!("{fault}");
     }
@@ -198,7 +218,7 @@ fn print_report(file: &Path, report: &CheckReport) {
     }
 }
 
-fn report_as_json(report: &CheckReport) -> serde_json::Value {
+pub(super) fn report_as_json(report: &CheckReport) -> serde_json::Value {
     let faults: Vec<_> = report
         .faults()
         .iter()
@@ -218,7 +238,7 @@ fn report_as_json(report: &CheckReport) -> serde_json::Value {
 }
 
 /// Shows how far it is, from whichever thread calls.
-fn watched<T>(
+pub(super) fn watched<T>(
     step: &str,
     json: bool,
     work: impl FnOnce(&(dyn Fn(ByteLen, ByteLen) -> bool + Sync)) -> T,

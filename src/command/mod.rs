@@ -7,6 +7,7 @@ mod doctor;
 mod image;
 mod metrics;
 mod nbd;
+mod package;
 mod print;
 mod serve;
 mod server;
@@ -31,8 +32,8 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
             doctor::run(disks, tracker, configuration.agent, json)
         }
         Command::Agent { flags, command: None } => agent::run(*flags, configuration.agent),
-        Command::Serve { file, nbd, read_only, format, security } => {
-            let served = serve::Served { file: &file, read_only, format: format.as_deref() };
+        Command::Serve { file, disk, nbd, read_only, format, security } => {
+            let served = serve::Served { file, disk, read_only, format };
             serve::run(&served, &nbd, security, json)
         }
         Command::Delta(command) => delta::run(command, json),

@@ -38,6 +38,10 @@ pub fn reply(reply: &Reply) {
         Reply::Sessions { sessions } => print_sessions(sessions),
         Reply::Failback(info) => failback(info),
         Reply::Exported { path, bytes } => println!("{path}: {}", size(*bytes)),
+        Reply::Definition(info) => {
+            print!("{}", info.text);
+            info.notes.iter().for_each(|note| eprintln!("note: {note}"));
+        }
         Reply::Verified(info) => verified(info),
         Reply::Scrubbed { machines } => machines.iter().for_each(scrubbed),
         Reply::Removed { machine } => println!("{machine} is forgotten"),

@@ -1,26 +1,28 @@
 //! `understudy serve`: one image over NBD, without a server.
 
-use super::stop_signal;
-use crate::arguments::NbdArguments;
+use super::{package, stop_signal};
+use crate::arguments::{ImageArguments, NbdArguments};
 use crate::configuration::NbdKeys;
 use anyhow::Context;
-use blocks::{OpenMode, Storage};
+use blocks::{OpenMode, Storage, Volume};
 use nbd_server::{Export, Exports, ListenAddress, Listener, NbdServer};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use store::{HostFile, HostStorage, ImageFormat, ImageOptions};
 
 /// Which image, and how.
-pub struct Served<'a> {
-    pub file: &'a Path,
+pub struct Served {
+    pub file: PathBuf,
+    pub disk: Option<u16>,
     pub read_only: bool,
-    pub format: Option<&'a str>,
+    pub format: Option<String>,
 }
 
 /// Serves the image as the default export ("") until it is told to stop.
-pub fn run(served: &Served<'_>, nbd: &[String], security: NbdArguments, json: bool) -> anyhow::Result<()> {
+pub fn run(served: &Served, nbd: &[String], security: NbdArguments, json: bool) -> anyhow::Result<()> {
     super::start_logging();
-    let Served { file, read_only, format } = *served;
+    let Served { file, read_only, .. } = served;
+    let read_only = *read_only;
     if file.to_string_lossy().ends_with(store::SETTLING_SUFFIX) {
         anyhow::bail!(
             "{} is half-settled: it holds neither the one checkpoint nor the other until its server has finished",
@@ -30,12 +32,7 @@ pub fn run(served: &Served<'_>, nbd: &[String], security: NbdArguments, json: bo
     let mode_of_sockets = super::nbd::socket_mode(security.nbd_socket_mode.as_deref(), None)?;
     let options = super::nbd::options(security, NbdKeys::default())?;
     let encrypted = options.is_encryption_required();
-    let mode = if read_only { OpenMode::Read } else { OpenMode::ReadWrite };
-    let opened = if read_only { HostFile::open(file, mode) } else { HostFile::open_exclusive(file, mode) }?;
-    let format = format.map(str::parse::<ImageFormat>).transpose()?;
-    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(file)?);
-    let opening = ImageOptions { format, writable: !read_only, parents: Vec::new(), folder: Some(folder) };
-    let volume = store::open_image_with(opened, opening)?;
+    let volume = open(served)?;
     let exports = Exports::new();
     let export = Export::new(volume.clone()).with_description(file.display().to_string());
     exports.insert("", if read_only { export.read_only() } else { export })?;
@@ -60,6 +57,24 @@ pub fn run(served: &Served<'_>, nbd: &[String], security: NbdArguments, json: bo
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(stop_signal())?;
     server.shutdown().context("flushing at the end")?;
     volume.flush().with_context(|| format!("flushing {}", file.display()))
+}
+
+fn open(served: &Served) -> anyhow::Result<Arc<dyn Volume>> {
+    let Served { file, disk, read_only, format } = served;
+    if disk.is_some() {
+        let (file, format) = (file.clone(), format.clone());
+        let image = ImageArguments { file, disk: *disk, format, parents: Vec::new() };
+        let package = package::find(&image)?.context("a disk is only looked for in a package")?;
+        return Ok(package::open(&package, &image)?.0);
+    }
+    let opened = match read_only {
+        true => HostFile::open(file, OpenMode::Read),
+        false => HostFile::open_exclusive(file, OpenMode::ReadWrite),
+    }?;
+    let format = format.as_deref().map(str::parse::<ImageFormat>).transpose()?;
+    let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(file)?);
+    let opening = ImageOptions { format, writable: !read_only, parents: Vec::new(), folder: Some(folder) };
+    Ok(store::open_image_with(opened, opening)?)
 }
 
 fn listen(address: &str, mode: Option<u32>) -> anyhow::Result<Listener> {

@@ -58,6 +58,18 @@ pub const DECODERS: &[Decoder] = &[
     Decoder { name: "sums", run: store::fuzzing::sums, seeds: &[unit!("disk0/image.sums")], made: Vec::new },
     Decoder { name: "image", run: store::fuzzing::image, seeds: &[], made: store::fuzzing::images },
     Decoder {
+        name: "ovf",
+        run: hypervisor::fuzzing::descriptor,
+        seeds: &[],
+        made: hypervisor::fuzzing::descriptors,
+    },
+    Decoder {
+        name: "ova",
+        run: hypervisor::fuzzing::archive,
+        seeds: &[],
+        made: hypervisor::fuzzing::archives,
+    },
+    Decoder {
         name: "frame",
         run: wire::fuzzing::frame,
         seeds: &["engine/wire/tests/fixtures/v1", "engine/wire/tests/fixtures/v2"],

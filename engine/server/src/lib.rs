@@ -8,6 +8,7 @@ mod alarms;
 mod authority;
 mod config;
 pub mod control;
+mod definition;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ladder;

@@ -27,6 +27,7 @@ fn export(of: &str, at: Option<&str>, format: &str, output: &Path) -> Request {
         of: of.into(),
         disk: None,
         at: at.map(Into::into),
+        ovf_version: None,
         format: format.into(),
         output: output.to_str().unwrap().into(),
     }

@@ -1,8 +1,8 @@
 //! Writing a volume into a new image file.
 
 use crate::convert_volume;
-use crate::image::{ImageKind, NewImage, create_image_with, create_stream};
-use blocks::{ByteLen, Result, Storage, Volume};
+use crate::image::{ImageKind, NewImage, create_image_with, create_stream, write_stream};
+use blocks::{ByteLen, Result, Storage, StorageFile, Volume};
 
 /// Makes `name` an image of that kind with the disk of `from`, with `threads` threads, durably; after an error no file is
 /// left behind. Holes and zeroes take no room. `from` must not change meanwhile.
@@ -35,6 +35,21 @@ pub fn export_volume(
         }
     }
     written
+}
+
+/// Writes a stream-optimized VMDK of `from` into the empty file, from its start to its end and each byte once, with
+/// `threads` threads that compress, and syncs it. `from` must not change meanwhile.
+///
+/// Where `progress` says `false`, this ends with `Cancelled`. Errors: as [`ImageKind::check_len`], before anything is
+/// written; those of reading and writing. Whoever made the file removes it then.
+pub fn export_stream(
+    from: &dyn Volume,
+    file: &dyn StorageFile,
+    threads: usize,
+    progress: &dyn Fn(ByteLen, ByteLen) -> bool,
+) -> Result<()> {
+    ImageKind::VmdkStream.check_len(from.len())?;
+    write_stream(from, file, threads, progress)
 }
 
 fn dir_of(name: &str) -> &str {

@@ -29,7 +29,7 @@ pub use branch_disk::{BranchDisk, Payload};
 pub use convert::{Difference, compare_volumes, convert_volume};
 pub use copy::copy_volume;
 pub use delta_file::{DeltaFile, DeltaHeader, DeltaMerge, Prefer, apply_delta, merge_deltas};
-pub use export::export_volume;
+pub use export::{export_stream, export_volume};
 pub use identity::{BlockHash, BlockHashes};
 pub use image::{
     CheckReport, Fault, FaultKind, ImageFormat, ImageKind, ImageOptions, NewImage, ReplayContent,

@@ -175,11 +175,16 @@ pub enum Request {
         disk: Option<u16>,
         /// As in `recover`.
         at: Option<String>,
-        /// The name of a kind of image (`store::ImageKind`).
+        /// The name of a kind of image (`store::ImageKind`), or `ova`: all disks in one archive.
         format: String,
+        /// Of an archive, `1` (where it is missing) or `2`.
+        #[serde(default)]
+        ovf_version: Option<String>,
         /// An absolute path that does not exist yet.
         output: String,
     },
+    /// Write down what a machine is, for whoever runs a stand-in of it. Done with [`Reply::Definition`].
+    Definition(DefinitionRequest),
     /// Read everything that is stored again and check it. Done with [`Reply::Scrubbed`].
     Scrub {
         /// A name or identity; all machines where it is missing.
@@ -197,6 +202,33 @@ pub enum Request {
         /// A name or identity.
         machine: String,
     },
+}
+
+/// Which machine's definition, for whom, and where its disks are to be had.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefinitionRequest {
+    /// A machine's name or identity, or a session's identity.
+    pub of: String,
+    /// As in `recover`; not of a session.
+    #[serde(default)]
+    pub at: Option<String>,
+    /// `libvirt`, `vmx`, `ovf` or `qemu`.
+    #[serde(rename = "as")]
+    pub form: String,
+    /// `1` (where it is missing) or `2`.
+    #[serde(default)]
+    pub ovf_version: Option<String>,
+    /// A file for each disk, in the disks' order: `PATH[:FORMAT]`, or an NBD URI. Where there is none, a session's own URIs.
+    #[serde(default)]
+    pub disks: Vec<String>,
+    /// `auto` (where it is missing), `kvm` or `tcg`.
+    #[serde(default)]
+    pub acceleration: Option<String>,
+    /// The UEFI firmware that QEMU loads, and the file in which it keeps its variables.
+    #[serde(default)]
+    pub firmware_code: Option<String>,
+    #[serde(default)]
+    pub firmware_vars: Option<String>,
 }
 
 /// A line of the answer.
@@ -246,6 +278,7 @@ pub enum Reply {
     Sessions { sessions: Vec<SessionInfo> },
     Failback(FailbackInfo),
     Exported { path: String, bytes: u64 },
+    Definition(DefinitionInfo),
     Verified(VerifyInfo),
     Scrubbed { machines: Vec<ScrubMachine> },
     Removed { machine: String },
@@ -578,6 +611,20 @@ pub struct Settled {
     /// Bytes that the journal held for it, and bytes written into the images.
     pub journal_bytes: u64,
     pub written_bytes: u64,
+}
+
+/// A machine's definition as it was written down.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DefinitionInfo {
+    pub machine: String,
+    /// The checkpoint of which its disks have their lengths; of a session, the one that it began with.
+    pub checkpoint: u64,
+    /// For whom: `libvirt`, `vmx`, `ovf` or `qemu`.
+    #[serde(rename = "as")]
+    pub form: String,
+    pub text: String,
+    /// What is known but not said in it, and what is left to do.
+    pub notes: Vec<String>,
 }
 
 /// A session.

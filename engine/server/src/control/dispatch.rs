@@ -2,7 +2,7 @@
 
 use super::api::{Reply, Request};
 use super::job::Job;
-use super::{branches, checkpoints, export, machines, scrub, sessions, settle, status, verify};
+use super::{branches, checkpoints, definition, export, machines, scrub, sessions, settle, status, verify};
 use crate::services::Services;
 use blocks::Result;
 use std::sync::Arc;
@@ -32,9 +32,10 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::Branches { machine } => branches::list(services, machine).await,
         Request::DropBranch { machine, branch } => branches::give_up(services, machine, branch).await,
         Request::Settle { machine, at } => settle::settle(services, machine, at, job).await,
-        Request::Export { of, disk, at, format, output } => {
-            export::export(services, export::Wanted { of, disk, at, format, output }, job).await
+        Request::Export { of, disk, at, format, ovf_version, output } => {
+            export::export(services, export::Wanted { of, disk, at, format, ovf_version, output }, job).await
         }
+        Request::Definition(wanted) => definition::definition(services, wanted).await,
         Request::Scrub { machine, rate } => scrub::scrub(services, machine, rate, job).await,
         Request::Verify { machine } => verify::verify(services, machine, job).await,
         Request::Recover { machine, at, drill } => sessions::recover(services, machine, at, drill).await,

@@ -2,16 +2,16 @@
 
 use super::api::Reply;
 use super::job::Job;
-use super::{at, machines};
+use super::{export_package, machines, sessions};
 use crate::agent::blocking;
 use crate::services::Services;
-use blocks::{DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, Volume};
+use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, OpenMode, Result, SessionId, Storage};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use store::{HostStorage, ImageKind, Unit, export_volume};
+use store::{HostStorage, ImageKind, Unit, View, export_volume};
 
 /// An export reads and writes beside guests and agents, who come first; compressing needs more than one thread.
-const THREADS: usize = 2;
+pub(super) const THREADS: usize = 2;
 
 /// What is asked for, as in [`super::api::Request::Export`].
 pub(super) struct Wanted {
@@ -19,18 +19,26 @@ pub(super) struct Wanted {
     pub disk: Option<u16>,
     pub at: Option<String>,
     pub format: String,
+    pub ovf_version: Option<String>,
     pub output: String,
 }
 
 pub(super) async fn export(services: Arc<Services>, wanted: Wanted, job: Job) -> Result<Reply> {
     blocking(move || {
+        if wanted.format == export_package::FORMAT {
+            return export_package::export(&services, &wanted, &job);
+        }
+        if wanted.ovf_version.is_some() {
+            let context = format!("a {} has no version of OVF: only an ova has", wanted.format);
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
         let (folder, name) = destination(&wanted.output)?;
         let kind: ImageKind = wanted.format.parse()?;
         let (volume, what) = source(&services, &wanted)?;
         let step = format!("writing {what}");
         let storage = HostStorage::new(&folder)?;
         let progress = |done, total| job.step(&step, done, total);
-        let written = export_volume(&*volume, &storage, &name, kind, THREADS, &progress);
+        let written = export_volume(&volume, &storage, &name, kind, THREADS, &progress);
         written.map_err(|error| error.context(format_args!("exporting to {}", wanted.output)))?;
         let bytes = std::fs::metadata(&wanted.output)
             .map_err(|error| Error::io(format!("looking at {}", wanted.output), error))?
@@ -54,8 +62,8 @@ pub(super) async fn export_delta(services: Arc<Services>, wanted: WantedDelta, j
         let (folder, name) = destination(&wanted.output)?;
         let unit = machines::find(&services.store, &wanted.machine)?;
         let disk = chosen_disk(&unit, wanted.disk.map(DiskIndex))?;
-        let from = super::sessions::choose(&unit, Some(&wanted.since))?;
-        let to = super::sessions::choose(&unit, wanted.at.as_deref())?;
+        let from = sessions::choose(&unit, Some(&wanted.since))?;
+        let to = sessions::choose(&unit, wanted.at.as_deref())?;
         let step = format!(
             "writing what changed on disk {disk} of '{}' from checkpoint {from} to {to}",
             unit.name()
@@ -77,7 +85,7 @@ pub(super) async fn export_delta(services: Arc<Services>, wanted: WantedDelta, j
 }
 
 /// Where the file is to be: an absolute path of which only the last part does not exist.
-fn destination(output: &str) -> Result<(PathBuf, String)> {
+pub(super) fn destination(output: &str) -> Result<(PathBuf, String)> {
     let path = Path::new(output);
     let wrong = |what: &str| Error::new(ErrorKind::InvalidInput, format!("{output}: {what}"));
     if !path.is_absolute() {
@@ -98,38 +106,41 @@ fn destination(output: &str) -> Result<(PathBuf, String)> {
     Ok((folder.to_owned(), name.to_owned()))
 }
 
-/// The volume that is meant: of a machine or, where there is no machine of that name, of a session.
-fn source(services: &Services, wanted: &Wanted) -> Result<(Arc<dyn Volume>, String)> {
-    let disk = wanted.disk.map(DiskIndex);
-    let not_found = match machines::find(&services.store, &wanted.of) {
-        Ok(unit) => return view(&unit, disk, wanted.at.as_deref()),
-        Err(not_found) => not_found,
+/// The volume that is meant, and what it is.
+fn source(services: &Services, wanted: &Wanted) -> Result<(View, String)> {
+    // A disk that is not there is named before a session is asked for a checkpoint.
+    let (unit, session) = unit_of(services, wanted)?;
+    let disk = chosen_disk(&unit, wanted.disk.map(DiskIndex))?;
+    let (unit, checkpoint) = chosen(services, wanted)?;
+    let what = match session {
+        Some(session) if wanted.at.is_none() => format!("session {session} as of checkpoint {checkpoint}"),
+        _ => format!("disk {disk} of '{}' at checkpoint {checkpoint}", unit.name()),
     };
-    let Ok((session, unit)) = services.sessions.unit_of(&wanted.of) else { return Err(not_found) };
-    if wanted.at.is_some() {
-        return view(&unit, disk, wanted.at.as_deref());
-    }
-    // The guest goes on writing, so a checkpoint of now is what is written out.
-    let checkpoint = services.sessions.checkpoint(&wanted.of, "")?.checkpoint;
-    let (volume, _) = view(&unit, disk, Some(&checkpoint.to_string()))?;
-    Ok((volume, format!("session {session} as of checkpoint {checkpoint}")))
+    Ok((unit.view(checkpoint, disk)?, what))
 }
 
-fn view(unit: &Unit, disk: Option<DiskIndex>, at: Option<&str>) -> Result<(Arc<dyn Volume>, String)> {
-    let disk = chosen_disk(unit, disk)?;
-    let checkpoints = unit.checkpoints();
-    let chosen = match at {
-        Some(_) => at::choose(&checkpoints, at)?,
-        None => {
-            let main = unit.main_branch();
-            let newest = checkpoints.iter().rev().find(|checkpoint| checkpoint.branch == main);
-            newest.ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("'{}' has no checkpoint yet", unit.name()))
-            })?
-        }
+/// The machine of that name or identity or, where there is none, that of a session.
+fn unit_of(services: &Services, wanted: &Wanted) -> Result<(Arc<Unit>, Option<SessionId>)> {
+    let not_found = match machines::find(&services.store, &wanted.of) {
+        Ok(unit) => return Ok((unit, None)),
+        Err(not_found) => not_found,
     };
-    let what = format!("disk {disk} of '{}' at checkpoint {}", unit.name(), chosen.id);
-    Ok((Arc::new(unit.view(chosen.id, disk)?), what))
+    match services.sessions.unit_of(&wanted.of) {
+        Ok((session, unit)) => Ok((unit, Some(session))),
+        Err(_) => Err(not_found),
+    }
+}
+
+/// The checkpoint that is meant. A session's guest goes on writing, so of it one of now is taken.
+pub(super) fn chosen(services: &Services, wanted: &Wanted) -> Result<(Arc<Unit>, CheckpointId)> {
+    let (unit, session) = unit_of(services, wanted)?;
+    let checkpoint = match session {
+        Some(_) if wanted.at.is_none() => {
+            CheckpointId(services.sessions.checkpoint(&wanted.of, "")?.checkpoint)
+        }
+        _ => sessions::choose(&unit, wanted.at.as_deref())?,
+    };
+    Ok((unit, checkpoint))
 }
 
 fn chosen_disk(unit: &Unit, disk: Option<DiskIndex>) -> Result<DiskIndex> {

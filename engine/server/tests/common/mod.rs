@@ -331,6 +331,7 @@ pub async fn exported(data: &Path, name: &str, checkpoint: CheckpointId) -> Vec<
         of: name.into(),
         disk: None,
         at: Some(checkpoint.0.to_string()),
+        ovf_version: None,
         format: "raw".into(),
         output: output.to_str().unwrap().into(),
     };

@@ -37,6 +37,7 @@ pub use replay::{ReplayContent, ReplayPiece, replay};
 pub use resize::{resize_image, resize_image_with};
 pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};
+pub(crate) use vmdk::write_stream;
 
 #[cfg(doc)]
 use blocks::{StorageFile, Volume};

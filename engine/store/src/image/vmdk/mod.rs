@@ -36,7 +36,7 @@ use std::sync::Arc;
 pub(super) use check::check;
 pub(super) use disk::VmdkDisk;
 pub(super) use resize::resize;
-pub(super) use stream::write as write_stream;
+pub(crate) use stream::write as write_stream;
 
 /// The largest sparse disk of which every grain, and the tables twice, lie below the 2 TiB that a sector's number reaches.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(2047 << 30);

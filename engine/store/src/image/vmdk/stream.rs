@@ -29,7 +29,7 @@ const MARKER_FOOTER: u32 = 3;
 /// and zeroes take no room. The volume must not change meanwhile; its length was checked.
 ///
 /// `progress` is called with the bytes done and the bytes in all; where it says `false`, this ends with `Cancelled`.
-pub(in super::super) fn write(
+pub(crate) fn write(
     from: &dyn Volume,
     file: &dyn StorageFile,
     threads: usize,

@@ -91,9 +91,36 @@ fn an_archive_holds_every_disk_for_others_and_for_us() {
     }
 }
 
+/// A file system of two MiB, gone afterwards.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn mount(path: std::path::PathBuf) -> Small {
+        std::fs::create_dir(&path).unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m", "tmpfs"]).arg(&path));
+        Small(path)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn no_half_archive_is_left_where_the_medium_is_full() {
+    let (stage, _second) = protected();
+    let small = Small::mount(stage.path("small"));
+    let file = small.0.join("a.ova");
+    let error = stage.us(&["export", NAME, "--format", "ova", "-o", file.to_str().unwrap()]).unwrap_err();
+    assert!(error.contains("a.ova") && error.contains("space"), "{error}");
+    assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 0);
+}
+
 #[test]
 fn a_disk_of_an_archive_is_served() {
-    let (stage, second) = protected();
+    let (mut stage, second) = protected();
     let (file, socket) = (stage.path("a.ova"), stage.path("serve.sock"));
     stage.us(&["export", NAME, "--format", "ova", "-o", file.to_str().unwrap()]).unwrap();
     let mut serve = program();

@@ -277,8 +277,8 @@ Examples:
   understudy definition web1 --as libvirt --disk-file /srv/web1.qcow2 > web1.xml
   understudy definition web1 --as vmx --disk-file /vmfs/volumes/a/web1.vmdk > web1.vmx
 
-A session's disks are its NBD exports; those of a machine are the files that are named. What cannot
-be said in a form goes to standard error.")]
+A session's disks are its NBD exports; those of a machine are the files that are named. What a
+form cannot say is named on standard error.")]
     Definition(DefinitionArguments),
     /// Look at, merge and apply delta files, without a server.
     #[command(subcommand, after_help = "Example:\n  understudy delta info web1-17-23.delta")]

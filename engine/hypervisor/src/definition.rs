@@ -136,7 +136,14 @@ impl Definition {
                 "{disks} disks and {nics} network cards; 1 to {DISKS_MAX} and at most {NICS_MAX} are defined"
             ));
         }
-        Ok(())
+        let is_writable = |disk: &Disk| match &disk.source {
+            Source::File { path, .. } => !path.contains(['\0', '\n', '\r']),
+            Source::Nbd(_) => true,
+        };
+        match self.disks.iter().position(|disk| !is_writable(disk)) {
+            Some(number) => wrong(format!("the path of disk {number} has a line's end in it")),
+            None => Ok(()),
+        }
     }
 
     /// Its memory, rounded up to what every hypervisor takes.
@@ -224,6 +231,9 @@ mod tests {
         assert!(Definition { cpus: 0, ..definition() }.check().is_err());
         assert!(Definition { memory: ByteLen::ZERO, ..definition() }.check().is_err());
         assert!(Definition { disks: Vec::new(), ..definition() }.check().is_err());
+        let mut machine = definition();
+        machine.disks[1].source = Source::File { path: "/a\nb".to_owned(), format: crate::DiskFormat::Raw };
+        assert!(machine.check().unwrap_err().to_string().contains("disk 1"));
     }
 
     #[test]

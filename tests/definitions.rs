@@ -129,7 +129,7 @@ fn a_disk_of_an_archive_is_served() {
     let served = Process::start(serve, None, &stage.path("serve.log"));
     stage.wait_until("the socket", 60, |_| std::os::unix::net::UnixStream::connect(&socket).is_ok());
     let address = format!("nbd+unix:///?socket={}", socket.display());
-    sh(&format!("qemu-img compare -f raw -F raw '{address}' {}", second.device()));
+    sh(&format!("qemu-img compare -f raw -F raw {address} {}", second.device()));
     served.stop();
     let output = program().arg("serve").arg(&file).args(["--disk", "1"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2), "a disk of an archive is only read");

@@ -20,8 +20,8 @@ pub fn find(image: &ImageArguments) -> anyhow::Result<Option<Package>> {
     let path = &image.file;
     let name = path.display().to_string();
     if path.is_dir() {
-        // A file in it that nobody means is not asked for: `beside` takes any name in the folder.
-        let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(path.join("."))?);
+        // The storage that follows no link is made of a file's path; which file is not asked.
+        let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(path.join("any"))?);
         return Ok(Some(Package::of_folder(name, folder)?));
     }
     let descriptor = path.file_name().and_then(|name| name.to_str()).filter(|name| has_ending(name, ".ovf"));

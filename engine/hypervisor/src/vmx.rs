@@ -23,11 +23,11 @@ pub(crate) fn write(definition: &Definition) -> Result<Document> {
     lines.add("firmware", if definition.firmware == Firmware::Uefi { "efi" } else { "bios" });
     lines.add("numvcpus", &definition.cpus.to_string());
     lines.add("memSize", &definition.memory_mib().to_string());
-    for bridge in 0..4 {
+    lines.add("pciBridge0.present", "TRUE");
+    for bridge in 4..8 {
         lines.add(&format!("pciBridge{bridge}.present"), "TRUE");
         lines.add(&format!("pciBridge{bridge}.virtualDev"), "pcieRootPort");
         lines.add(&format!("pciBridge{bridge}.functions"), "8");
-        lines.add(&format!("pciBridge{bridge}.pciSlotNumber"), &(21 + bridge).to_string());
     }
     let mut notes = Vec::new();
     disks(definition, &mut lines, &mut notes)?;

@@ -139,8 +139,13 @@ fn network_section(xml: &mut Xml, nics: &[Mac]) {
 fn virtual_system(xml: &mut Xml, definition: &Definition, version: OvfVersion) {
     xml.open("VirtualSystem", &[("ovf:id", &definition.name)]);
     xml.text("Info", &[], "A machine");
-    let name = if definition.host_name.is_empty() { &definition.name } else { &definition.host_name };
-    xml.text("Name", &[], name);
+    xml.text("Name", &[], &definition.name);
+    if !definition.host_name.is_empty() {
+        xml.open("AnnotationSection", &[]);
+        xml.text("Info", &[], "What the machine calls itself");
+        xml.text("Annotation", &[], &definition.host_name);
+        xml.close();
+    }
     // CIM_OperatingSystem, OSType: 101 is Linux of 64 bits on x86, 36 is Linux.
     let system = match definition.architecture {
         Architecture::X86_64 => "101",
@@ -285,7 +290,10 @@ mod tests {
                     .chars()
                     .map(|c| if "\u{1b}\u{0}\u{ffff}".contains(c) { '\u{fffd}' } else { c })
                     .collect();
-                assert_eq!((read.version, read.name.as_str()), (version, kept.trim()));
+                assert_eq!((read.version, read.name.as_str()), (version, "web-1"));
+                let tree = roxmltree::Document::parse(&text).unwrap();
+                let annotation = tree.descendants().find(|node| node.tag_name().name() == "Annotation");
+                assert_eq!(annotation.unwrap().text(), Some(kept.as_str()));
                 assert_eq!(read.disks[0].serial.as_deref(), Some(kept.as_str()));
                 assert_eq!((read.cpus, read.memory.map(|len| len.get())), (Some(4), Some(2 << 30)));
                 assert_eq!((read.firmware, &read.nics), (Some(Firmware::Uefi), &machine.nics));

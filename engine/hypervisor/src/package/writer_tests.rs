@@ -87,6 +87,25 @@ fn files_above_8_gib_have_their_length() {
 }
 
 #[test]
+fn gnu_tar_and_python_know_the_length_of_what_is_above_8_gib() {
+    let file = MemoryFile::new(&[]);
+    let storage_file: Arc<dyn StorageFile> = Arc::<MemoryFile>::clone(&file);
+    let writer = PackageWriter::new(storage_file, definition(), OvfVersion::One).unwrap();
+    writer.put_header(ByteOffset::ZERO, "a.vmdk", ByteLen::new(9 << 30)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.ova");
+    std::fs::write(&path, &file.bytes()[..BLOCK]).unwrap();
+    let sparse = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    sparse.set_len((9 << 30) + 3 * BLOCK as u64).unwrap();
+    let script = "import sys, tarfile; print([(m.name, m.size) for m in tarfile.open(sys.argv[1])])";
+    for (program, arguments) in [("tar", ["-tv", "-f"]), ("python3", ["-c", script])] {
+        let output = std::process::Command::new(program).args(arguments).arg(&path).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains(&(9_u64 << 30).to_string()), "{program}: {said}");
+    }
+}
+
+#[test]
 fn only_whole_packages_are_finished() {
     let new = || PackageWriter::new(MemoryFile::new(&[]), definition(), OvfVersion::One).unwrap();
     let mut writer = new();

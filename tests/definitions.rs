@@ -131,8 +131,10 @@ fn a_disk_of_an_archive_is_served() {
     let address = format!("nbd+unix:///?socket={}", socket.display());
     sh(&format!("qemu-img compare -f raw -F raw {address} {}", second.device()));
     served.stop();
-    let output = program().arg("serve").arg(&file).args(["--disk", "1"]).output().unwrap();
-    assert_eq!(output.status.code(), Some(2), "a disk of an archive is only read");
+    for wrong in [&["--disk", "1"][..], &["--read-only"], &[]] {
+        let output = program().arg("serve").arg(&file).args(wrong).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "a disk of an archive is chosen, and only read: {wrong:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `understudy serve`: one image over NBD, without a server.
 
 use super::{package, stop_signal};
-use crate::arguments::{ImageArguments, NbdArguments};
+use crate::arguments::{ImageArguments, NbdArguments, UsageError};
 use crate::configuration::NbdKeys;
 use anyhow::Context;
 use blocks::{OpenMode, Storage, Volume};
@@ -72,6 +72,11 @@ fn open(served: &Served) -> anyhow::Result<Arc<dyn Volume>> {
         false => HostFile::open_exclusive(file, OpenMode::ReadWrite),
     }?;
     let format = format.as_deref().map(str::parse::<ImageFormat>).transpose()?;
+    if format.is_none() && hypervisor::looks_like_archive(&*opened)? {
+        let context =
+            format!("{} is an archive: say which of its disks with --disk N --read-only", file.display());
+        return Err(UsageError(context).into());
+    }
     let folder: Arc<dyn Storage> = Arc::new(HostStorage::beside(file)?);
     let opening = ImageOptions { format, writable: !read_only, parents: Vec::new(), folder: Some(folder) };
     Ok(store::open_image_with(opened, opening)?)

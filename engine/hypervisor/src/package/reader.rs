@@ -142,18 +142,18 @@ impl Package {
         }
         let mut found = Vec::new();
         for (name, (algorithm, digest)) in &manifest.files {
-            match self.place.open(name).and_then(|file| Ok((file.len()?, file))) {
-                Ok((len, file)) => found.push((name, *algorithm, digest, len, file)),
+            match self.place.open(name).and_then(|file| file.len()) {
+                Ok(len) => found.push((name, *algorithm, digest, len)),
                 Err(error) => {
                     verdict.faults.push(format!("the manifest names a file that cannot be opened: {error}"))
                 }
             }
         }
-        let total = found.iter().fold(0_u64, |total, (.., len, _)| total.saturating_add(len.get()));
+        let total = found.iter().fold(0_u64, |total, (.., len)| total.saturating_add(len.get()));
         let mut before = ByteLen::ZERO;
-        for (name, algorithm, digest, len, file) in found {
+        for (name, algorithm, digest, len) in found {
             let report = |done: ByteLen| progress(before + done, ByteLen::new(total));
-            let is = digest_of(&*file, len, algorithm, &report)?;
+            let is = digest_of(&*self.place.open(name)?, len, algorithm, &report)?;
             if is != *digest {
                 let name = name.escape_debug();
                 verdict.faults.push(format!(

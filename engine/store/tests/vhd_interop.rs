@@ -15,10 +15,12 @@ const CLASS: RequestClass = RequestClass::Guest;
 const MIB: u64 = 1 << 20;
 
 /// Lengths around the boundaries of blocks, of the largest geometry and of the format.
-const LENS: [u64; 8] = [
+const LENS: [u64; 10] = [
     2 * MIB - 512,
     2 * MIB + 512,
     64 * MIB + 512,
+    (2 << 30) - 512,
+    (2 << 30) + 512,
     1_000_000_512,
     127 << 30,
     65535 * 16 * 255 * 512 - 512,

@@ -100,7 +100,7 @@ fn sources(subject: &Subject, wanted: &DefinitionRequest) -> Result<Vec<Source>>
     let disks = subject.lens.len();
     if named.is_empty() {
         let context = format!(
-            "where are the {disks} disks of '{}'? Say --disk-file PATH[:FORMAT] for each, or start a session with `recover` and name that",
+            "where are the disks of '{}'? Say --disk-file PATH[:FORMAT] for each of {disks}, or start a session with `recover` and name that",
             subject.unit.name()
         );
         return Err(Error::new(ErrorKind::InvalidInput, context));

@@ -259,7 +259,8 @@ struct Shown(Box<dyn output::ProgressView + Send>);
 
 fn threads(jobs: Option<u16>) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    jobs.map_or((2 * processors).clamp(2, 16), usize::from)
+    // They wait for the medium more than they work.
+    jobs.map_or((4 * processors).clamp(4, 16), usize::from)
 }
 
 fn convert(

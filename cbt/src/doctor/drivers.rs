@@ -4,7 +4,7 @@ use super::{Finding, Root};
 use std::path::Path;
 use std::process::Command;
 
-/// What a disk of a stand-in needs, each with a way round it.
+/// What the kernel needs to see a stand-in's disks.
 const DISK_DRIVERS: [&str; 2] = ["virtio_pci", "virtio_blk"];
 const NETWORK_DRIVER: &str = "virtio_net";
 

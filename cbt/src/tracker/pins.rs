@@ -10,6 +10,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+/// What is in it is whole.
+const LIVE: &str = "live";
 const BPF_ROOT: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
@@ -48,7 +50,7 @@ impl Pins {
 
     /// Complete pins are here, if there are any.
     pub fn live(&self) -> PathBuf {
-        self.folder.join("live")
+        self.folder.join(LIVE)
     }
 
     /// Whether there are complete pins.
@@ -87,7 +89,7 @@ pub fn detach(disk: &str) -> Result<()> {
 
 /// Whether something is pinned for the disk of that name.
 pub(crate) fn is_pinned(disk: &str) -> bool {
-    folder_of(disk).is_ok_and(|folder| folder.join("live").exists())
+    folder_of(disk).is_ok_and(|folder| folder.join(LIVE).exists())
 }
 
 fn folder_of(disk: &str) -> Result<PathBuf> {

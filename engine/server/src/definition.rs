@@ -17,16 +17,20 @@ pub(crate) struct Defined {
 /// The machine with its protected disks, which have these lengths and are to be had there, in the disks' order. Errors:
 /// `InvalidInput` where the inventory does not say what a machine needs; `Unsupported` for an unknown architecture.
 pub(crate) fn define(unit: &Unit, lens: &[ByteLen], sources: Vec<Source>) -> Result<Defined> {
+    let defined = from_inventory(unit.name(), &inventory(unit)?, &unit.disks(), lens, sources)?;
+    defined.definition.check()?;
+    Ok(defined)
+}
+
+/// What the agent sent last. Errors: `InvalidInput` where there is none, or none that can be read.
+pub(crate) fn inventory(unit: &Unit) -> Result<Inventory> {
     let name = unit.name();
     let json = String::from_utf8(unit.definition()).unwrap_or_default();
     if json.is_empty() {
         let context = format!("nothing is known of '{name}' but its disks: its agent sent no inventory");
         return Err(Error::new(ErrorKind::InvalidInput, context));
     }
-    let inventory = Inventory::from_json(&json).map_err(|error| error.context(format_args!("'{name}'")))?;
-    let defined = from_inventory(name, &inventory, &unit.disks(), lens, sources)?;
-    defined.definition.check()?;
-    Ok(defined)
+    Inventory::from_json(&json).map_err(|error| error.context(format_args!("'{name}'")))
 }
 
 fn from_inventory(

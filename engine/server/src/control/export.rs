@@ -120,7 +120,7 @@ fn source(services: &Services, wanted: &Wanted) -> Result<(View, String)> {
 }
 
 /// The machine of that name or identity or, where there is none, that of a session.
-fn unit_of(services: &Services, wanted: &Wanted) -> Result<(Arc<Unit>, Option<SessionId>)> {
+pub(super) fn unit_of(services: &Services, wanted: &Wanted) -> Result<(Arc<Unit>, Option<SessionId>)> {
     let not_found = match machines::find(&services.store, &wanted.of) {
         Ok(unit) => return Ok((unit, None)),
         Err(not_found) => not_found,

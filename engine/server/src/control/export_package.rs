@@ -4,7 +4,7 @@ use super::api::Reply;
 use super::definition::{lens_at, ovf_version};
 use super::export::{self, THREADS, Wanted};
 use super::job::Job;
-use crate::definition::define;
+use crate::definition::{define, inventory};
 use crate::services::Services;
 use blocks::{ByteLen, CheckpointId, DiskIndex, Error, ErrorKind, OpenMode, Result, Storage, StorageFile};
 use hypervisor::{Definition, DiskFormat, OvfVersion, PackageWriter, Source};
@@ -30,6 +30,8 @@ pub(super) fn export(services: &Services, wanted: &Wanted, job: &Job) -> Result<
     }
     let version = ovf_version(wanted.ovf_version.as_deref())?;
     let (folder, name) = export::destination(&wanted.output)?;
+    // Before a session is asked for a checkpoint, which would stay behind.
+    inventory(&export::unit_of(services, wanted)?.0)?;
     let (unit, checkpoint) = export::chosen(services, wanted)?;
     let package = Content::of(&unit, checkpoint)?;
     let storage = HostStorage::new(&folder)?;

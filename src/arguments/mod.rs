@@ -341,11 +341,20 @@ its own every week (scrub-every); `understudy status` shows what the last one fo
     #[command(subcommand, after_help = "Example:\n  understudy store check /var/lib/understudy/server")]
     Store(StoreCommand),
     /// Print a one-time token with which an agent gets its certificate.
-    #[command(after_help = "Example:\n  understudy enroll --name web1")]
+    #[command(after_help = "\
+Examples:
+  understudy enroll --name web1
+  understudy enroll --name web1 --rescue
+
+A machine that is enrolled again gets a new certificate, and its old one is refused from then on.
+With --rescue the old one stays good: it comes home with the disk that a failback brings back.")]
     Enroll {
         /// Good only for a machine of this name.
         #[arg(long)]
         name: Option<String>,
+        /// For a rescue system on that machine, until the machine itself speaks again.
+        #[arg(long, requires = "name")]
+        rescue: bool,
         /// How long it is good for.
         #[arg(long, value_name = "DURATION", default_value = "1h")]
         valid: humantime::Duration,
@@ -430,15 +439,20 @@ said. Exit status 1 if something is damaged.")]
 /// What can be done with a machine.
 #[derive(Debug, Subcommand)]
 pub enum MachineCommand {
-    /// Change how long its history is kept and how much room it may take up.
+    /// Change how long its history is kept, how much room it may take up, and what is done when it fails.
     #[command(after_help = "\
 Examples:
   understudy machine set web1 --quota 500GiB
   understudy machine set web1 --keep all=1h,hourly=1d --quota none
+  understudy machine set web1 --on-failure recover --probe tcp:web1:22
 
 Above nine tenths of its quota a machine's history is shortened; where even that does not help,
 what it sends is no longer acknowledged until there is room. `status` says how much history a
-quota buys.")]
+quota buys.
+
+A machine whose heartbeats have stopped counts as failed. With a probe it is asked for a second
+opinion: while the machine itself answers (or refuses a connection), or the program ends with 0, it
+is not recovered. A machine that was not heard of since the server started never is.")]
     Set {
         /// A name or identity.
         machine: String,
@@ -448,6 +462,12 @@ quota buys.")]
         /// A size such as 500GiB, or none.
         #[arg(long, value_name = "SIZE|none", value_parser = quota)]
         quota: Option<u64>,
+        /// What is done when it fails: tell people, or serve its newest checkpoint and take charge.
+        #[arg(long, value_name = "WHAT", value_parser = ["notify", "recover"])]
+        on_failure: Option<String>,
+        /// Who is asked whether it is dead: tcp:HOST:PORT, command:PROGRAM (absolute), or none.
+        #[arg(long, value_name = "PROBE")]
+        probe: Option<String>,
     },
     /// Forget a machine and free its space.
     #[command(after_help = "Example:\n  understudy machine remove web1")]

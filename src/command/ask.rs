@@ -80,12 +80,13 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Definition(arguments) => Request::Definition(of_definition(arguments)?),
         Command::Scrub { machine, rate } => Request::Scrub { machine, rate: rate.map(|rate| rate.as_u64()) },
         Command::Verify { machine } => Request::Verify { machine },
-        Command::Enroll { name, valid } => Request::Enroll { name, seconds: valid.as_secs() },
-        Command::Machine(MachineCommand::Set { machine, keep, quota }) => {
-            if keep.is_none() && quota.is_none() {
-                return Err(UsageError("machine set wants --keep, --quota or both".to_owned()).into());
+        Command::Enroll { name, rescue, valid } => Request::Enroll { name, rescue, seconds: valid.as_secs() },
+        Command::Machine(MachineCommand::Set { machine, keep, quota, on_failure, probe }) => {
+            if keep.is_none() && quota.is_none() && on_failure.is_none() && probe.is_none() {
+                let wants = "machine set wants --keep, --quota, --on-failure or --probe";
+                return Err(UsageError(wants.to_owned()).into());
             }
-            Request::SetMachine { machine, keep, quota }
+            Request::SetMachine { machine, keep, quota, on_failure, probe }
         }
         Command::Machine(MachineCommand::Remove { machine }) => Request::RemoveMachine { machine },
         Command::Server(_)

@@ -20,7 +20,10 @@ pub fn run(command: ImageCommand, json: bool) -> anyhow::Result<()> {
     match command {
         ImageCommand::Info { image } => info(&image, json),
         ImageCommand::Check { image, repair } => check(&image, repair, json),
-        ImageCommand::Convert { image, output, to, jobs } => convert(&image, &output, &to, jobs, json),
+        ImageCommand::Convert { image, output, to, jobs, no_sync } => {
+            let wanted = Conversion { output: &output, to: &to, jobs, no_sync };
+            convert(&image, &wanted, json)
+        }
         ImageCommand::Compare { image, other, other_format } => {
             let parents = image.parents.clone();
             let other = ImageArguments { file: other, disk: None, format: other_format, parents };
@@ -263,17 +266,21 @@ fn threads(jobs: Option<u16>) -> usize {
     jobs.map_or((4 * processors).clamp(4, 16), usize::from)
 }
 
-fn convert(
-    image: &ImageArguments,
-    output: &Path,
-    to: &str,
+/// What is to be made of an image.
+struct Conversion<'a> {
+    output: &'a Path,
+    to: &'a str,
     jobs: Option<u16>,
-    json: bool,
-) -> anyhow::Result<()> {
+    no_sync: bool,
+}
+
+fn convert(image: &ImageArguments, wanted: &Conversion<'_>, json: bool) -> anyhow::Result<()> {
+    let &Conversion { output, to, jobs, no_sync } = wanted;
     let (from, from_format) = open(image)?;
     let kind: ImageKind = to.parse()?;
     kind.check_len(from.len()).map_err(|error| UsageError(error.to_string()))?;
     let (storage, name) = destination(output)?;
+    let storage = if no_sync { storage.without_syncs() } else { storage };
     let step = format!("{} to {}", image.file.display(), output.display());
     watched(&step, json, |progress| {
         store::export_volume(&*from, &storage, name, kind, threads(jobs), progress)

@@ -73,6 +73,9 @@ fn status(status: &Status) {
             println!("{}: {line}", machine.name);
         }
         space(machine);
+        if !matches!(machine.on_failure.as_str(), "" | "notify") {
+            println!("{}: when it fails: {}", machine.name, machine.on_failure);
+        }
         machine.alarms.iter().for_each(|alarm| println!("{}: ALARM {}", machine.name, alarm.words));
         if let Some(scrub) = &machine.scrub {
             println!("{}: {}", machine.name, scrub_line(scrub));

@@ -3,6 +3,8 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod computer;
+pub mod console;
 pub mod disk;
 pub mod guest;
 pub mod process;

@@ -3,6 +3,7 @@
 use crate::ladder::{Holds, Ladder};
 use crate::retention;
 use crate::services::Services;
+use crate::takeover::Policy;
 use blocks::{ByteLen, CheckpointId, Result, WallClock};
 use std::time::Duration;
 use store::{BranchKind, Checkpoint, PinHolder, Unit, Usage};
@@ -95,8 +96,17 @@ fn percent(of: ByteLen, percent: u64) -> ByteLen {
 /// Everything that is wrong with a unit.
 pub(crate) fn of_unit(services: &Services, unit: &Unit) -> Result<Vec<Alarm>> {
     let mut alarms = Vec::new();
-    if let ("held", reason) = services.agents.machine(unit.machine()).state() {
-        alarms.push(Alarm { kind: "held", words: format!("nothing is acknowledged: {reason}") });
+    match services.agents.machine(unit.machine()).state() {
+        ("held", reason) => {
+            alarms.push(Alarm { kind: "held", words: format!("nothing is acknowledged: {reason}") });
+        }
+        ("failed", reason) => {
+            alarms.push(Alarm { kind: "failed", words: format!("it has failed: {reason}") })
+        }
+        _ => {}
+    }
+    if let Err(error) = Policy::of(unit) {
+        alarms.push(Alarm { kind: "policy", words: format!("it will not be recovered by itself: {error}") });
     }
     alarms.extend(of_history(unit, &retention::ladder_of(services, unit), WallClock::now())?);
     Ok(alarms)

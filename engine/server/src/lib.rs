@@ -20,6 +20,7 @@ mod session;
 #[cfg(feature = "simulation")]
 pub mod simulation;
 mod stop;
+mod takeover;
 
 pub use agent::{AgentHandle, Agents, Charge, RESTORE_QUEUE, RestoreLink};
 pub use authority::{Authority, EnrolledMachine, TOKEN_TTL_DEFAULT};

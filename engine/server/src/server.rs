@@ -9,6 +9,7 @@ use crate::scrub;
 use crate::services::{Services, Turns};
 use crate::session::{Sessions, SessionsOptions, host_boot};
 use crate::stop::{Stop, StopSender, stop};
+use crate::takeover;
 use blocks::{Error, ErrorKind, Result, Storage};
 use nbd_server::{Exports, ListenAddress, NbdServer};
 use std::path::Path;
@@ -228,21 +229,29 @@ async fn accept_agents(services: Arc<Services>, listener: wire::Listener, mut st
 
 /// Lets time pass for every machine, and notes the gap when one falls silent.
 async fn watch_silence(services: Arc<Services>, mut stop: Stop) {
+    let mut responses = JoinSet::new();
     loop {
         tokio::select! {
-            () = stop.heard() => return,
+            () = stop.heard() => break,
+            Some(_) = responses.join_next() => continue,
             () = tokio::time::sleep(TICK) => {}
         }
         for machine in services.agents.all() {
             let promoted = services.agents.session_in_charge(machine.id()).is_some();
-            if !machine.tick(Instant::now(), promoted).failed_now {
+            let ticked = machine.tick(Instant::now(), promoted);
+            if !ticked.failed_now {
                 continue;
             }
             tracing::warn!(machine = %machine.id(), "not heard of in time: it has failed");
             let Some(unit) = services.store.unit(machine.id()) else { continue };
+            if ticked.lost_now {
+                let (services, stop) = (services.clone(), stop.clone());
+                responses.spawn(takeover::respond(services, unit.clone(), machine.clone(), stop));
+            }
             if let Err(error) = agent::blocking(move || agent::begin_gap(&unit, agent::SILENT)).await {
                 tracing::error!(%error, machine = %machine.id(), "the gap could not be recorded");
             }
         }
     }
+    while responses.join_next().await.is_some() {}
 }

@@ -231,7 +231,7 @@ async fn a_token_is_given_out_and_nonsense_is_not_understood() {
     let folder = tempfile::tempdir().unwrap();
     let data = folder.path();
     let running = start(data).await;
-    let enroll = |seconds| Request::Enroll { name: Some("web-1".into()), seconds };
+    let enroll = |seconds| Request::Enroll { name: Some("web-1".into()), rescue: false, seconds };
     let Reply::Token(token) = ask(data, enroll(60)).await.unwrap() else { panic!("another reply") };
     assert!(token.token.parse::<wire::Token>().is_ok());
     assert_eq!(ask(data, enroll(0)).await.unwrap_err().0, "invalid-input");
@@ -255,7 +255,7 @@ async fn an_enrolled_machine_shows_its_certificate_until_it_is_removed() {
     config.listen = Some("127.0.0.1:0".parse().unwrap());
     let running = server::Server::start(config).await.unwrap();
     let address = running.agent_addresses()[0].clone();
-    let enroll = Request::Enroll { name: None, seconds: 60 };
+    let enroll = Request::Enroll { name: None, rescue: false, seconds: 60 };
     let Reply::Token(token) = ask(data, enroll).await.unwrap() else { panic!("another reply") };
     let token = token.token.parse().unwrap();
     let state = folder.path().join("agent-state");

@@ -20,7 +20,13 @@ async fn history(data: &Path, name: &str) -> CheckpointList {
 }
 
 async fn set(data: &Path, name: &str, keep: Option<&str>, quota: Option<u64>) -> MachineStatus {
-    let request = Request::SetMachine { machine: name.into(), keep: keep.map(Into::into), quota };
+    let request = Request::SetMachine {
+        machine: name.into(),
+        keep: keep.map(Into::into),
+        quota,
+        on_failure: None,
+        probe: None,
+    };
     match ask(data, request).await.unwrap() {
         Reply::Status(mut status) => status.machines.remove(0),
         other => panic!("{other:?}"),
@@ -127,10 +133,18 @@ async fn without_history_the_plain_image_is_always_the_newest_state() {
         assert_same(&machine.disk, &std::fs::read(&status.disks[0].image).unwrap(), "the image alone");
         assert_eq!(history(data, "web").await.checkpoints.len(), 1);
     }
-    let (kind, message) =
-        ask(data, Request::SetMachine { machine: "web".into(), keep: Some("soon".into()), quota: None })
-            .await
-            .unwrap_err();
+    let (kind, message) = ask(
+        data,
+        Request::SetMachine {
+            machine: "web".into(),
+            keep: Some("soon".into()),
+            quota: None,
+            on_failure: None,
+            probe: None,
+        },
+    )
+    .await
+    .unwrap_err();
     assert!(kind == "invalid-input" && message.contains("all=4h,hourly=2d,daily=14d"), "{message}");
     assert_eq!(set(data, "web", Some("default"), None).await.keep, "all=4h,hourly=2d,daily=14d");
     running.shutdown().await.unwrap();

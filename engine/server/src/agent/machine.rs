@@ -50,6 +50,8 @@ struct State {
     liveness: Liveness,
     phase: Phase,
     held: Option<String>,
+    /// What a second opinion came to since it has failed.
+    verdict: Option<String>,
     agent: Option<AgentHandle>,
     trackers: Vec<String>,
     heartbeat: Option<Heartbeat>,
@@ -70,6 +72,8 @@ struct Sample {
 pub(crate) struct Ticked {
     /// It has failed just now.
     pub failed_now: bool,
+    /// It has failed just now, having been heard of since the server started.
+    pub lost_now: bool,
 }
 
 impl Machine {
@@ -78,6 +82,7 @@ impl Machine {
             liveness: Liveness::Unseen { since: now },
             phase: Phase::Idle,
             held: None,
+            verdict: None,
             agent: None,
             trackers: Vec::new(),
             heartbeat: None,
@@ -151,7 +156,24 @@ impl Machine {
         let before = state.liveness;
         state.liveness = before.after(event, now, self.deadlines).after(Event::Tick, now, self.deadlines);
         let is_failed = |liveness| matches!(liveness, Liveness::Failed { .. });
-        Ticked { failed_now: !is_failed(before) && is_failed(state.liveness) }
+        if !is_failed(state.liveness) {
+            state.verdict = None;
+        }
+        let failed_now = !is_failed(before) && is_failed(state.liveness);
+        Ticked { failed_now, lost_now: failed_now && !matches!(before, Liveness::Unseen { .. }) }
+    }
+
+    /// Whether it counts as dead.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.lock().liveness, Liveness::Failed { .. })
+    }
+
+    /// What a second opinion came to; whether that is news.
+    pub fn set_verdict(&self, verdict: String) -> bool {
+        let mut state = self.lock();
+        let is_news = state.verdict.as_ref() != Some(&verdict);
+        state.verdict = Some(verdict);
+        is_news
     }
 
     /// The connected machine is in charge of itself and does this.
@@ -199,8 +221,11 @@ impl Machine {
             (Liveness::Promoted { .. }, _) => ("promoted", none()),
             (Liveness::Unseen { .. }, _) => ("disconnected", "not heard of since the server started".into()),
             (Liveness::Gone { .. }, _) => ("disconnected", none()),
-            (Liveness::Failed { connected: true, .. }, _) => ("failed", "connected, but silent".into()),
-            (Liveness::Failed { .. }, _) => ("failed", "heartbeats stopped".into()),
+            (Liveness::Failed { connected, .. }, _) => {
+                let seen = if *connected { "connected, but silent" } else { "heartbeats stopped" };
+                let verdict = state.verdict.as_ref().map(|verdict| format!("; {verdict}"));
+                ("failed", format!("{seen}{}", verdict.unwrap_or_default()))
+            }
             (Liveness::Stopped { .. }, _) => ("stopped", none()),
             (Liveness::Alive { .. } | Liveness::Late { .. }, phase) => match (phase, &state.held) {
                 (_, Some(reason)) => ("held", reason.clone()),

@@ -29,6 +29,7 @@ pub(crate) use gaps::{SILENT, begin as begin_gap};
 pub(crate) use greeting::serve;
 pub use handle::AgentHandle;
 pub(crate) use liveness::Deadlines;
+pub(crate) use machine::Machine;
 pub(crate) use requests::{Comparison, RequestEvent};
 pub use restore_link::{RESTORE_QUEUE, RestoreLink};
 #[cfg(feature = "simulation")]

@@ -18,6 +18,8 @@ pub struct EnrolledMachine {
     pub name: String,
     /// The certificate that it was given last.
     pub certificate: Fingerprint,
+    /// That of a rescue system on it, until the machine speaks for itself again.
+    pub rescue: Option<Fingerprint>,
     /// Its identity, since its first hello.
     pub machine: Option<MachineId>,
     /// When it was given that certificate.
@@ -31,6 +33,8 @@ struct Record {
     version: u32,
     name: String,
     certificate: String,
+    #[serde(default)]
+    rescue: Option<String>,
     machine: Option<String>,
     enrolled_at_ms: u64,
     revoked_at_ms: Option<u64>,
@@ -81,7 +85,7 @@ impl Machines {
     pub fn of_certificate(&self, certificate: Fingerprint) -> Option<EnrolledMachine> {
         self.read(|table| {
             let machine = table.by_name.get(table.name_of.get(&certificate)?)?;
-            (machine.certificate == certificate && machine.revoked_at.is_none()).then(|| machine.clone())
+            (machine.has(certificate) && machine.revoked_at.is_none()).then(|| machine.clone())
         })
     }
 
@@ -90,16 +94,40 @@ impl Machines {
         self.change(|| {
             let machine = self.of_name(name).and_then(|known| known.machine);
             let name = name.to_owned();
-            Ok(EnrolledMachine { name, certificate, machine, enrolled_at: now, revoked_at: None })
+            Ok(EnrolledMachine {
+                name,
+                certificate,
+                rescue: None,
+                machine,
+                enrolled_at: now,
+                revoked_at: None,
+            })
         })
     }
 
+    /// The machine of that name, if a rescue system can speak for it.
+    pub fn to_be_rescued(&self, name: &str) -> Result<EnrolledMachine> {
+        self.of_name(name).filter(|known| known.revoked_at.is_none()).ok_or_else(|| {
+            let context = format!("no machine of the name '{name}' is enrolled that could be rescued");
+            Error::new(ErrorKind::NotFound, context)
+        })
+    }
+
+    /// Gives a rescue system on the machine of that name a certificate beside the machine's own.
+    pub fn enroll_rescue(&self, name: &str, certificate: Fingerprint) -> Result<()> {
+        self.change(|| Ok(EnrolledMachine { rescue: Some(certificate), ..self.to_be_rescued(name)? }))
+    }
+
+    /// Ties a certificate to its machine. Whoever has the machine's own ends what a rescue system was given.
     pub fn bind(&self, certificate: Fingerprint, machine: MachineId) -> Result<()> {
         let known = |found: Option<EnrolledMachine>| {
             found
                 .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "the certificate was revoked or replaced"))
         };
-        if known(self.of_certificate(certificate))?.machine == Some(machine) {
+        let is_done = |found: &EnrolledMachine| {
+            found.machine == Some(machine) && (found.rescue.is_none() || found.certificate != certificate)
+        };
+        if is_done(&known(self.of_certificate(certificate))?) {
             return Ok(());
         }
         self.change(|| {
@@ -115,7 +143,10 @@ impl Machines {
                     let context = format!("machine {machine} has the certificate of '{}'", other.name);
                     Err(Error::new(ErrorKind::InvalidInput, context))
                 }
-                _ => Ok(EnrolledMachine { machine: Some(machine), ..enrolled }),
+                _ => {
+                    let rescue = enrolled.rescue.filter(|rescue| *rescue == certificate);
+                    Ok(EnrolledMachine { machine: Some(machine), rescue, ..enrolled })
+                }
             }
         })
     }
@@ -146,20 +177,30 @@ impl Machines {
     }
 }
 
+impl EnrolledMachine {
+    fn certificates(&self) -> impl Iterator<Item = Fingerprint> {
+        [Some(self.certificate), self.rescue].into_iter().flatten()
+    }
+
+    fn has(&self, certificate: Fingerprint) -> bool {
+        self.certificates().any(|own| own == certificate)
+    }
+}
+
 impl Table {
     fn put(&mut self, machine: EnrolledMachine) {
-        self.name_of.insert(machine.certificate, machine.name.clone());
-        if let Some(old) = self.by_name.insert(machine.name.clone(), machine.clone())
-            && old.certificate != machine.certificate
-        {
-            self.name_of.remove(&old.certificate);
+        if let Some(old) = self.by_name.insert(machine.name.clone(), machine.clone()) {
+            old.certificates().for_each(|certificate| drop(self.name_of.remove(&certificate)));
         }
+        machine.certificates().for_each(|certificate| {
+            self.name_of.insert(certificate, machine.name.clone());
+        });
     }
 }
 
 impl Directory for Machines {
     fn machine_of(&self, certificate: Fingerprint) -> Option<PeerIdentity> {
-        let EnrolledMachine { name, machine, certificate, .. } = self.of_certificate(certificate)?;
+        let EnrolledMachine { name, machine, .. } = self.of_certificate(certificate)?;
         Some(PeerIdentity { name, machine, certificate })
     }
 }
@@ -170,6 +211,7 @@ impl From<&EnrolledMachine> for Record {
             version: VERSION,
             name: machine.name.clone(),
             certificate: machine.certificate.to_string(),
+            rescue: machine.rescue.map(|certificate| certificate.to_string()),
             machine: machine.machine.map(|machine| machine.to_string()),
             enrolled_at_ms: machine.enrolled_at.0,
             revoked_at_ms: machine.revoked_at.map(|at| at.0),
@@ -198,6 +240,7 @@ pub(super) fn decode(bytes: &[u8], path: &Path) -> Result<EnrolledMachine> {
     }
     Ok(EnrolledMachine {
         certificate: record.certificate.parse().map_err(damaged)?,
+        rescue: record.rescue.map(|text| text.parse()).transpose().map_err(damaged)?,
         machine: record.machine.map(|text| text.parse()).transpose().map_err(damaged)?,
         name: record.name,
         enrolled_at: WallClock(record.enrolled_at_ms),

@@ -7,7 +7,7 @@
 //! authority.json       the authority's key and certificate, mode 0600, made at the first start
 //! tokens/ID.json       a token that can be used: a hash of its secret, for whom, until when
 //! tokens/ID.used       that it was used, kept for a week so that a second try hears why
-//! machines/NAME.json   a machine: its certificate in force, its identity, whether it was revoked
+//! machines/NAME.json   a machine: its certificate in force, a rescue system's, its identity, whether it was revoked
 //! ```
 //!
 //! docs/design/0005-identity.md has the reasons.
@@ -35,6 +35,7 @@ use wire::{
 };
 
 pub use machines::EnrolledMachine;
+pub use tokens::TokenFor;
 
 /// How long a token can be used unless its maker says otherwise.
 pub const TOKEN_TTL_DEFAULT: Duration = Duration::from_secs(60 * 60);
@@ -89,13 +90,18 @@ impl Authority {
         self.acceptor.clone()
     }
 
-    /// A token that one machine can enroll with until `ttl` is over. With a name it is good for that name alone, and
-    /// replaces the certificate that a machine of that name has; without, for any name that has never been enrolled.
-    pub fn issue_token(&self, name: Option<String>, ttl: Duration) -> Result<Token> {
-        if let Some(name) = &name {
-            check_machine_name(name)?;
+    /// A token that one machine can enroll with until `ttl` is over. Errors: `InvalidInput` for a bad name; `NotFound` for a
+    /// rescue of a machine that was never enrolled, or whose certificate was revoked.
+    pub fn issue_token(&self, wanted: TokenFor, ttl: Duration) -> Result<Token> {
+        match &wanted {
+            TokenFor::Any => {}
+            TokenFor::Named(name) => check_machine_name(name)?,
+            TokenFor::Rescue(name) => {
+                check_machine_name(name)?;
+                self.machines.to_be_rescued(name)?;
+            }
         }
-        let secret = self.tokens.issue(name, WallClock::now(), ttl)?;
+        let secret = self.tokens.issue(wanted, WallClock::now(), ttl)?;
         Ok(Token::new(self.fingerprint(), secret, None))
     }
 
@@ -121,11 +127,16 @@ impl Authority {
                 );
                 return Err(Error::new(ErrorKind::AlreadyExists, context));
             }
+            Some(name) if token.rescue => drop(self.machines.to_be_rescued(name)?),
             _ => {}
         }
         self.tokens.use_up(&token, now)?;
         let certificate_pem = self.issuer.sign_agent(&public_key, &request.name)?;
-        self.machines.enroll(&request.name, Fingerprint::of_pem(&certificate_pem)?, now)?;
+        let certificate = Fingerprint::of_pem(&certificate_pem)?;
+        match token.rescue {
+            true => self.machines.enroll_rescue(&request.name, certificate)?,
+            false => self.machines.enroll(&request.name, certificate, now)?,
+        }
         Ok(EnrollReply { certificate_pem, authority_pem: self.issuer.certificate_pem().to_owned() })
     }
 
@@ -135,7 +146,7 @@ impl Authority {
             Ok(reply) => ServerMessage::Enrolled(reply),
             Err(error) => {
                 let kind = match error.kind() {
-                    ErrorKind::InvalidInput => RefusalKind::Identity,
+                    ErrorKind::InvalidInput | ErrorKind::NotFound => RefusalKind::Identity,
                     ErrorKind::AlreadyExists => RefusalKind::Taken,
                     _ => RefusalKind::Busy,
                 };

@@ -64,7 +64,7 @@ impl TestServer {
     }
 
     async fn enrolled(&mut self, name: &str, state: &Path) -> AgentIdentity {
-        let token = self.authority.issue_token(None, HOUR).unwrap();
+        let token = self.authority.issue_token(TokenFor::Any, HOUR).unwrap();
         let identity = enroll(&self.address, &token, name, state).await.unwrap();
         self.end().await.1.unwrap();
         identity
@@ -271,11 +271,11 @@ async fn a_revoked_certificate_is_refused_from_then_on() {
     assert_eq!(server.authority.revoke("nobody").unwrap_err().kind(), ErrorKind::NotFound);
 
     // Not by a new connection to a restarted server either, and an unnamed token does not bring the name back.
-    let unnamed = server.authority.issue_token(None, HOUR).unwrap();
+    let unnamed = server.authority.issue_token(TokenFor::Any, HOUR).unwrap();
     let error = enroll(&server.address, &unnamed, "web-1", state.path()).await.unwrap_err();
     assert!(error.to_string().contains("has been enrolled before"), "{error}");
     server.end().await.1.unwrap();
-    let named = server.authority.issue_token(Some("web-1".into()), HOUR).unwrap();
+    let named = server.authority.issue_token(TokenFor::Named("web-1".into()), HOUR).unwrap();
     let error = enroll(&server.address, &named, "web-2", state.path()).await.unwrap_err();
     assert!(error.to_string().contains("this token is for 'web-1'"), "{error}");
     server.end().await.1.unwrap();
@@ -288,10 +288,46 @@ async fn a_revoked_certificate_is_refused_from_then_on() {
 }
 
 #[tokio::test]
+async fn a_rescue_system_speaks_for_the_machine_until_the_machine_does() {
+    let mut server = TestServer::start().await;
+    let (state, rescue) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let for_rescue = || TokenFor::Rescue("web-1".into());
+    assert_eq!(server.authority.issue_token(for_rescue(), HOUR).unwrap_err().kind(), ErrorKind::NotFound);
+    let identity = server.enrolled("web-1", state.path()).await;
+    server.authority.bind(&peer_of(&identity), machine(1)).unwrap();
+
+    let token = server.authority.issue_token(for_rescue(), HOUR).unwrap();
+    let rescuer = enroll(&server.address, &token, "web-1", rescue.path()).await.unwrap();
+    server.end().await.1.unwrap();
+    let kept = Machines::open(&server.folder.path().join("machines")).unwrap().of_name("web-1").unwrap();
+    let certificates = (kept.certificate, kept.rescue);
+    assert_eq!(certificates, (identity.certificate(), Some(rescuer.certificate())), "on the medium");
+    for each in [&identity, &rescuer] {
+        server.authority.authorize(&peer_of(each), "web-1", Some(machine(1))).unwrap();
+    }
+    server.authority.bind(&peer_of(&rescuer), machine(1)).unwrap();
+    server.authority.authorize(&peer_of(&rescuer), "web-1", Some(machine(1))).unwrap();
+    // The machine has come home.
+    server.authority.bind(&peer_of(&identity), machine(1)).unwrap();
+    let error = server.authority.authorize(&peer_of(&rescuer), "web-1", None).unwrap_err();
+    assert!(error.to_string().contains("revoked or replaced"), "{error}");
+    server.authority.authorize(&peer_of(&identity), "web-1", Some(machine(1))).unwrap();
+
+    // Whoever revokes a machine revokes its rescue system, and a token that was given out before is worth nothing.
+    let token = server.authority.issue_token(for_rescue(), HOUR).unwrap();
+    let late = server.authority.issue_token(for_rescue(), HOUR).unwrap();
+    let rescuer = enroll(&server.address, &token, "web-1", rescue.path()).await.unwrap();
+    server.end().await.1.unwrap();
+    server.authority.revoke("web-1").unwrap();
+    assert!(server.authority.authorize(&peer_of(&rescuer), "web-1", None).is_err());
+    assert!(enroll(&server.address, &late, "web-1", rescue.path()).await.is_err());
+}
+
+#[tokio::test]
 async fn a_token_is_good_once() {
     let mut server = TestServer::start().await;
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let token = server.authority.issue_token(None, HOUR).unwrap();
+    let token = server.authority.issue_token(TokenFor::Any, HOUR).unwrap();
     enroll(&server.address, &token, "first", first.path()).await.unwrap();
     let error = enroll(&server.address, &token, "second", second.path()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
@@ -312,7 +348,7 @@ async fn a_token_is_good_once() {
 async fn an_expired_token_is_refused() {
     let server = TestServer::start().await;
     let state = tempfile::tempdir().unwrap();
-    let token = server.authority.issue_token(None, Duration::ZERO).unwrap();
+    let token = server.authority.issue_token(TokenFor::Any, Duration::ZERO).unwrap();
     let error = enroll(&server.address, &token, "late", state.path()).await.unwrap_err();
     assert!(error.to_string().contains("the token has expired"), "{error}");
     assert!(server.authority.machines().is_empty());
@@ -322,7 +358,7 @@ async fn an_expired_token_is_refused() {
 async fn a_token_for_another_authority_never_shows_its_secret() {
     let mut server = TestServer::start().await;
     let state = tempfile::tempdir().unwrap();
-    let token = server.authority.issue_token(None, HOUR).unwrap();
+    let token = server.authority.issue_token(TokenFor::Any, HOUR).unwrap();
     let mut fingerprint = token.authority().to_bytes();
     fingerprint[31] ^= 1;
     let tampered = Token::new(Fingerprint::from_bytes(fingerprint), token.secret().clone(), None);
@@ -338,7 +374,7 @@ async fn a_token_for_another_authority_never_shows_its_secret() {
 async fn a_guessed_secret_is_refused_and_uses_nothing_up() {
     let server = TestServer::start().await;
     let state = tempfile::tempdir().unwrap();
-    let token = server.authority.issue_token(None, HOUR).unwrap();
+    let token = server.authority.issue_token(TokenFor::Any, HOUR).unwrap();
     let id: [u8; 8] =
         std::array::from_fn(|at| u8::from_str_radix(&token.secret().id()[2 * at..2 * at + 2], 16).unwrap());
     for guessed in [TokenSecret::new(id, [1; 16]), TokenSecret::new([1; 8], [1; 16])] {
@@ -353,7 +389,7 @@ async fn a_guessed_secret_is_refused_and_uses_nothing_up() {
 fn only_one_of_many_at_once_gets_the_token() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(folder.path()).unwrap();
-    let secret = authority.issue_token(None, HOUR).unwrap().secret().to_text();
+    let secret = authority.issue_token(TokenFor::Any, HOUR).unwrap().secret().to_text();
     let enrolled: usize = std::thread::scope(|scope| {
         let tries: Vec<_> = (0..8)
             .map(|number| {
@@ -381,7 +417,7 @@ fn request(secret: &str, name: &str, in_request: &str) -> EnrollRequest {
 fn a_bad_request_does_not_use_the_token_up() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(folder.path()).unwrap();
-    let secret = authority.issue_token(None, HOUR).unwrap().secret().to_text();
+    let secret = authority.issue_token(TokenFor::Any, HOUR).unwrap().secret().to_text();
     let good = request(&secret, "web-1", "web-1");
     let forged = {
         // The last byte belongs to the signature, which then is no proof of having the key.
@@ -433,8 +469,8 @@ fn an_authority_is_the_same_after_a_restart_and_open_once() {
     let authority = Authority::open(folder.path()).unwrap();
     let fingerprint = authority.fingerprint();
     assert_eq!(Authority::open(folder.path()).unwrap_err().kind(), ErrorKind::Busy);
-    let used = authority.issue_token(None, HOUR).unwrap().secret().to_text();
-    let unused = authority.issue_token(Some("db-1".into()), HOUR).unwrap().secret().to_text();
+    let used = authority.issue_token(TokenFor::Any, HOUR).unwrap().secret().to_text();
+    let unused = authority.issue_token(TokenFor::Named("db-1".into()), HOUR).unwrap().secret().to_text();
     authority.enroll(&request(&used, "web-1", "web-1")).unwrap();
     let certificate = authority.machines()[0].certificate;
     let peer = Peer::Machine(PeerIdentity { name: "web-1".into(), machine: None, certificate });
@@ -462,7 +498,7 @@ fn an_authority_is_the_same_after_a_restart_and_open_once() {
 fn a_token_whose_use_was_cut_short_by_a_crash_stays_used() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(folder.path()).unwrap();
-    let secret = authority.issue_token(None, HOUR).unwrap();
+    let secret = authority.issue_token(TokenFor::Any, HOUR).unwrap();
     let file = folder.path().join(format!("tokens/{}.json", secret.secret().id()));
     let before = std::fs::read(&file).unwrap();
     authority.enroll(&request(&secret.secret().to_text(), "web-1", "web-1")).unwrap();
@@ -477,7 +513,7 @@ fn a_peer_is_only_the_machine_that_its_certificate_says() {
     let folder = tempfile::tempdir().unwrap();
     let authority = Authority::open(folder.path()).unwrap();
     let enrolled = |name: &str| {
-        let secret = authority.issue_token(None, HOUR).unwrap().secret().to_text();
+        let secret = authority.issue_token(TokenFor::Any, HOUR).unwrap().secret().to_text();
         let reply = authority.enroll(&request(&secret, name, name)).unwrap();
         let certificate = Fingerprint::of_pem(&reply.certificate_pem).unwrap();
         Peer::Machine(PeerIdentity { name: name.into(), machine: None, certificate })

@@ -15,12 +15,26 @@ pub(super) struct Tokens {
     folder: PathBuf,
 }
 
+/// Whom a token is good for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TokenFor {
+    /// A machine of any name that was never enrolled.
+    Any,
+    /// The machine of this name; the certificate that it gets replaces the one that it has.
+    Named(String),
+    /// A rescue system on the machine of this name, which was enrolled: it speaks for the machine, whose own certificate,
+    /// perhaps only to be found in the backup, stays good. What the rescue system got ends when that one is used again.
+    Rescue(String),
+}
+
 /// A token that was shown and may be used.
 #[derive(Debug)]
 pub(super) struct ValidToken {
     id: String,
     /// The only name that it is good for.
     pub name: Option<String>,
+    /// For a rescue system of that machine: its own certificate stays in force.
+    pub rescue: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -28,6 +42,8 @@ struct TokenFile {
     /// Hexadecimal; the secret itself is nowhere.
     hash: String,
     name: Option<String>,
+    #[serde(default)]
+    rescue: bool,
     expires_at_ms: u64,
 }
 
@@ -41,12 +57,18 @@ impl Tokens {
         Tokens { folder }
     }
 
-    pub fn issue(&self, name: Option<String>, now: WallClock, ttl: Duration) -> Result<TokenSecret> {
+    pub fn issue(&self, wanted: TokenFor, now: WallClock, ttl: Duration) -> Result<TokenSecret> {
         self.forget_old(now)?;
         let secret = random_secret()?;
+        let (name, rescue) = match wanted {
+            TokenFor::Any => (None, false),
+            TokenFor::Named(name) => (Some(name), false),
+            TokenFor::Rescue(name) => (Some(name), true),
+        };
         let file = TokenFile {
             hash: secret.hash().to_hex().to_string(),
             name,
+            rescue,
             expires_at_ms: now.0.saturating_add(millis(ttl)),
         };
         write(&self.path(&secret.id(), "json"), &file)?;
@@ -66,7 +88,7 @@ impl Tokens {
         match file {
             _ if used.is_some() => refuse("was used already; each token enrolls one machine"),
             Some(file) if matches && file.expires_at_ms <= now.0 => refuse("has expired; ask for another"),
-            Some(file) if matches => Ok(ValidToken { id, name: file.name }),
+            Some(file) if matches => Ok(ValidToken { id, name: file.name, rescue: file.rescue }),
             _ => refuse("is not one that this server gave out"),
         }
     }

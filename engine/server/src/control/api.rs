@@ -20,6 +20,9 @@ pub enum Request {
     Enroll {
         /// The only machine name that it shall be good for.
         name: Option<String>,
+        /// For a rescue system on the machine of that name, whose own certificate stays in force.
+        #[serde(default)]
+        rescue: bool,
         /// How long it is good for, in seconds.
         seconds: u64,
     },
@@ -49,7 +52,8 @@ pub enum Request {
         /// As in `checkpoint`; no longer where it is missing.
         until: Option<String>,
     },
-    /// Change how long a machine's history is kept, and how much room it may take up. Done with [`Reply::Status`].
+    /// Change how long a machine's history is kept, how much room it may take up, and what is done when it fails. Done with
+    /// [`Reply::Status`].
     SetMachine {
         /// A name or identity.
         machine: String,
@@ -57,6 +61,12 @@ pub enum Request {
         keep: Option<String>,
         /// In bytes; 0 is none.
         quota: Option<u64>,
+        /// `notify` or `recover`.
+        #[serde(default)]
+        on_failure: Option<String>,
+        /// Who is asked before it counts as dead: `tcp:HOST:PORT`, `command:PROGRAM` or `none`.
+        #[serde(default)]
+        probe: Option<String>,
     },
     /// The checkpoints and gaps of a machine. Done with [`Reply::Checkpoints`].
     Checkpoints {
@@ -401,6 +411,9 @@ pub struct MachineStatus {
     /// The ladder by which its history is kept.
     #[serde(default)]
     pub keep: String,
+    /// What is done when it fails, in words that begin with `notify` or `recover`.
+    #[serde(default)]
+    pub on_failure: String,
     /// How far back its history goes now, in milliseconds.
     #[serde(default)]
     pub window_ms: Option<u64>,
@@ -432,7 +445,7 @@ pub struct SpaceStatus {
 /// Something that wants a person.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlarmInfo {
-    /// `held`, `quota`, `window` (the quota buys less history than is wanted), `superseded` (such a branch keeps the
+    /// `failed`, `held`, `quota`, `window` (the quota buys less history than is wanted), `superseded` (such a branch keeps the
     /// horizon), `horizon` (overdue), `space` (of the store).
     pub alarm: String,
     /// For people.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job) -> Result<Reply> {
     match request {
         Request::Status { machine } => status::status(services, machine).await,
-        Request::Enroll { name, seconds } => machines::enroll(services, name, seconds).await,
+        Request::Enroll { name, rescue, seconds } => machines::enroll(services, name, rescue, seconds).await,
         Request::RemoveMachine { machine } => machines::remove(services, machine).await,
         Request::Checkpoint { of, name, protect_until } => {
             checkpoints::take(services, of, name, protect_until, job).await
@@ -27,7 +27,9 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::ProtectCheckpoint { machine, checkpoint, until } => {
             checkpoints::set_protection(services, machine, checkpoint, until).await
         }
-        Request::SetMachine { machine, keep, quota } => machines::set(services, machine, keep, quota).await,
+        Request::SetMachine { machine, keep, quota, on_failure, probe } => {
+            machines::set(services, machine, machines::Changes { keep, quota, on_failure, probe }).await
+        }
         Request::Checkpoints { machine } => checkpoints::list(services, machine).await,
         Request::Branches { machine } => branches::list(services, machine).await,
         Request::DropBranch { machine, branch } => branches::give_up(services, machine, branch).await,

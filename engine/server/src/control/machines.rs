@@ -2,9 +2,11 @@
 
 use super::api::{Reply, TokenInfo};
 use crate::agent::blocking;
+use crate::authority::TokenFor;
 use crate::ladder::Ladder;
 use crate::retention;
 use crate::services::Services;
+use crate::takeover::Policy;
 use blocks::{ByteLen, Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,24 +68,42 @@ fn edits(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-pub(super) async fn enroll(services: Arc<Services>, name: Option<String>, seconds: u64) -> Result<Reply> {
+pub(super) async fn enroll(
+    services: Arc<Services>,
+    name: Option<String>,
+    rescue: bool,
+    seconds: u64,
+) -> Result<Reply> {
     if seconds == 0 {
         return Err(Error::new(
             ErrorKind::InvalidInput,
             "a token that is good for 0 seconds is good for nothing",
         ));
     }
+    let wanted = match (name, rescue) {
+        (None, false) => TokenFor::Any,
+        (Some(name), false) => TokenFor::Named(name),
+        (Some(name), true) => TokenFor::Rescue(name),
+        (None, true) => {
+            let context = "a token for a rescue system wants the name of the machine that it is on";
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+    };
     let authority = services.authority.clone();
-    let token = blocking(move || authority.issue_token(name, Duration::from_secs(seconds))).await?;
+    let token = blocking(move || authority.issue_token(wanted, Duration::from_secs(seconds))).await?;
     Ok(Reply::Token(TokenInfo { token: token.to_string(), expires_in_seconds: seconds }))
 }
 
-pub(super) async fn set(
-    services: Arc<Services>,
-    machine: String,
-    keep: Option<String>,
-    quota: Option<u64>,
-) -> Result<Reply> {
+/// As in [`super::api::Request::SetMachine`].
+#[derive(Debug)]
+pub(super) struct Changes {
+    pub keep: Option<String>,
+    pub quota: Option<u64>,
+    pub on_failure: Option<String>,
+    pub probe: Option<String>,
+}
+
+pub(super) async fn set(services: Arc<Services>, machine: String, changes: Changes) -> Result<Reply> {
     let asked = machine.clone();
     let set = services.clone();
     blocking(move || {
@@ -91,14 +111,19 @@ pub(super) async fn set(
         let parse = |text: &str| {
             text.parse::<Ladder>().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
         };
+        let Changes { keep, quota, on_failure, probe } = &changes;
+        let policy = Policy::of(&unit).unwrap_or_default().with(on_failure.as_deref(), probe.as_deref())?;
         let ladder = keep.as_deref().filter(|keep| *keep != "default").map(parse).transpose()?;
         if keep.is_some() {
             retention::set_ladder(&unit, ladder.as_ref())?;
         }
-        if let Some(quota) = quota {
+        if let Some(quota) = *quota {
             unit.set_quota(Some(ByteLen::new(quota)).filter(|quota| !quota.is_zero()))?;
         }
-        tracing::info!(machine = unit.name(), keep, quota, "set");
+        if on_failure.is_some() || probe.is_some() {
+            policy.keep(&unit)?;
+        }
+        tracing::info!(machine = unit.name(), ?changes, "set");
         Ok(())
     })
     .await?;

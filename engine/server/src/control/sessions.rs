@@ -6,6 +6,7 @@ use super::{at, machines};
 use crate::agent::blocking;
 use crate::services::Services;
 use crate::session::{FailbackOptions, MigrateOptions};
+use crate::takeover;
 use blocks::{DiskIndex, Error, ErrorKind, Result};
 use std::sync::Arc;
 use store::Unit;
@@ -36,19 +37,8 @@ pub(super) async fn recover(
     drill: bool,
 ) -> Result<Reply> {
     let unit = machines::find(&services.store, &machine)?;
-    let begun = {
-        let (services, unit) = (services.clone(), unit.clone());
-        blocking(move || {
-            let checkpoint = choose(&unit, at.as_deref())?;
-            services.sessions.recover(&unit, checkpoint, drill)
-        })
-    };
-    let session = begun.await?;
-    if !drill {
-        let reason = format!("session {} took charge of '{}'", session.session, unit.name());
-        services.agents.fence(unit.machine(), &reason).await;
-    }
-    Ok(Reply::Session(session))
+    let checkpoint = choose(&unit, at.as_deref())?;
+    takeover::recover(&services, &unit, checkpoint, drill).await.map(Reply::Session)
 }
 
 /// The checkpoint that is meant; without a word about it, the newest of the main line.

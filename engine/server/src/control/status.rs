@@ -6,6 +6,7 @@ use crate::agent::blocking;
 use crate::alarms::{self, Alarm};
 use crate::retention;
 use crate::services::Services;
+use crate::takeover::Policy;
 use blocks::{ByteLen, DiskIndex, Error, Result, WallClock};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,6 +79,7 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
             .map(|pin| format!("checkpoint {} by {}", pin.checkpoint, pin.holder))
             .collect(),
         keep: ladder.to_string(),
+        on_failure: Policy::of(unit).map_or_else(|error| error.to_string(), |policy| policy.to_string()),
         window_ms: line.first().map(age),
         space: SpaceStatus {
             images_bytes: usage.images.get(),

@@ -3,7 +3,7 @@
 //! Every name is resolved from a descriptor of the folder (`openat` and its kin), so the storage stays the same one
 //! when somebody renames the folder or changes the working directory.
 
-use super::host_file::HostFile;
+use super::host_file::{HostFile, Syncs};
 use blocks::{ByteLen, Error, ErrorKind, OpenMode, Result, Storage, StorageFile, Synced};
 use rustix::fs::{AtFlags, Dir, FileType, FlockOperation, Mode, OFlags};
 use rustix::io::Errno;
@@ -23,6 +23,7 @@ pub struct HostStorage {
     path: PathBuf,
     /// A link by the name of a file is not opened.
     refuses_links: bool,
+    syncs: Syncs,
 }
 
 impl HostStorage {
@@ -32,7 +33,7 @@ impl HostStorage {
         make_durable_dir(path, &sync_host_dir)?;
         let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io(path.display().to_string(), errno.into()))?;
-        Ok(HostStorage { root, path: path.to_path_buf(), refuses_links: false })
+        Ok(HostStorage { root, path: path.to_path_buf(), refuses_links: false, syncs: Syncs::Kept })
     }
 
     /// The folder of a file that is there, for names that a stranger has written into it: no link is followed.
@@ -43,7 +44,14 @@ impl HostStorage {
         };
         let root = rustix::fs::open(path, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|errno| Error::io(path.display().to_string(), errno.into()))?;
-        Ok(HostStorage { root, path: path.to_path_buf(), refuses_links: true })
+        Ok(HostStorage { root, path: path.to_path_buf(), refuses_links: true, syncs: Syncs::Kept })
+    }
+
+    /// The same folder, but no sync of it or of a file opened through it waits for the medium: for what can be made again
+    /// and is given up after a power cut. Nothing that is acknowledged to anybody may lie in it.
+    pub fn without_syncs(mut self) -> HostStorage {
+        self.syncs = Syncs::Skipped;
+        self
     }
 
     /// Where the folder was when it was opened.
@@ -90,7 +98,7 @@ impl Storage for HostStorage {
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
         let file = opened.map_err(|errno| self.failed(name, errno))?;
-        Ok(Arc::new(HostFile::from_file(File::from(file), self.shown(name))?))
+        Ok(Arc::new(HostFile::from_file(File::from(file), self.shown(name), self.syncs)?))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
@@ -131,6 +139,9 @@ impl Storage for HostStorage {
 
     fn sync_dir(&self, dir: &str) -> Result<Synced> {
         let folder = self.open_dir(dir)?;
+        if self.syncs == Syncs::Skipped {
+            return Ok(Synced::after_completed_sync());
+        }
         rustix::fs::fsync(&folder).map_err(|errno| self.failed(dir, errno))?;
         Ok(Synced::after_completed_sync())
     }

@@ -28,6 +28,16 @@ pub struct HostFile {
     is_device: bool,
     known: Mutex<KnownData>,
     past_cache: PastCache,
+    syncs: Syncs,
+}
+
+/// What a sync of a file does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Syncs {
+    /// It ends when all that was written is on the medium.
+    Kept,
+    /// Nothing, because whoever opened the file asked for that.
+    Skipped,
 }
 
 /// The data that was found last: some file systems look at every page up to the next hole to find it.
@@ -60,11 +70,11 @@ impl HostFile {
             options.custom_flags(rustix::fs::OFlags::EXCL.bits().cast_signed());
         }
         let file = options.open(path).map_err(|error| Error::io(name.clone(), error))?;
-        Ok(Arc::new(HostFile::from_file(file, name)?))
+        Ok(Arc::new(HostFile::from_file(file, name, Syncs::Kept)?))
     }
 
     /// Wraps an open file; `name` is for messages. Only regular files and block devices.
-    pub(super) fn from_file(file: File, name: String) -> Result<HostFile> {
+    pub(super) fn from_file(file: File, name: String, syncs: Syncs) -> Result<HostFile> {
         let kind = file.metadata().map_err(|error| Error::io(name.clone(), error))?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             let context = format!("{name} is neither a regular file nor a block device");
@@ -77,6 +87,7 @@ impl HostFile {
             is_device,
             known: Mutex::default(),
             past_cache: PastCache::default(),
+            syncs,
         })
     }
 
@@ -159,7 +170,9 @@ impl StorageFile for HostFile {
     }
 
     fn write_past_cache(&self) {
-        self.past_cache.begin(&self.file);
+        if self.syncs == Syncs::Kept {
+            self.past_cache.begin(&self.file);
+        }
     }
 
     fn share(&self, offset: ByteOffset, from: &FileRange, len: ByteLen) -> Result<bool> {
@@ -256,6 +269,9 @@ impl StorageFile for HostFile {
     }
 
     fn sync(&self) -> Result<Synced> {
+        if self.syncs == Syncs::Skipped {
+            return Ok(Synced::after_completed_sync());
+        }
         self.file.sync_data().map_err(|error| Error::io(format!("{}: syncing", self.name), error))?;
         Ok(Synced::after_completed_sync())
     }

@@ -1,0 +1,353 @@
+//! A real machine: protected live, lost, running again, home again (docs/design/0018-whole-machine.md).
+//!
+//! Debian with systemd and PostgreSQL, its root disk protected while it is mounted and written; the power is cut; the
+//! stand-in boots on its own, is worked in, moves to other storage under way; the old machine wakes up and is fenced; what
+//! changed comes home from a rescue system; the machine boots, holds all, and is protected again. Everything that
+//! PostgreSQL has called committed is told on a serial port, so the test knows what must not be lost.
+//!
+//! QEMU emulates the processor, so each story takes some minutes; the disks are made at the first run and kept.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+mod support;
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+use support::computer::{Computer, Layout, Parts, disk_of_files};
+use support::console::Console;
+use support::process::Process;
+use support::{free_port, program, run};
+
+const NAME: &str = "web1";
+/// The host as a guest sees it.
+const HOST: &str = "10.0.2.2";
+
+#[test]
+fn a_machine_with_bios_and_partitions_is_lost_and_comes_home() {
+    play(Layout::Bios);
+}
+
+#[test]
+fn a_machine_with_uefi_and_lvm_is_lost_and_comes_home() {
+    play(Layout::Uefi);
+}
+
+fn play(layout: Layout) {
+    let mut story = Story::begin(layout);
+    let (machine, promised) = story.protect();
+    let (session, mut stand_in) = story.lose_and_boot(machine);
+    let held = story.holds_what_was_promised(&mut stand_in, &promised);
+    story.old_primary_is_fenced(&session);
+    story.migrate(&session);
+    let worked = story.work(&mut stand_in, held);
+    let rescue = story.fail_back(&session, stand_in);
+    story.home_again(rescue, worked);
+    story.print_figures();
+}
+
+/// What was measured, for people.
+#[derive(Default)]
+struct Figures(Vec<(&'static str, String)>);
+
+impl Figures {
+    fn note(&mut self, what: &'static str, value: impl std::fmt::Display) {
+        println!("{what}: {value}");
+        self.0.push((what, value.to_string()));
+    }
+}
+
+/// The server, the machine's disk, and what is known of them.
+struct Story {
+    layout: Layout,
+    _server: Process,
+    port: u16,
+    figures: Figures,
+    folder: tempfile::TempDir,
+}
+
+/// The rows of the ledger that were told before the checkpoint that everything goes back to.
+struct Promised {
+    last_row: u64,
+}
+
+impl Story {
+    fn begin(layout: Layout) -> Story {
+        let folder = tempfile::tempdir().unwrap();
+        layout.disk(&folder.path().join("machine.raw"));
+        let (port, at) = (free_port(), |name: &str| folder.path().join(name));
+        let mut command = program();
+        command.args(["server", "--listen", &format!("0.0.0.0:{port}"), "--heartbeat-deadline", "15s"]);
+        command.arg("--data").arg(at("store"));
+        command.arg("--nbd").arg(format!("unix:{}", at("nbd.sock").display()));
+        let _server = Process::start(command, None, &at("server.log"));
+        let story = Story { layout, _server, port, figures: Figures::default(), folder };
+        story.wait("the server", 60, |story| story.us(&["status"]).is_ok());
+        story.make_tools();
+        story
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Runs a command against the server; its JSON, or what it printed to standard error.
+    fn us(&self, arguments: &[&str]) -> Result<Value, String> {
+        let socket = self.at("store").join("control.sock");
+        let output = program().arg("--json").arg("--control").arg(socket).args(arguments).output().unwrap();
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    fn well(&self, arguments: &[&str]) -> Value {
+        self.us(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{}", self.logs()))
+    }
+
+    fn logs(&self) -> String {
+        std::fs::read_to_string(self.at("server.log")).unwrap_or_default()
+    }
+
+    fn wait(&self, what: &str, seconds: u64, holds: impl Fn(&Story) -> bool) {
+        let started = Instant::now();
+        while !holds(self) {
+            let waited = started.elapsed().as_secs();
+            assert!(waited < seconds, "waited {seconds} s for {what}\n{}\n{}", self.state(), self.logs());
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// The machine's state and why, as status has them.
+    fn state(&self) -> String {
+        let status = self.us(&["status"]).unwrap_or_default();
+        let machine = &status["machines"][0];
+        format!(
+            "{} {}",
+            machine["state"].as_str().unwrap_or("unknown"),
+            machine["detail"].as_str().unwrap_or("")
+        )
+    }
+
+    fn wait_state(&self, state: &str, seconds: u64) {
+        self.wait(state, seconds, |story| story.state().starts_with(state));
+    }
+
+    /// A disk with our program, its configuration and its unit's fittings, to be carried into a computer.
+    fn make_tools(&self) {
+        let tools = self.at("tools");
+        std::fs::create_dir(&tools).unwrap();
+        let ours = program().get_program().to_owned();
+        run(Command::new("strip").args(["-s", "-o"]).arg(tools.join("understudy")).arg(ours));
+        let hook = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/freeze-hook.d/postgresql");
+        run(Command::new("cp").args(["-p", hook]).arg(&tools));
+        let configuration = format!(
+            "[agent]\nserver = \"{HOST}:{}\"\nname = \"{NAME}\"\ndisks = [\"/dev/vda\"]\nheartbeat = \"2s\"\n\
+             checkpoint-every = \"1h\"\nfreeze-budget = \"15s\"\nhook-timeout = \"60s\"\n",
+            self.port
+        );
+        std::fs::write(tools.join("understudy.toml"), configuration).unwrap();
+        disk_of_files(&tools, &self.at("tools.raw"), 64);
+    }
+
+    fn machine(&self, folder: &str, with_tools: bool) -> Computer {
+        let mut disks = vec![(self.at("machine.raw"), false)];
+        disks.extend(with_tools.then(|| (self.at("tools.raw"), true)));
+        let mut computer = Computer::start(&Parts { layout: self.layout, disks, folder: self.at(folder) });
+        computer.console.wait_login(300);
+        computer
+    }
+
+    fn token(&self) -> String {
+        self.well(&["enroll", "--name", NAME])["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Installs the agent, copies the disk while PostgreSQL works, takes three checkpoints.
+    fn protect(&mut self) -> (Computer, Promised) {
+        let started = Instant::now();
+        let mut machine = self.machine("machine", true);
+        self.figures.note("a plain local boot, to the login", seconds(started));
+        let console = &mut machine.console;
+        install_agent(console, "/dev/vdb");
+        console.run("install -m 755 /tools/postgresql /etc/understudy/freeze-hook.d/");
+        console.run("umount /tools; systemctl start ledger");
+        let token = self.token();
+        console.run(&format!("systemctl set-environment UNDERSTUDY_TOKEN={token}"));
+        console.run("systemctl enable -q understudy-agent; systemctl start understudy-agent");
+        let started = Instant::now();
+        self.wait("the initial copy", 400, |story| story.state().starts_with("initial-copy"));
+        self.wait_state("protected", 600);
+        self.figures.note("the initial copy, under load", seconds(started));
+        console.run("systemctl unset-environment UNDERSTUDY_TOKEN");
+        for name in ["first", "second"] {
+            self.well(&["checkpoint", NAME, "--name", name]);
+            let told = self.told();
+            self.wait("more commits", 60, |story| story.told() > told);
+        }
+        let last_row = self.told();
+        let taken = self.well(&["checkpoint", NAME, "--name", "third"]);
+        assert_eq!(taken["consistency"], "application", "PostgreSQL's hook ran: {taken}");
+        let told = self.told();
+        assert!(last_row > 0);
+        self.wait("commits after the checkpoint", 60, |story| story.told() > told);
+        (machine, Promised { last_row })
+    }
+
+    /// The last row of the ledger that the machine has called committed.
+    fn told(&self) -> u64 {
+        let told = std::fs::read_to_string(self.at("machine").join("told")).unwrap_or_default();
+        // The last line may still be on its way.
+        let whole = told.rfind('\n').map_or("", |end| &told[..end]);
+        whole.lines().last().map_or(0, |line| line.trim().parse().expect("a row's number"))
+    }
+
+    /// Cuts the power in the middle of writes; the server notices, asks for a second opinion, recovers; the stand-in boots.
+    fn lose_and_boot(&mut self, machine: Computer) -> (String, Console) {
+        let probe = self.at("is-it-alive");
+        std::fs::write(&probe, format!("#!/bin/sh\nkill -0 {}\n", machine.id())).unwrap();
+        run(Command::new("chmod").arg("755").arg(&probe));
+        let probe = format!("command:{}", probe.display());
+        self.well(&["machine", "set", NAME, "--on-failure", "recover", "--probe", &probe]);
+        machine.cut_power();
+        let lost = Instant::now();
+        self.wait_state("promoted", 60);
+        self.figures
+            .note("from the power cut to the recovery, on its own (the deadline is 15 s)", seconds(lost));
+        let sessions = self.well(&["sessions"]);
+        let session = sessions["sessions"][0]["session"].as_str().unwrap().to_owned();
+        let asked = Instant::now();
+        let uri = sessions["sessions"][0]["disks"][0]["uris"][0].as_str().unwrap();
+        run(Command::new("qemu-io").args(["-r", "-f", "raw", "-c", "read 0 4k", uri]));
+        self.figures
+            .note("a first read of it over NBD, the reading program's start included", seconds(asked));
+        let asked = Instant::now();
+        let probe = ["--probe", "console:machine-ready", "--probe-timeout", "300s"];
+        let booted = self.well(&[&["session", "boot", &session][..], &probe].concat());
+        self.figures.note("achieved RTO, from the boot to the login", seconds(asked));
+        let rpo = booted["rpo_ms"].as_u64().unwrap();
+        self.figures.note("achieved RPO", format!("{:.1} s", rpo as f64 / 1000.0));
+        (session, Console::connect(Path::new(booted["guest"]["console"].as_str().unwrap())))
+    }
+
+    /// PostgreSQL answers in the stand-in and holds every row that was committed before the checkpoint. Its agent sends
+    /// nothing: it knows that it is in a stand-in. How many rows there are.
+    fn holds_what_was_promised(&self, stand_in: &mut Console, promised: &Promised) -> u64 {
+        let before = self.well(&["checkpoints", NAME]);
+        wait_console(stand_in, "pg_isready -q", 120);
+        let held = sql(stand_in, &format!("select count(*) from ledger where id <= {}", promised.last_row));
+        assert_eq!(held, promised.last_row.to_string(), "of {} rows that were promised", promised.last_row);
+        wait_console(stand_in, "journalctl -u understudy-agent | grep -q 'not a second source'", 120);
+        assert_eq!(self.well(&["checkpoints", NAME]), before, "the stand-in is no source");
+        sql(stand_in, "select count(*) from ledger").parse().unwrap()
+    }
+
+    /// The machine that was lost is switched on again, on the disk of that moment: it is told why it is not in charge.
+    fn old_primary_is_fenced(&self, session: &str) {
+        let mut old = self.machine("old", false);
+        let words = "standing by, sending nothing";
+        wait_console(&mut old.console, &format!("journalctl -u understudy-agent | grep -q '{words}'"), 120);
+        let state = self.state();
+        assert!(state.starts_with("promoted") && state.contains(session), "{state}");
+        old.shut_down();
+    }
+
+    /// Moves the running stand-in to other storage while it writes.
+    fn migrate(&mut self, session: &str) {
+        let target = self.at("production.raw");
+        let started = Instant::now();
+        self.well(&["migrate", session, "--to", target.to_str().unwrap(), "--pivot"]);
+        self.figures.note("migration and pivot of the running stand-in", seconds(started));
+    }
+
+    /// A thousand transactions more; the whole ledger's sum.
+    fn work(&self, stand_in: &mut Console, held: u64) -> String {
+        let insert = "insert into ledger (note) select md5(g::text) from generate_series(1, 1000) g";
+        sql(stand_in, insert);
+        let sum = sql(stand_in, LEDGER);
+        assert!(sum.starts_with(&format!("{}:", held + 1000)), "{sum} after {held}");
+        sum
+    }
+
+    /// The machine's disk is written from a rescue system; the stand-in runs until the last round.
+    fn fail_back(&mut self, session: &str, stand_in: Console) -> Computer {
+        let disks = vec![(self.at("machine.raw"), false), (self.at("tools.raw"), true)];
+        let parts = Parts { layout: Layout::Rescue, disks, folder: self.at("rescue") };
+        let mut rescue = Computer::start(&parts);
+        let console = &mut rescue.console;
+        console.wait_login(300);
+        install_agent(console, "/dev/vdc");
+        console.run("sed -i 's|/dev/vda|/dev/vdb|' /etc/understudy.toml");
+        if self.layout == Layout::Uefi {
+            console.run("vgchange -an machine");
+        }
+        let token = self.well(&["enroll", "--name", NAME, "--rescue"])["token"].as_str().unwrap().to_owned();
+        console.run(&format!("systemctl set-environment UNDERSTUDY_TOKEN={token}"));
+        console.run("systemctl start understudy-agent");
+        self.wait("the rescue system's agent", 120, |story| story.state().contains(session));
+        let started = Instant::now();
+        let first = self.well(&["failback", session, "--to", NAME]);
+        self.figures.note("failback under way, while the stand-in works", seconds(started));
+        drop(stand_in);
+        self.well(&["session", "shutdown", session, "--patience", "180s"]);
+        let started = Instant::now();
+        let home = self.well(&["failback", session, "--to", NAME, "--cutover"]);
+        self.figures.note("the cutover", seconds(started));
+        println!("{first}\n{home}");
+        self.wait("the machine in charge again", 60, |story| !story.state().starts_with("promoted"));
+        rescue
+    }
+
+    /// The machine boots from its own disk, holds everything, and is protected again without a new full copy.
+    fn home_again(&mut self, rescue: Computer, worked: String) {
+        rescue.shut_down();
+        let mut machine = self.machine("home", false);
+        wait_console(&mut machine.console, "pg_isready -q", 120);
+        assert_eq!(sql(&mut machine.console, LEDGER), worked, "everything is home");
+        self.wait_state("protected", 600);
+        let taken = self.well(&["checkpoint", NAME, "--name", "home"]);
+        assert_eq!(taken["consistency"], "application");
+        let status = self.well(&["status"]);
+        let received = status["machines"][0]["disks"][0]["received_bytes"].as_u64().unwrap();
+        self.figures
+            .note("sent when it was protected again", format!("{} MiB of a disk of 2 GiB", received >> 20));
+        machine.shut_down();
+        self.wait_state("stopped", 60);
+    }
+
+    fn print_figures(&self) {
+        println!("\n{:?}", self.layout);
+        self.figures.0.iter().for_each(|(what, value)| println!("  {what}: {value}"));
+    }
+}
+
+fn seconds(since: Instant) -> String {
+    format!("{:.1} s", since.elapsed().as_secs_f64())
+}
+
+/// Puts our program into a computer that has it on one of its disks; what else is there stays at /tools.
+fn install_agent(console: &mut Console, tools: &str) {
+    console.run(&format!("mkdir -p /tools; mount -o ro {tools} /tools"));
+    console.run("install -m 755 /tools/understudy /usr/bin/; install -m 600 /tools/understudy.toml /etc/");
+}
+
+/// Asks the console again and again until the line succeeds.
+fn wait_console(console: &mut Console, line: &str, seconds: u64) -> String {
+    let started = Instant::now();
+    loop {
+        let (status, said) = console.ask(line);
+        if status == 0 {
+            return said;
+        }
+        assert!(started.elapsed() < Duration::from_secs(seconds), "waited {seconds} s for {line}: {said}");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+/// What PostgreSQL answers.
+fn sql(console: &mut Console, query: &str) -> String {
+    console.run(&format!("cd /; su postgres -c 'psql -qAtXc \"{query}\"'")).trim().to_owned()
+}
+
+/// All that the ledger holds, in one number.
+const LEDGER: &str = "select count(*) || ':' || md5(string_agg(id || note, ',' order by id)) from ledger";

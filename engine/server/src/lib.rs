@@ -19,6 +19,7 @@ mod services;
 mod session;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+mod stand_in;
 mod stop;
 
 pub use agent::{AgentHandle, Agents, Charge, RESTORE_QUEUE, RestoreLink};

@@ -1,10 +1,12 @@
 //! What can be typed.
 
+mod boot;
 mod definition;
 mod history;
 mod image;
 mod services;
 
+pub use boot::BootArguments;
 pub use definition::DefinitionArguments;
 pub use history::{BranchCommand, CheckpointsCommand, DeltaCommand};
 pub use image::{ImageArguments, ImageCommand};
@@ -37,7 +39,7 @@ impl std::error::Error for UsageError {}
     after_help = "\
 The way through a bad night:
   understudy status                      who is protected, and how far behind
-  understudy recover MACHINE             serve its newest checkpoint now, over NBD
+  understudy recover MACHINE --boot      run its newest checkpoint now (or serve it, without --boot)
   understudy migrate SESSION --to PATH --pivot
   understudy failback SESSION --to MACHINE --cutover
 
@@ -162,10 +164,12 @@ Examples:
   understudy recover web1
   understudy recover web1 --at 2026-11-20T03:00:00Z
   understudy recover web1 --drill
+  understudy recover web1 --boot --network user,hostfwd=tcp:127.0.0.1:8080-:80 --probe tcp:80
   qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web1-1f2e3d4c-disk0,format=raw ...
 
 Prints the session and one NBD URI per disk. From then on the session is in charge and the
-machine's agent is fenced, unless it is a drill.")]
+machine's agent is fenced, unless it is a drill. With --boot QEMU runs the stand-in on it, and goes
+on when the server is restarted.")]
     Recover {
         /// A name or identity.
         machine: String,
@@ -175,11 +179,16 @@ machine's agent is fenced, unless it is a drill.")]
         /// Leave the machine in charge: a session to look at or to rehearse with.
         #[arg(long)]
         drill: bool,
+        /// Start the stand-in too; in a drill nothing leads out of its network.
+        #[arg(long)]
+        boot: bool,
+        #[command(flatten)]
+        guest: BootArguments,
     },
     /// List sessions.
     #[command(after_help = "Example:\n  understudy sessions")]
     Sessions,
-    /// Show or stop one session.
+    /// Show or stop one session, or do something with its stand-in.
     #[command(subcommand, after_help = "Example:\n  understudy session show 1f2e3d4c")]
     Session(SessionCommand),
     /// Copy a session's disk to production storage while its guest runs; pivot to it.
@@ -404,13 +413,69 @@ gone. Its disks are held back until somebody says that the guest was restarted s
         session: String,
     },
     /// End a session; what its guest wrote is kept as a branch.
-    #[command(after_help = "Example:\n  understudy session stop 1f2e3d4c --discard")]
+    #[command(after_help = "\
+Example:
+  understudy session stop 1f2e3d4c --discard
+
+A stand-in that runs on it is shut down first, and ended where it does not heed that.")]
     Stop {
         /// A session, or an unambiguous beginning of one.
         session: String,
         /// Drop what its guest wrote.
         #[arg(long)]
         discard: bool,
+        /// How long its stand-in may take to shut down.
+        #[arg(long, value_name = "DURATION", default_value = "60s")]
+        patience: humantime::Duration,
+    },
+    /// Start the stand-in of a session that is there.
+    #[command(after_help = "Example:\n  understudy session boot 1f2e3d4c --memory 4GiB")]
+    Boot {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+        #[command(flatten)]
+        guest: BootArguments,
+    },
+    /// Press a stand-in's power button, and end it where it does not heed that; the session stays.
+    #[command(after_help = "Example:\n  understudy session shutdown 1f2e3d4c --patience 2m")]
+    Shutdown {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+        /// How long it may take.
+        #[arg(long, value_name = "DURATION", default_value = "60s")]
+        patience: humantime::Duration,
+    },
+    /// Let a stand-in stand still.
+    #[command(after_help = "Example:\n  understudy session pause 1f2e3d4c")]
+    Pause {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+    },
+    /// Let a stand-in go on.
+    #[command(after_help = "Example:\n  understudy session unpause 1f2e3d4c")]
+    Unpause {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+    },
+    /// Attach to a stand-in's serial console; elsewhere than on a terminal, print its socket.
+    #[command(after_help = "\
+Examples:
+  understudy session console 1f2e3d4c
+  socat - UNIX-CONNECT:$(understudy session console 1f2e3d4c | cat)
+
+Ctrl-] leaves it. One at a time can be attached; what was said before is shown first.")]
+    Console {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+    },
+    /// Write what is on a stand-in's screen into a new PNG file.
+    #[command(after_help = "Example:\n  understudy session screenshot 1f2e3d4c -o web1.png")]
+    Screenshot {
+        /// A session, or an unambiguous beginning of one.
+        session: String,
+        /// The new file.
+        #[arg(short, long, value_name = "FILE")]
+        output: PathBuf,
     },
 }
 
@@ -444,7 +509,7 @@ pub enum MachineCommand {
 Examples:
   understudy machine set web1 --quota 500GiB
   understudy machine set web1 --keep all=1h,hourly=1d --quota none
-  understudy machine set web1 --on-failure recover --probe tcp:web1:22
+  understudy machine set web1 --on-failure boot --probe tcp:web1:22
 
 Above nine tenths of its quota a machine's history is shortened; where even that does not help,
 what it sends is no longer acknowledged until there is room. `status` says how much history a
@@ -462,8 +527,9 @@ is not recovered. A machine that was not heard of since the server started never
         /// A size such as 500GiB, or none.
         #[arg(long, value_name = "SIZE|none", value_parser = quota)]
         quota: Option<u64>,
-        /// What is done when it fails: tell people, or serve its newest checkpoint and take charge.
-        #[arg(long, value_name = "WHAT", value_parser = ["notify", "recover"])]
+        /// What is done when it fails: tell people, or serve its newest checkpoint and take charge, or
+        /// start the stand-in on that too.
+        #[arg(long, value_name = "WHAT", value_parser = ["notify", "recover", "boot"])]
         on_failure: Option<String>,
         /// Who is asked whether it is dead: tcp:HOST:PORT, command:PROGRAM (absolute), or none.
         #[arg(long, value_name = "PROBE")]

@@ -1,14 +1,15 @@
 //! Commands that a running server carries out.
 
-use super::{metrics, print};
+use super::{console, metrics, print};
 use crate::arguments::{
-    BranchCommand, CheckpointsCommand, Command, DefinitionArguments, MachineCommand, SessionCommand,
-    UsageError,
+    BootArguments, BranchCommand, CheckpointsCommand, Command, DefinitionArguments, MachineCommand,
+    SessionCommand, UsageError,
 };
 use crate::control::Control;
 use crate::output;
 use anyhow::{anyhow, bail};
-use server::control::api::{DefinitionRequest, Reply, Request};
+use server::control::api::{BootRequest, DefinitionRequest, GuestOrder, Reply, Request};
+use std::path::PathBuf;
 use std::time::Duration;
 
 const WATCH_INTERVAL: Duration = Duration::from_secs(2);
@@ -17,6 +18,7 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()> {
     let watch = matches!(command, Command::Status { watch: true, .. });
     let as_metrics = matches!(command, Command::Metrics);
+    let as_console = matches!(command, Command::Session(SessionCommand::Console { .. }));
     let request = request(command)?;
     loop {
         let reply = control.ask(&request, output::progress(json).as_mut())?;
@@ -26,6 +28,7 @@ pub fn run(command: Command, control: &Control, json: bool) -> anyhow::Result<()
         match json {
             true => println!("{}", serde_json::to_string(&reply)?),
             false => match &reply {
+                Reply::Session(info) if as_console => return console::attach(info),
                 Reply::Status(status) if as_metrics => print!("{}", metrics::text(status)),
                 _ => print::reply(&reply),
             },
@@ -49,13 +52,15 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Branch(BranchCommand::Clone { of, at, name }) => Request::Clone { of, at, name },
         Command::Branch(BranchCommand::Drop { machine, branch }) => Request::DropBranch { machine, branch },
         Command::Settle { machine, at } => Request::Settle { machine, at },
-        Command::Recover { machine, at, drill } => Request::Recover { machine, at, drill },
-        Command::Sessions => Request::Sessions,
-        Command::Session(SessionCommand::Show { session }) => Request::Session { session },
-        Command::Session(SessionCommand::Resume { session }) => Request::GuestRestarted { session },
-        Command::Session(SessionCommand::Stop { session, discard }) => {
-            Request::StopSession { session, discard }
+        Command::Recover { machine, at, drill, boot, guest } => {
+            if !boot && guest != BootArguments::default() {
+                return Err(UsageError("what a stand-in is to be like is said with --boot".to_owned()).into());
+            }
+            let boot = boot.then(|| of_boot(guest)).transpose()?;
+            Request::Recover { machine, at, drill, boot }
         }
+        Command::Sessions => Request::Sessions,
+        Command::Session(command) => of_session(command)?,
         Command::Migrate { session, disk, to, format, rate, pivot } => {
             if to.is_none() && !pivot {
                 return Err(UsageError("migrate wants --to, --pivot or both".to_owned()).into());
@@ -98,6 +103,46 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::Completions { .. }
         | Command::Man { .. }
         | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
+    })
+}
+
+fn of_session(command: SessionCommand) -> anyhow::Result<Request> {
+    let milliseconds =
+        |duration: humantime::Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Ok(match command {
+        SessionCommand::Show { session } | SessionCommand::Console { session } => {
+            Request::Session { session }
+        }
+        SessionCommand::Resume { session } => Request::GuestRestarted { session },
+        SessionCommand::Stop { session, discard, patience } => {
+            Request::StopSession { session, discard, patience_ms: Some(milliseconds(patience)) }
+        }
+        SessionCommand::Boot { session, guest } => Request::Boot { session, boot: of_boot(guest)? },
+        SessionCommand::Shutdown { session, patience } => {
+            let order = GuestOrder::Shutdown { patience_ms: milliseconds(patience) };
+            Request::Guest { session, order }
+        }
+        SessionCommand::Pause { session } => Request::Guest { session, order: GuestOrder::Pause },
+        SessionCommand::Unpause { session } => Request::Guest { session, order: GuestOrder::Unpause },
+        SessionCommand::Screenshot { session, output } => {
+            Request::Screenshot { session, output: absolute(output.to_string_lossy().into_owned())? }
+        }
+    })
+}
+
+fn of_boot(arguments: BootArguments) -> anyhow::Result<BootRequest> {
+    let file =
+        |file: Option<PathBuf>| file.map(|file| absolute(file.to_string_lossy().into_owned())).transpose();
+    let timeout = arguments.probe_timeout.map(|timeout| timeout.as_millis());
+    Ok(BootRequest {
+        memory: arguments.memory.map(|memory| memory.as_u64()),
+        cpus: arguments.cpus,
+        network: arguments.network,
+        acceleration: arguments.accel,
+        firmware_code: file(arguments.firmware_code)?,
+        firmware_vars: file(arguments.firmware_vars)?,
+        probe: arguments.probe,
+        probe_timeout_ms: timeout.map(|timeout| u64::try_from(timeout).unwrap_or(u64::MAX)),
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod agent;
 mod ask;
+mod console;
 mod delta;
 mod doctor;
 mod image;

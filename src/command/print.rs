@@ -2,7 +2,7 @@
 
 use crate::output::{brief, duration, maybe_duration, size, table};
 use server::control::api::{
-    BranchList, CheckpointInfo, CheckpointList, ExportStatus, FailbackInfo, MachineStatus, Reply,
+    BranchList, CheckpointInfo, CheckpointList, ExportStatus, FailbackInfo, GuestInfo, MachineStatus, Reply,
     ScrubMachine, ScrubStatus, SessionInfo, Status, VerifyInfo,
 };
 
@@ -230,6 +230,22 @@ fn session(info: &SessionInfo) {
             );
         }
     }
+    info.guest.iter().for_each(|stand_in| guest(stand_in));
+}
+
+fn guest(guest: &GuestInfo) {
+    let rto = guest.rto_ms.map_or_else(String::new, |ms| format!(", did its work after {}", duration(ms)));
+    println!("stand-in  {}{rto}", guest.state);
+    if !guest.detail.is_empty() {
+        println!("          {}", guest.detail);
+    }
+    guest.notes.iter().for_each(|note| println!("          {note}"));
+    if guest.state == "ended" {
+        return;
+    }
+    let places =
+        [("network", &guest.network), ("console", &guest.console), ("qmp", &guest.qmp), ("vnc", &guest.vnc)];
+    places.iter().for_each(|(what, place)| println!("{what:<9} {place}"));
 }
 
 fn print_sessions(sessions: &[SessionInfo]) {

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod boot_sector;
 pub mod computer;
 pub mod console;
 pub mod disk;
@@ -27,7 +28,24 @@ pub struct Stage {
     pub server: Option<Process>,
     pub disk: Disk,
     pub port: u16,
+    stand_ins: StandIns,
     folder: tempfile::TempDir,
+}
+
+/// The folder of the stand-ins, which outlive their server and shall not outlive the test.
+struct StandIns(PathBuf);
+
+impl Drop for StandIns {
+    fn drop(&mut self) {
+        let folders = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        for folder in folders.map(|entry| entry.path()) {
+            let pid = std::fs::read_to_string(folder.join("qemu.pid")).unwrap_or_default();
+            let line = std::fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
+            if !pid.is_empty() && String::from_utf8_lossy(&line).contains(&*folder.to_string_lossy()) {
+                let _ = Command::new("kill").args(["-9", pid.trim()]).output();
+            }
+        }
+    }
 }
 
 impl Stage {
@@ -35,7 +53,8 @@ impl Stage {
     pub fn new(disk_mib: u64) -> Stage {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let disk = Disk::new(folder.path(), "disk", disk_mib);
-        Stage { writer: None, agent: None, server: None, disk, port: free_port(), folder }
+        let stand_ins = StandIns(folder.path().join("store/stand-ins"));
+        Stage { writer: None, agent: None, server: None, disk, port: free_port(), stand_ins, folder }
     }
 
     /// A path in the test's folder.

@@ -1,5 +1,5 @@
 //! What a stand-in is made of, in the words of those who run it: a machine's definition, and packages that carry one
-//! with its disks.
+//! with its disks. And running one: [`Hypervisor`].
 //!
 //! A [`Definition`] is written as libvirt's domain XML, as a `.vmx`, as OVF or as QEMU's command line ([`Form`]). A
 //! [`Package`] is an OVA or a folder with an OVF descriptor, read with suspicion; [`PackageWriter`] makes an OVA in one
@@ -13,11 +13,14 @@ pub mod fuzzing;
 mod libvirt;
 mod mac;
 mod nbd_address;
+mod network;
 mod ovf;
 mod package;
 mod qemu;
+mod qmp;
 mod shell;
 mod source;
+mod stand_in;
 mod vmx;
 mod xml;
 
@@ -26,6 +29,10 @@ pub use disk_format::DiskFormat;
 pub use form::{Acceleration, Document, Form, FormOptions};
 pub use mac::Mac;
 pub use nbd_address::{NbdAddress, NbdPlace};
+pub use network::{Forward, Network, UserNetwork};
 pub use ovf::{DescribedDisk, Descriptor, OvfVersion};
 pub use package::{DigestAlgorithm, Package, PackageWriter, Verdict, looks_like_archive};
 pub use source::Source;
+pub use stand_in::{
+    FakeHypervisor, GuestState, HostRoom, Hypervisor, Places, Probe, ProbePlace, Qemu, StandIn, fit,
+};

@@ -5,6 +5,7 @@
 use crate::definition::{Architecture, Bus, Definition, Disk, Firmware};
 use crate::form::{Acceleration, Document, FormOptions, left_out};
 use crate::nbd_address::{NbdAddress, NbdPlace};
+use crate::network::Network;
 use crate::shell::quote;
 use crate::source::Source;
 use blocks::{Error, ErrorKind, Result};
@@ -16,13 +17,33 @@ pub(crate) const RECONNECT_SECONDS: u32 = 25;
 /// Network cards beside the disks on the root bus.
 const NICS_MAX: usize = 12;
 
+/// A command line in groups of words that belong together, the program first, and what is to be said about it.
+pub(crate) struct CommandLine {
+    pub groups: Vec<Vec<String>>,
+    pub notes: Vec<String>,
+}
+
 pub(crate) fn write(definition: &Definition, options: &FormOptions) -> Result<Document> {
+    let CommandLine { groups, mut notes } = command_line(definition, options, &Network::default())?;
+    notes.insert(0, "the network cards are on QEMU's own network, which leads out and not in".to_owned());
+    let lines: Vec<String> = groups
+        .iter()
+        .map(|group| group.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "))
+        .collect();
+    Ok(Document { text: format!("{}\n", lines.join(" \\\n  ")), notes })
+}
+
+/// What a printed command and a stand-in that runs have in common. Errors as [`crate::Form::write`].
+pub(crate) fn command_line(
+    definition: &Definition,
+    options: &FormOptions,
+    network: &Network,
+) -> Result<CommandLine> {
     if definition.nics.len() > NICS_MAX {
         let context = format!("{} network cards; at most {NICS_MAX} have a place", definition.nics.len());
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
-    let mut notes =
-        vec!["the network cards are on QEMU's own network, which leads out and not in".to_owned()];
+    let mut notes = Vec::new();
     let mut groups = vec![machine(definition), acceleration(options.acceleration)];
     groups.extend(firmware(definition, options, &mut notes)?);
     groups.push(words(&[
@@ -33,15 +54,14 @@ pub(crate) fn write(definition: &Definition, options: &FormOptions) -> Result<Do
     ]));
     groups.extend(disks(definition, &mut notes)?);
     groups.extend((0..).zip(&definition.nics).map(|(number, mac): (u32, _)| {
-        let card =
-            json!({ "driver": "virtio-net-pci", "netdev": format!("net{number}"), "mac": mac.to_string() });
-        words(&["-netdev", &format!("user,id=net{number}"), "-device", &card.to_string()])
+        let mut card = json!({ "driver": "virtio-net-pci", "mac": mac.to_string() });
+        let Some(netdev) = network.netdev(number) else {
+            return words(&["-device", &card.to_string()]);
+        };
+        card["netdev"] = json!(format!("net{number}"));
+        words(&["-netdev", &netdev, "-device", &card.to_string()])
     }));
-    let lines: Vec<String> = groups
-        .iter()
-        .map(|group| group.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "))
-        .collect();
-    Ok(Document { text: format!("{}\n", lines.join(" \\\n  ")), notes })
+    Ok(CommandLine { groups, notes })
 }
 
 fn words(words: &[&str]) -> Vec<String> {

@@ -1,8 +1,10 @@
 //! What a server is told at its start.
 
 use crate::ladder::Ladder;
+use hypervisor::{Hypervisor, Qemu};
 use nbd_server::ListenAddress;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use store::{ImageFormat, StoreOptions};
 use wire::Address;
@@ -37,6 +39,8 @@ pub struct ServerConfig {
     pub scrub_every: Option<Duration>,
     /// How many bytes a second that may take.
     pub scrub_rate: Option<u64>,
+    /// Who runs stand-ins.
+    pub hypervisor: Arc<dyn Hypervisor>,
     /// The store's own.
     pub store: StoreOptions,
 }
@@ -58,6 +62,7 @@ impl ServerConfig {
             consolidate_rate: None,
             scrub_every: Some(Duration::from_secs(7 * 24 * 60 * 60)),
             scrub_rate: Some(32 << 20),
+            hypervisor: Arc::new(Qemu::default()),
             store: StoreOptions::default(),
         }
     }

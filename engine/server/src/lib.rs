@@ -19,6 +19,7 @@ mod services;
 mod session;
 #[cfg(feature = "simulation")]
 pub mod simulation;
+mod stand_in;
 mod stop;
 mod takeover;
 

@@ -8,6 +8,7 @@ use crate::retention;
 use crate::scrub;
 use crate::services::{Services, Turns};
 use crate::session::{Sessions, SessionsOptions, host_boot};
+use crate::stand_in::{self, StandIns};
 use crate::stop::{Stop, StopSender, stop};
 use crate::takeover;
 use blocks::{Error, ErrorKind, Result, Storage};
@@ -78,6 +79,7 @@ impl Server {
         let agents = |listener| tokio::spawn(accept_agents(services.clone(), listener, stopping.clone()));
         let mut tasks: Vec<_> = listeners.into_iter().map(agents).collect();
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
+        tasks.push(tokio::spawn(stand_in::run(services.clone(), stopping.clone())));
         tasks.push(tokio::spawn(retention::run(services.clone(), stopping.clone())));
         if let Some(every) = config.scrub_every {
             tasks.push(tokio::spawn(scrub::run(services.clone(), every, stopping.clone())));
@@ -172,6 +174,7 @@ fn open(
     });
     let data =
         std::path::absolute(&config.data).map_err(|error| Error::io("the data folder's path", error))?;
+    let stand_ins = StandIns::new(sessions.clone(), config.hypervisor.clone(), data.join("stand-ins"));
     let (consolidating, guests) = (Turns::default(), config.store.guests.clone());
     let (scrub_rate, consolidate_rate) = (config.scrub_rate, config.consolidate_rate);
     Ok(Arc::new(Services {
@@ -181,6 +184,7 @@ fn open(
         agent_context,
         authority,
         sessions,
+        stand_ins: Arc::new(stand_ins),
         exports,
         arrivals: config.nbd_options.arrivals.clone(),
         consolidating,

@@ -4,6 +4,7 @@ use crate::agent::{AgentContext, Agents};
 use crate::authority::Authority;
 use crate::ladder::Ladder;
 use crate::session::Sessions;
+use crate::stand_in::StandIns;
 use nbd_server::{Arrivals, Exports};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ pub(crate) struct Services {
     pub agent_context: Arc<AgentContext>,
     pub authority: Arc<Authority>,
     pub sessions: Arc<Sessions>,
+    pub stand_ins: Arc<StandIns>,
     /// What is served over NBD, with what its clients did.
     pub exports: Exports,
     /// The NBD clients that came and went.

@@ -54,7 +54,7 @@ async fn a_slip_is_a_clear_error_and_changes_nothing() {
         Request::Checkpoint { of: wbe(), name: String::new(), protect_until: None },
         Request::Checkpoints { machine: wbe() },
         Request::Settle { machine: wbe(), at: None },
-        Request::Recover { machine: wbe(), at: None, drill: false },
+        Request::Recover { machine: wbe(), at: None, drill: false, boot: None },
         Request::Verify { machine: wbe() },
         Request::RemoveMachine { machine: wbe() },
         export("wbe-1", None, "raw", &data.join("x")),
@@ -62,7 +62,12 @@ async fn a_slip_is_a_clear_error_and_changes_nothing() {
         let message = not_found(request).await;
         assert!(message.contains("'wbe-1'") && message.contains("did you mean web-1?"), "{message}");
     }
-    let at = |at: &str| Request::Recover { machine: "web-1".into(), at: Some(at.into()), drill: false };
+    let at = |at: &str| Request::Recover {
+        machine: "web-1".into(),
+        at: Some(at.into()),
+        drill: false,
+        boot: None,
+    };
     assert!(not_found(at("99")).await.contains("no checkpoint 99"));
     assert!(not_found(at("2001-01-01 00:00")).await.contains("the oldest is"));
     assert!(not_found(Request::Session { session: "abc".into() }).await.contains("abc"));
@@ -176,10 +181,10 @@ async fn a_promotion_fences_the_machine_and_giving_it_up_lets_it_go_on() {
     let data = folder.path();
     let running = start(data).await;
     let (mut machine, mut link) = protected(data, &mut Random::new(4)).await;
-    let drill = Request::Recover { machine: "web-1".into(), at: None, drill: true };
+    let drill = Request::Recover { machine: "web-1".into(), at: None, drill: true, boot: None };
     let Reply::Session(drill) = ask(data, drill).await.unwrap() else { panic!("another reply") };
     machine.checkpoint(&mut link).await;
-    let recover = Request::Recover { machine: "web-1".into(), at: None, drill: false };
+    let recover = Request::Recover { machine: "web-1".into(), at: None, drill: false, boot: None };
     let Reply::Session(session) = ask(data, recover).await.unwrap() else { panic!("another reply") };
     // The connection has ended, and the machine comes back to stand by.
     while machine.hear(&mut link).await.is_some() {}
@@ -193,7 +198,8 @@ async fn a_promotion_fences_the_machine_and_giving_it_up_lets_it_go_on() {
     let remove = || Request::RemoveMachine { machine: "web-1".into() };
     assert_eq!(ask(data, remove()).await.unwrap_err().0, "busy", "it has sessions");
     for session in [&drill, &session] {
-        let stop = Request::StopSession { session: session.session.clone(), discard: true };
+        let stop =
+            Request::StopSession { session: session.session.clone(), discard: true, patience_ms: None };
         ask(data, stop).await.unwrap();
     }
     let mut link = machine.connect().await;

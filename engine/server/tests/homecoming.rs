@@ -70,7 +70,7 @@ async fn be_restored(machine: &mut Machine, link: &mut Link) {
 }
 
 async fn session_of(data: &Path) -> server::control::api::SessionInfo {
-    let recover = Request::Recover { machine: "web".into(), at: None, drill: false };
+    let recover = Request::Recover { machine: "web".into(), at: None, drill: false, boot: None };
     match ask(data, recover).await.unwrap() {
         Reply::Session(session) => session,
         other => panic!("{other:?}"),

@@ -61,7 +61,7 @@ pub enum Request {
         keep: Option<String>,
         /// In bytes; 0 is none.
         quota: Option<u64>,
-        /// `notify` or `recover`.
+        /// `notify`, `recover` or `boot`.
         #[serde(default)]
         on_failure: Option<String>,
         /// Who is asked before it counts as dead: `tcp:HOST:PORT`, `command:PROGRAM` or `none`.
@@ -125,6 +125,30 @@ pub enum Request {
         at: Option<String>,
         /// Leave the machine in charge: it goes on replicating, and the session is only looked at or drilled in.
         drill: bool,
+        /// Start the stand-in on it. Where the session is there already, so is what runs.
+        #[serde(default)]
+        boot: Option<BootRequest>,
+    },
+    /// Start the stand-in on a session that is there, if it does not run. Done with [`Reply::Session`].
+    Boot {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+        /// How.
+        boot: BootRequest,
+    },
+    /// Do something with a session's stand-in. Done with [`Reply::Session`].
+    Guest {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+        /// What.
+        order: GuestOrder,
+    },
+    /// Write what is on a stand-in's screen into a new PNG file. Done with [`Reply::Exported`].
+    Screenshot {
+        /// Its identity, or an unambiguous beginning of it.
+        session: String,
+        /// An absolute path that does not exist yet.
+        output: String,
     },
     /// All sessions. Done with [`Reply::Sessions`].
     Sessions,
@@ -133,13 +157,16 @@ pub enum Request {
         /// Its identity, or an unambiguous beginning of it.
         session: String,
     },
-    /// End a session. What its guest wrote is dropped with `discard`, otherwise kept as a branch. Done with
-    /// [`Reply::Session`].
+    /// End a session, its stand-in first. What its guest wrote is dropped with `discard`, otherwise kept as a branch. Done
+    /// with [`Reply::Session`].
     StopSession {
         /// Its identity, or an unambiguous beginning of it.
         session: String,
         /// Drop what the guest wrote.
         discard: bool,
+        /// How long the guest may take to switch itself off before it is ended; a minute where nothing is said.
+        #[serde(default)]
+        patience_ms: Option<u64>,
     },
     /// The guest of a `held` session was restarted after the server's host was: serve its disks again. Done with
     /// [`Reply::Session`].
@@ -239,6 +266,46 @@ pub struct DefinitionRequest {
     pub firmware_code: Option<String>,
     #[serde(default)]
     pub firmware_vars: Option<String>,
+}
+
+/// How a stand-in is started. What is missing is as the machine is, or as it suits most.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootRequest {
+    /// In bytes; the machine's own, or as much as the host has, where it is missing.
+    #[serde(default)]
+    pub memory: Option<u64>,
+    /// Processors, in the same way.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// `user[,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill without a way out.
+    #[serde(default)]
+    pub network: Option<String>,
+    /// `auto` (where it is missing), `kvm` or `tcg`.
+    #[serde(default)]
+    pub acceleration: Option<String>,
+    /// The UEFI firmware that QEMU loads, and the variables that a copy is made of: both or neither.
+    #[serde(default)]
+    pub firmware_code: Option<String>,
+    #[serde(default)]
+    pub firmware_vars: Option<String>,
+    /// Wait until it does its work: `tcp:PORT`, `agent` or `console:TEXT`.
+    #[serde(default)]
+    pub probe: Option<String>,
+    /// For so long; five minutes where nothing is said.
+    #[serde(default)]
+    pub probe_timeout_ms: Option<u64>,
+}
+
+/// What is done with a stand-in that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "name", rename_all = "kebab-case")]
+pub enum GuestOrder {
+    /// Let it stand still.
+    Pause,
+    /// Let it go on.
+    Unpause,
+    /// Press its power button and wait; after `patience_ms` it is ended, which it does not notice.
+    Shutdown { patience_ms: u64 },
 }
 
 /// A line of the answer.
@@ -411,7 +478,7 @@ pub struct MachineStatus {
     /// The ladder by which its history is kept.
     #[serde(default)]
     pub keep: String,
-    /// What is done when it fails, in words that begin with `notify` or `recover`.
+    /// What is done when it fails, in words that begin with `notify`, `recover` or `boot`.
     #[serde(default)]
     pub on_failure: String,
     /// How far back its history goes now, in milliseconds.
@@ -657,6 +724,32 @@ pub struct SessionInfo {
     /// Age of the checkpoint when the machine was lost or the session was started, in milliseconds.
     pub rpo_ms: u64,
     pub disks: Vec<SessionDisk>,
+    /// The stand-in, where one was started.
+    #[serde(default)]
+    pub guest: Option<Box<GuestInfo>>,
+}
+
+/// A stand-in. The paths are those of the server's host, for its user alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct GuestInfo {
+    /// `starting`, `running`, `paused`, `disk-trouble` (stands still until its disks are served again), `off`, `stopped`,
+    /// `silent` (does not answer), `ended`.
+    pub state: String,
+    pub detail: String,
+    /// When it was started, in milliseconds since 1970 on the server's clock.
+    pub started_ms: u64,
+    /// From the request to the probe's success, in milliseconds (achieved RTO of the service).
+    pub rto_ms: Option<u64>,
+    /// What its network cards are plugged into, forwarded ports included.
+    pub network: String,
+    /// The serial console: a unix socket for one client at a time, and what it has said.
+    pub console: String,
+    pub console_log: String,
+    /// QEMU's control protocol, and the screen by VNC: unix sockets.
+    pub qmp: String,
+    pub vnc: String,
+    /// What is not as in the machine.
+    pub notes: Vec<String>,
 }
 
 /// A disk of a session.

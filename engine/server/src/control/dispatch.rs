@@ -2,10 +2,14 @@
 
 use super::api::{Reply, Request};
 use super::job::Job;
-use super::{branches, checkpoints, definition, export, machines, scrub, sessions, settle, status, verify};
+use super::{
+    branches, checkpoints, definition, export, guests, machines, scrub, sessions, settle, status, verify,
+};
 use crate::services::Services;
+use crate::stand_in::PATIENCE;
 use blocks::Result;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Does what is asked. Must be driven to its end.
 pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job) -> Result<Reply> {
@@ -40,11 +44,19 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::Definition(wanted) => definition::definition(services, wanted).await,
         Request::Scrub { machine, rate } => scrub::scrub(services, machine, rate, job).await,
         Request::Verify { machine } => verify::verify(services, machine, job).await,
-        Request::Recover { machine, at, drill } => sessions::recover(services, machine, at, drill).await,
+        Request::Recover { machine, at, drill, boot } => {
+            sessions::recover(services, sessions::Recovery { machine, at, drill, boot }, job).await
+        }
+        Request::Boot { session, boot } => guests::boot(services, session, boot, Instant::now(), job).await,
+        Request::Guest { session, order } => guests::order(services, session, order).await,
+        Request::Screenshot { session, output } => guests::screenshot(services, session, output).await,
         Request::Sessions => sessions::list(services).await,
         Request::Session { session } => sessions::get(services, session).await,
         Request::GuestRestarted { session } => sessions::guest_restarted(services, session).await,
-        Request::StopSession { session, discard } => sessions::stop(services, session, discard).await,
+        Request::StopSession { session, discard, patience_ms } => {
+            let patience = patience_ms.map_or(PATIENCE, Duration::from_millis);
+            sessions::stop(services, session, discard, patience).await
+        }
         Request::Migrate { session, disk, to, format, rate, pivot } => {
             sessions::migrate(services, sessions::Wanted { session, disk, to, format, rate, pivot }, job)
                 .await

@@ -9,6 +9,7 @@ mod definition;
 mod dispatch;
 mod export;
 mod export_package;
+mod guests;
 mod job;
 pub(crate) mod listener;
 mod machines;

@@ -1,14 +1,16 @@
 //! Requests about sessions.
 
-use super::api::Reply;
+use super::api::{BootRequest, Reply};
 use super::job::Job;
-use super::{at, machines};
+use super::{at, guests, machines};
 use crate::agent::blocking;
 use crate::services::Services;
 use crate::session::{FailbackOptions, MigrateOptions};
+use crate::stand_in::PATIENCE;
 use crate::takeover;
 use blocks::{DiskIndex, Error, ErrorKind, Result};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use store::Unit;
 
 /// As in [`super::api::Request::Migrate`].
@@ -30,15 +32,23 @@ pub(super) struct Homecoming {
     pub discard_unsent: bool,
 }
 
-pub(super) async fn recover(
-    services: Arc<Services>,
-    machine: String,
-    at: Option<String>,
-    drill: bool,
-) -> Result<Reply> {
-    let unit = machines::find(&services.store, &machine)?;
-    let checkpoint = choose(&unit, at.as_deref())?;
-    takeover::recover(&services, &unit, checkpoint, drill).await.map(Reply::Session)
+/// As in [`super::api::Request::Recover`].
+pub(super) struct Recovery {
+    pub machine: String,
+    pub at: Option<String>,
+    pub drill: bool,
+    pub boot: Option<BootRequest>,
+}
+
+pub(super) async fn recover(services: Arc<Services>, wanted: Recovery, job: Job) -> Result<Reply> {
+    let begun = Instant::now();
+    let unit = machines::find(&services.store, &wanted.machine)?;
+    let checkpoint = choose(&unit, wanted.at.as_deref())?;
+    let session = takeover::recover(&services, &unit, checkpoint, wanted.drill).await?;
+    match wanted.boot {
+        Some(boot) => guests::boot(services, session.session, boot, begun, job).await,
+        None => guests::seen(services, session).await,
+    }
 }
 
 /// The checkpoint that is meant; without a word about it, the newest of the main line.
@@ -53,19 +63,47 @@ pub(super) fn choose(unit: &Unit, at: Option<&str>) -> Result<blocks::Checkpoint
 }
 
 pub(super) async fn list(services: Arc<Services>) -> Result<Reply> {
-    blocking(move || Ok(Reply::Sessions { sessions: services.sessions.list()? })).await
+    blocking(move || {
+        let mut sessions = services.sessions.list()?;
+        for session in &mut sessions {
+            session.guest = services.stand_ins.info(&session.session)?;
+        }
+        Ok(Reply::Sessions { sessions })
+    })
+    .await
 }
 
 pub(super) async fn get(services: Arc<Services>, session: String) -> Result<Reply> {
-    blocking(move || services.sessions.get(&session).map(Reply::Session)).await
+    let found = {
+        let services = services.clone();
+        blocking(move || services.sessions.get(&session)).await?
+    };
+    guests::seen(services, found).await
 }
 
 pub(super) async fn guest_restarted(services: Arc<Services>, session: String) -> Result<Reply> {
     blocking(move || services.sessions.guest_restarted(&session).map(Reply::Session)).await
 }
 
-pub(super) async fn stop(services: Arc<Services>, session: String, discard: bool) -> Result<Reply> {
-    blocking(move || services.sessions.stop(&session, discard).map(Reply::Session)).await
+pub(super) async fn stop(
+    services: Arc<Services>,
+    session: String,
+    discard: bool,
+    patience: Duration,
+) -> Result<Reply> {
+    blocking(move || {
+        services.stand_ins.end(&session, patience)?;
+        let guest = services.stand_ins.info(&session)?;
+        services.stand_ins.clean(&session)?;
+        let (_, unit) = services.sessions.unit_of(&session)?;
+        let mut info = services.sessions.stop(&session, discard)?;
+        if discard {
+            crate::stand_in::forget(&unit, &info.session)?;
+        }
+        info.guest = guest;
+        Ok(Reply::Session(info))
+    })
+    .await
 }
 
 pub(super) async fn migrate(services: Arc<Services>, wanted: Wanted, job: Job) -> Result<Reply> {
@@ -100,6 +138,10 @@ pub(super) async fn failback(services: Arc<Services>, wanted: Homecoming, job: J
             cutover: wanted.cutover,
             discard_unsent: wanted.discard_unsent,
         };
+        if options.cutover {
+            // Its last writes have to be on its disks before they are sent.
+            services.stand_ins.end(&wanted.session, PATIENCE)?;
+        }
         let report = |progress| job.report(progress);
         let link = || agent.restore_link();
         services.sessions.failback(&wanted.session, link, &options, &report).map(Reply::Failback)

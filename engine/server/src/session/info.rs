@@ -48,6 +48,7 @@ pub(crate) fn session_info(session: &LiveSession) -> Result<SessionInfo> {
         rto_ms: record.rto_ms,
         rpo_ms: record.rpo_ms,
         disks: (0..record.disks.len()).map(disk).collect::<Result<_>>()?,
+        guest: None,
     })
 }
 

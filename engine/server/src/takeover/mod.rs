@@ -15,7 +15,7 @@ mod probe;
 pub(crate) use policy::{OnFailure, Policy};
 
 use crate::agent::{Machine, blocking};
-use crate::control::api::SessionInfo;
+use crate::control::api::{BootRequest, SessionInfo};
 use crate::retention;
 use crate::services::Services;
 use crate::stop::Stop;
@@ -79,6 +79,14 @@ async fn attempt(services: &Arc<Services>, unit: &Arc<Unit>, machine: &Machine) 
         session = session.session,
         "recovered by itself, as its policy says"
     );
+    if policy.on_failure == OnFailure::Boot {
+        // From here on the session is in charge: what goes wrong now is not to be tried again over and over.
+        let (stand_ins, id) = (services.stand_ins.clone(), session.session.clone());
+        if let Err(error) = blocking(move || stand_ins.boot(&id, &BootRequest::default())).await {
+            let (machine, session) = (unit.name(), &session.session);
+            tracing::error!(%error, machine, session, "the stand-in could not be started: `session boot` tries again");
+        }
+    }
     Ok(true)
 }
 

@@ -19,6 +19,8 @@ pub(crate) enum OnFailure {
     Notify,
     /// Its newest checkpoint is served, and takes charge.
     Recover,
+    /// And its stand-in is started.
+    Boot,
 }
 
 /// A machine's policy.
@@ -43,8 +45,9 @@ impl FromStr for OnFailure {
         match text {
             "notify" => Ok(OnFailure::Notify),
             "recover" => Ok(OnFailure::Recover),
+            "boot" => Ok(OnFailure::Boot),
             _ => {
-                let context = format!("'{text}' is nothing to do on a failure: notify or recover");
+                let context = format!("'{text}' is nothing to do on a failure: notify, recover or boot");
                 Err(Error::new(ErrorKind::InvalidInput, context))
             }
         }
@@ -53,11 +56,15 @@ impl FromStr for OnFailure {
 
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.on_failure, &self.probe) {
-            (OnFailure::Notify, None) => f.write_str("notify"),
-            (OnFailure::Notify, Some(probe)) => write!(f, "notify, after asking {probe}"),
-            (OnFailure::Recover, None) => f.write_str("recover, by heartbeats alone"),
-            (OnFailure::Recover, Some(probe)) => write!(f, "recover, after asking {probe}"),
+        let what = match self.on_failure {
+            OnFailure::Notify => "notify",
+            OnFailure::Recover => "recover",
+            OnFailure::Boot => "boot",
+        };
+        match &self.probe {
+            None if self.on_failure == OnFailure::Notify => f.write_str(what),
+            None => write!(f, "{what}, by heartbeats alone"),
+            Some(probe) => write!(f, "{what}, after asking {probe}"),
         }
     }
 }
@@ -95,7 +102,7 @@ impl Policy {
                 Some(text) => Some(text.parse()?),
             },
         };
-        if changed.on_failure == OnFailure::Recover && changed.probe.is_none() && probe.is_none() {
+        if changed.on_failure != OnFailure::Notify && changed.probe.is_none() && probe.is_none() {
             let context = "a recovery without a person wants a second opinion: --probe tcp:HOST:PORT or \
                            command:PROGRAM, or --probe none to go by heartbeats alone";
             return Err(Error::new(ErrorKind::InvalidInput, context));

@@ -1,0 +1,93 @@
+//! A stand-in that really runs: QEMU on a session's disks, through restarts of the server, until its power button is pressed.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
+mod support;
+
+use serde_json::Value;
+use std::path::Path;
+use support::{NAME, Stage, boot_sector, sh, uri};
+
+const MEMORY: [&str; 2] = ["--memory", "64MiB"];
+
+/// A machine whose disk boots, protected.
+fn protected() -> Stage {
+    let mut stage = Stage::new(32);
+    boot_sector::write(Path::new(stage.disk.device()));
+    stage.start_server(None);
+    stage.start_agent(None);
+    stage.wait_protected();
+    stage
+}
+
+fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_else(|| panic!("no {pointer} in {value}"))
+}
+
+fn boot(stage: &Stage, more: &[&str]) -> Value {
+    let fixed = ["recover", NAME, "--boot", "--probe", "console:understudy is up", "--probe-timeout", "60s"];
+    stage
+        .us(&[&fixed[..], &MEMORY, more].concat())
+        .unwrap_or_else(|error| panic!("{error}\n{}", stage.logs()))
+}
+
+fn guest_state(stage: &Stage, session: &str) -> String {
+    text(&stage.us(&["session", "show", session]).unwrap(), "/guest/state").to_owned()
+}
+
+/// How often the guest has written, as the session's export has it now.
+fn ticks(stage: &Stage, session: &Value) -> u32 {
+    let copy = stage.path("copy.raw");
+    sh(&format!("nbdcopy {} {}", uri(session, 0), copy.display()));
+    let ticks = boot_sector::ticks(&copy);
+    std::fs::remove_file(copy).unwrap();
+    ticks
+}
+
+#[test]
+fn a_stand_in_runs_through_a_crash_of_the_server_and_heeds_its_power_button() {
+    let mut stage = protected();
+    let session = boot(&stage, &[]);
+    let id = text(&session, "/session").to_owned();
+    assert_eq!(text(&session, "/guest/state"), "running");
+    assert!(session["guest"]["rto_ms"].as_u64().unwrap() > 0);
+    let said = std::fs::read_to_string(text(&session, "/guest/console_log")).unwrap();
+    assert!(said.contains(boot_sector::UP), "{said}");
+    let again = boot(&stage, &[]);
+    assert_eq!(
+        again["guest"]["started_ms"], session["guest"]["started_ms"],
+        "repeated, it is the one that runs"
+    );
+
+    stage.wait_until("writes of the guest", 30, |stage| ticks(stage, &session) > 1);
+    stage.server.take().unwrap().kill();
+    stage.start_server(None);
+    let before = ticks(&stage, &session);
+    stage.wait_until("writes after the restart", 60, |stage| ticks(stage, &session) > before + 1);
+    assert_eq!(guest_state(&stage, &id), "running", "it is found again");
+
+    stage.us(&["session", "pause", &id]).unwrap();
+    assert_eq!(guest_state(&stage, &id), "paused");
+    let still = ticks(&stage, &session);
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    assert_eq!(ticks(&stage, &session), still, "a guest that stands still writes nothing");
+    stage.us(&["session", "unpause", &id]).unwrap();
+    stage.wait_until("writes after the pause", 30, |stage| ticks(stage, &session) > still);
+
+    let picture = stage.path("screen.png");
+    stage.us(&["session", "screenshot", &id, "-o", picture.to_str().unwrap()]).unwrap();
+    assert!(std::fs::read(&picture).unwrap().starts_with(b"\x89PNG"));
+
+    let down = stage.us(&["session", "shutdown", &id, "--patience", "30s"]).unwrap();
+    assert_eq!((text(&down, "/guest/state"), text(&down, "/guest/detail")), ("ended", "it was shut down"));
+    let said = std::fs::read_to_string(text(&session, "/guest/console_log")).unwrap();
+    assert!(said.contains(boot_sector::DOWN), "{said}");
+    assert!(down["disks"][0]["written_bytes"].as_u64().unwrap() >= 512);
+    assert_eq!(boot_sector::ticks(Path::new(stage.disk.device())), 0, "the machine's disk is not touched");
+
+    let booted = stage.us(&["session", "boot", &id, "--memory", "64MiB"]).unwrap();
+    assert_eq!(text(&booted, "/guest/state"), "running", "a session is booted again");
+    let stopped = stage.us(&["session", "stop", &id, "--discard", "--patience", "0s"]).unwrap();
+    assert_eq!(text(&stopped, "/guest/state"), "ended");
+    assert!(!stage.path("store/stand-ins").join(&id).exists(), "nothing is left");
+}

@@ -15,7 +15,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use support::computer::{Computer, Layout, Parts, disk_of_files};
+use support::computer::{Computer, Layout, Parts, disk_of_files, end_stand_ins};
 use support::console::Console;
 use support::process::Process;
 use support::{free_port, program, run};
@@ -36,15 +36,27 @@ fn a_machine_with_uefi_and_lvm_is_lost_and_comes_home() {
 
 fn play(layout: Layout) {
     let mut story = Story::begin(layout);
+    scene("a Debian machine with PostgreSQL under load gets an agent; three checkpoints are taken");
     let (machine, promised) = story.protect();
+    scene("the power is cut in the middle of writes; the server notices, recovers, and the stand-in boots");
     let (session, mut stand_in) = story.lose_and_boot(machine);
+    scene("PostgreSQL answers in the stand-in and holds every transaction committed before the checkpoint");
     let held = story.holds_what_was_promised(&mut stand_in, &promised);
+    scene("the old machine wakes up and is fenced");
     story.old_primary_is_fenced(&session);
+    scene("the running stand-in moves to other storage, and a thousand transactions more are committed");
     story.migrate(&session);
     let worked = story.work(&mut stand_in, held);
+    scene("a rescue system takes what differs onto the machine's disk; then the cutover");
     let rescue = story.fail_back(&session, stand_in);
+    scene("the machine boots from its own disk, holds everything, and is protected again");
     story.home_again(rescue, worked);
     story.print_figures();
+}
+
+/// For whoever watches.
+fn scene(title: &str) {
+    println!("\n== {title}");
 }
 
 /// What was measured, for people.
@@ -70,6 +82,12 @@ struct Story {
 /// The rows of the ledger that were told before the checkpoint that everything goes back to.
 struct Promised {
     last_row: u64,
+}
+
+impl Drop for Story {
+    fn drop(&mut self) {
+        end_stand_ins(&self.at("store"));
+    }
 }
 
 impl Story {
@@ -293,7 +311,14 @@ impl Story {
         let started = Instant::now();
         let home = self.well(&["failback", session, "--to", NAME, "--cutover"]);
         self.figures.note("the cutover", seconds(started));
-        println!("{first}\n{home}");
+        let sum = |report: &Value, what: &str| -> u64 {
+            report["disks"].as_array().unwrap().iter().map(|disk| disk[what].as_u64().unwrap()).sum()
+        };
+        for (round, report) in [("first round", &first), ("last round", &home)] {
+            let (hashed, sent) = (sum(report, "hashed_bytes"), sum(report, "sent_bytes"));
+            println!("{round}: {} MiB hashed, {} MiB sent", hashed >> 20, sent >> 20);
+            assert!(sent < 200 << 20, "only what differs travels: {report}");
+        }
         self.wait("the machine in charge again", 60, |story| !story.state().starts_with("promoted"));
         rescue
     }
@@ -316,7 +341,7 @@ impl Story {
     }
 
     fn print_figures(&self) {
-        println!("\n{:?}", self.layout);
+        println!("\nwhat was measured ({:?})", self.layout);
         self.figures.0.iter().for_each(|(what, value)| println!("  {what}: {value}"));
     }
 }
@@ -350,4 +375,5 @@ fn sql(console: &mut Console, query: &str) -> String {
 }
 
 /// All that the ledger holds, in one number.
-const LEDGER: &str = "select count(*) || ':' || md5(string_agg(id || note, ',' order by id)) from ledger";
+const LEDGER: &str =
+    "select count(*) || chr(58) || md5(string_agg(id || note, chr(44) order by id)) from ledger";

@@ -175,6 +175,34 @@ fn another_disk_is_unknown_and_is_protected_afterwards() {
     agent.stop().unwrap();
 }
 
+/// From a rescue system: an agent that stood by from its first hello, on a disk that it has never read.
+#[test]
+fn an_agent_that_only_ever_stood_by_hashes_its_disk_and_protects_it_afterwards() {
+    let disk = Disk::new(32 * MIB);
+    disk.write(4 * MIB, &[1; 65536]);
+    let server = Server::start();
+    server.model().rules.standby = true;
+    server.model().rules.generation = 2;
+    let folder = tempfile::tempdir().unwrap();
+    let agent = RunningAgent::start(config(&server, &[&disk], folder.path()));
+    server.wait_connected();
+    server.order(begin(1, "", disk.len));
+    match ready(&server, 1) {
+        TargetKnowledge::Unknown { reason } => assert!(reason.contains("already in use"), "{reason}"),
+        known => panic!("{known:?}"),
+    }
+    write(&server, 1, 4 * MIB, vec![2; 65536]);
+    sync(&server, 1, 1);
+    server.model().disks = vec![disk.content()];
+    finish(&server, 1);
+    let before = server.model().bytes_received;
+    disk.write(8 * MIB, &[3; 4096]);
+    let (_, content) = server.checkpoint(false);
+    assert_same("the disk is protected", &content[0], &disk.content());
+    assert!(server.model().bytes_received - before <= 65536, "without a new copy");
+    agent.stop().unwrap();
+}
+
 #[test]
 fn targets_that_must_not_be_written_are_refused_by_name() {
     let (disk, mounted_disk, small) = (Disk::new(32 * MIB), Disk::with_ext4(32 * MIB), Disk::new(16 * MIB));

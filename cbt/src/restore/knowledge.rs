@@ -21,6 +21,10 @@ pub(super) fn of(target: &Target, replica: Option<&Replica>) -> Result<TargetKno
     if replica.is_scanned() {
         return unknown(format!("{device}: the scan rung knows nothing between two scans"));
     }
+    // An agent that has stood by from its start has scanned nothing, and nothing to agree with.
+    if let Trust::Untrusted { reason } = replica.tracker.trust() {
+        return unknown(format!("{device}: {reason}"));
+    }
     if let Agreement::InFlight { bytes } = replica.tracker.agree(QUIET_WAIT)? {
         return unknown(format!("{device}: {bytes} bytes were in flight all the time"));
     }

@@ -91,3 +91,69 @@ fn a_stand_in_runs_through_a_crash_of_the_server_and_heeds_its_power_button() {
     assert_eq!(text(&stopped, "/guest/state"), "ended");
     assert!(!stage.path("store/stand-ins").join(&id).exists(), "nothing is left");
 }
+
+/// The drills of the machine, the oldest first.
+fn drills(stage: &Stage) -> Vec<Value> {
+    stage.us(&["drills", NAME]).unwrap()["drills"].as_array().unwrap().clone()
+}
+
+/// Nothing of a drill is left but its report.
+fn is_taken_away(stage: &Stage) -> bool {
+    let sessions = stage.us(&["sessions"]).unwrap();
+    let left = std::fs::read_dir(stage.path("store/stand-ins")).map_or(0, Iterator::count);
+    sessions["sessions"].as_array().unwrap().is_empty() && left == 0
+}
+
+const DRILL: [&str; 5] = ["recover", NAME, "--boot", "--drill", "--memory"];
+
+#[test]
+fn a_drill_is_measured_and_leaves_its_report_alone() {
+    let stage = protected();
+    let up = ["64MiB", "--probe", "console:understudy is up", "--probe-timeout", "60s"];
+    let report =
+        stage.us(&[&DRILL[..], &up].concat()).unwrap_or_else(|error| panic!("{error}\n{}", stage.logs()));
+    assert_eq!((&report["passed"], text(&report, "/detail")), (&true.into(), ""));
+    let ms = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("no {name} in {report}"));
+    assert!(ms("exports_ms") <= ms("first_read_ms") && ms("first_read_ms") <= ms("rto_ms"), "{report}");
+    assert!(text(&report, "/console").contains(boot_sector::UP));
+    assert!(std::fs::read(text(&report, "/picture")).unwrap().starts_with(b"\x89PNG"));
+    assert!(is_taken_away(&stage));
+    let before = stage.status("/checkpoints").as_u64().unwrap();
+    stage.us(&["checkpoint", NAME]).unwrap();
+    assert!(stage.status("/checkpoints").as_u64().unwrap() > before, "the machine stayed in charge");
+
+    // QEMU itself takes the connection; that is not the guest.
+    let wrong = ["64MiB", "--probe", "tcp:80", "--probe-timeout", "3s"];
+    let error = stage.us(&[&DRILL[..], &wrong].concat()).unwrap_err();
+    assert!(error.contains("tcp:80") || error.contains("network"), "{error}");
+    let wrong = ["64MiB", "--probe", "console:never", "--probe-timeout", "1s"];
+    let error = stage.us(&[&DRILL[..], &wrong].concat()).unwrap_err();
+    assert!(error.contains("console:never was not seen within 1s"), "{error}");
+    assert!(is_taken_away(&stage));
+    let known = drills(&stage);
+    assert_eq!(known.first().unwrap()["started_ms"], report["started_ms"]);
+    assert_eq!(known.last().unwrap()["passed"], false, "a failure is a report too");
+    assert_eq!(text(&stage.status("/alarms/0"), "/alarm"), "drill");
+    assert_eq!(stage.status("/drill/last"), *known.last().unwrap());
+}
+
+#[test]
+fn drills_are_played_on_schedule_and_one_that_was_interrupted_is_taken_away() {
+    let mut stage = protected();
+    let failed = stage.us(&["machine", "set", NAME, "--drill-every", "1d"]).unwrap_err();
+    assert!(failed.contains("--drill-probe"), "{failed}");
+    stage.start_server(Some("boot.started"));
+    let up = ["--drill-probe", "console:understudy is up", "--drill-memory", "64MiB"];
+    let set = ["machine", "set", NAME, "--drill-every", "1d"];
+    stage.us(&[&set[..], &up].concat()).unwrap();
+    stage.wait_until("the server's death in a drill", 60, |stage| !stage.server_alive());
+    let left = std::fs::read_dir(stage.path("store/stand-ins")).unwrap().count();
+    assert_eq!(left, 1, "QEMU outlives its server");
+    stage.start_server(None);
+    stage.wait_until("a drill", 60, |stage| drills(stage).len() == 1);
+    assert_eq!(drills(&stage)[0]["passed"], true);
+    stage.wait_until("nothing else to be there", 30, |stage| is_taken_away(stage));
+    assert_eq!(stage.status("/drill/every_ms"), 86_400_000);
+    stage.us(&["machine", "set", NAME, "--drill-every", "never"]).unwrap();
+    assert_eq!(stage.status("/drill/every_ms"), Value::Null);
+}

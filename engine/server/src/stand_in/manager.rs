@@ -78,6 +78,15 @@ impl StandIns {
     /// Starts the stand-in of a session on its exports. One that runs is left as it is. Errors: `Busy` where the session is not
     /// served; what [`define`] and [`Hypervisor::start`] say.
     pub fn boot(&self, session: &str, boot: &BootRequest) -> Result<()> {
+        self.start(session, boot, false)
+    }
+
+    /// The same of a drill, which takes it away at its end, after a restart of the server too.
+    pub fn boot_in_drill(&self, session: &str, boot: &BootRequest) -> Result<()> {
+        self.start(session, boot, true)
+    }
+
+    fn start(&self, session: &str, boot: &BootRequest, in_drill: bool) -> Result<()> {
         let guest = self.guest(session)?;
         let turn = self.turn(&guest.session);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +98,7 @@ impl StandIns {
         }
         let info = self.sessions.get(&guest.session)?;
         let (stand_in, mut record) = self.plan(&guest, &info, boot)?;
+        record.in_drill = in_drill;
         record.save(&guest.unit)?;
         blocks::crash_point("boot.recorded");
         match self.hypervisor.start(&stand_in, &guest.places) {

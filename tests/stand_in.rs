@@ -5,6 +5,8 @@
 mod support;
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use support::{NAME, Stage, boot_sector, sh, uri};
 
@@ -156,4 +158,28 @@ fn drills_are_played_on_schedule_and_one_that_was_interrupted_is_taken_away() {
     assert_eq!(stage.status("/drill/every_ms"), 86_400_000);
     stage.us(&["machine", "set", NAME, "--drill-every", "never"]).unwrap();
     assert_eq!(stage.status("/drill/every_ms"), Value::Null);
+}
+
+/// QEMU's own word for how the guest is, by the socket that is there for people.
+fn said_by_qemu(session: &Value) -> String {
+    let mut stream = UnixStream::connect(text(session, "/guest/qmp")).unwrap();
+    stream.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-status\"}").unwrap();
+    let lines =
+        BufReader::new(stream).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut states = lines.filter_map(|line| line["return"]["status"].as_str().map(str::to_owned));
+    states.next().unwrap()
+}
+
+#[test]
+fn a_server_that_is_away_for_long_costs_the_guest_time_and_no_write() {
+    let mut stage = protected();
+    let session = boot(&stage, &["--network", "none"]);
+    stage.wait_until("writes of the guest", 30, |stage| ticks(stage, &session) > 1);
+    stage.server.take().unwrap().kill();
+    stage.wait_until("the guest to stand still", 90, |_| said_by_qemu(&session) == "io-error");
+    stage.start_server(None);
+    let before = ticks(&stage, &session);
+    stage.wait_until("writes afterwards", 90, |stage| ticks(stage, &session) > before + 1);
+    let said = std::fs::read_to_string(text(&session, "/guest/console_log")).unwrap();
+    assert!(!said.contains("cannot write"), "{said}");
 }

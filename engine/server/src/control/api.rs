@@ -298,7 +298,7 @@ pub struct BootRequest {
     /// Processors, in the same way.
     #[serde(default)]
     pub cpus: Option<u32>,
-    /// `user[,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill without a way out.
+    /// `user[,restrict=on][,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill without a way out.
     #[serde(default)]
     pub network: Option<String>,
     /// `auto` (where it is missing), `kvm` or `tcg`.

@@ -252,13 +252,15 @@ impl StandIns {
 
     fn running(&self, session: &str) -> Result<Guest> {
         let guest = self.guest(session)?;
-        match guest.record()?.state {
-            StandInState::Ended { why } => {
-                let context = format!("the stand-in of session {} has ended: {why}", guest.session);
-                Err(Error::new(ErrorKind::NotFound, context))
-            }
-            _ => Ok(guest),
-        }
+        let why = match guest.record()?.state {
+            StandInState::Ended { why } => why,
+            _ => match self.hypervisor.state(&guest.identity, &guest.places) {
+                GuestState::Gone(last) => last,
+                _ => return Ok(guest),
+            },
+        };
+        let context = format!("the stand-in of session {} has ended: {why}", guest.session);
+        Err(Error::new(ErrorKind::NotFound, context))
     }
 
     /// Ends a session's stand-in, if one runs: its power button first, and after `patience` its process, which is noted. It is

@@ -5,6 +5,8 @@
 mod support;
 
 use serde_json::Value;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use support::{NAME, Stage, boot_sector, sh, uri};
 
@@ -90,4 +92,94 @@ fn a_stand_in_runs_through_a_crash_of_the_server_and_heeds_its_power_button() {
     let stopped = stage.us(&["session", "stop", &id, "--discard", "--patience", "0s"]).unwrap();
     assert_eq!(text(&stopped, "/guest/state"), "ended");
     assert!(!stage.path("store/stand-ins").join(&id).exists(), "nothing is left");
+}
+
+/// The drills of the machine, the oldest first.
+fn drills(stage: &Stage) -> Vec<Value> {
+    stage.us(&["drills", NAME]).unwrap()["drills"].as_array().unwrap().clone()
+}
+
+/// Nothing of a drill is left but its report.
+fn is_taken_away(stage: &Stage) -> bool {
+    let sessions = stage.us(&["sessions"]).unwrap();
+    let left = std::fs::read_dir(stage.path("store/stand-ins")).map_or(0, Iterator::count);
+    sessions["sessions"].as_array().unwrap().is_empty() && left == 0
+}
+
+const DRILL: [&str; 5] = ["recover", NAME, "--boot", "--drill", "--memory"];
+
+#[test]
+fn a_drill_is_measured_and_leaves_its_report_alone() {
+    let stage = protected();
+    let up = ["64MiB", "--probe", "console:understudy is up", "--probe-timeout", "60s"];
+    let report =
+        stage.us(&[&DRILL[..], &up].concat()).unwrap_or_else(|error| panic!("{error}\n{}", stage.logs()));
+    assert_eq!((&report["passed"], text(&report, "/detail")), (&true.into(), ""));
+    let ms = |name: &str| report[name].as_u64().unwrap_or_else(|| panic!("no {name} in {report}"));
+    assert!(ms("exports_ms") <= ms("first_read_ms") && ms("first_read_ms") <= ms("rto_ms"), "{report}");
+    assert!(text(&report, "/console").contains(boot_sector::UP));
+    assert!(std::fs::read(text(&report, "/picture")).unwrap().starts_with(b"\x89PNG"));
+    assert!(is_taken_away(&stage));
+    let before = stage.status("/checkpoints").as_u64().unwrap();
+    stage.us(&["checkpoint", NAME]).unwrap();
+    assert!(stage.status("/checkpoints").as_u64().unwrap() > before, "the machine stayed in charge");
+
+    // QEMU itself takes the connection; that is not the guest.
+    let wrong = ["64MiB", "--probe", "tcp:80", "--probe-timeout", "3s"];
+    let error = stage.us(&[&DRILL[..], &wrong].concat()).unwrap_err();
+    assert!(error.contains("tcp:80") || error.contains("network"), "{error}");
+    let wrong = ["64MiB", "--probe", "console:never", "--probe-timeout", "1s"];
+    let error = stage.us(&[&DRILL[..], &wrong].concat()).unwrap_err();
+    assert!(error.contains("console:never was not seen within 1s"), "{error}");
+    assert!(is_taken_away(&stage));
+    let known = drills(&stage);
+    assert_eq!(known.first().unwrap()["started_ms"], report["started_ms"]);
+    assert_eq!(known.last().unwrap()["passed"], false, "a failure is a report too");
+    assert_eq!(text(&stage.status("/alarms/0"), "/alarm"), "drill");
+    assert_eq!(stage.status("/drill/last"), *known.last().unwrap());
+}
+
+#[test]
+fn drills_are_played_on_schedule_and_one_that_was_interrupted_is_taken_away() {
+    let mut stage = protected();
+    let failed = stage.us(&["machine", "set", NAME, "--drill-every", "1d"]).unwrap_err();
+    assert!(failed.contains("--drill-probe"), "{failed}");
+    stage.start_server(Some("boot.started"));
+    let up = ["--drill-probe", "console:understudy is up", "--drill-memory", "64MiB"];
+    let set = ["machine", "set", NAME, "--drill-every", "1d"];
+    stage.us(&[&set[..], &up].concat()).unwrap();
+    stage.wait_until("the server's death in a drill", 60, |stage| !stage.server_alive());
+    let left = std::fs::read_dir(stage.path("store/stand-ins")).unwrap().count();
+    assert_eq!(left, 1, "QEMU outlives its server");
+    stage.start_server(None);
+    stage.wait_until("a drill", 60, |stage| drills(stage).len() == 1);
+    assert_eq!(drills(&stage)[0]["passed"], true);
+    stage.wait_until("nothing else to be there", 30, |stage| is_taken_away(stage));
+    assert_eq!(stage.status("/drill/every_ms"), 86_400_000);
+    stage.us(&["machine", "set", NAME, "--drill-every", "never"]).unwrap();
+    assert_eq!(stage.status("/drill/every_ms"), Value::Null);
+}
+
+/// QEMU's own word for how the guest is, by the socket that is there for people.
+fn said_by_qemu(session: &Value) -> String {
+    let mut stream = UnixStream::connect(text(session, "/guest/qmp")).unwrap();
+    stream.write_all(b"{\"execute\":\"qmp_capabilities\"}{\"execute\":\"query-status\"}").unwrap();
+    let lines =
+        BufReader::new(stream).lines().map(|line| serde_json::from_str::<Value>(&line.unwrap()).unwrap());
+    let mut states = lines.filter_map(|line| line["return"]["status"].as_str().map(str::to_owned));
+    states.next().unwrap()
+}
+
+#[test]
+fn a_server_that_is_away_for_long_costs_the_guest_time_and_no_write() {
+    let mut stage = protected();
+    let session = boot(&stage, &["--network", "none"]);
+    stage.wait_until("writes of the guest", 30, |stage| ticks(stage, &session) > 1);
+    stage.server.take().unwrap().kill();
+    stage.wait_until("the guest to stand still", 90, |_| said_by_qemu(&session) == "io-error");
+    stage.start_server(None);
+    let before = ticks(&stage, &session);
+    stage.wait_until("writes afterwards", 90, |stage| ticks(stage, &session) > before + 1);
+    let said = std::fs::read_to_string(text(&session, "/guest/console_log")).unwrap();
+    assert!(!said.contains("cannot write"), "{said}");
 }

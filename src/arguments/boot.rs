@@ -12,8 +12,8 @@ pub struct BootArguments {
     /// Processors [default: the machine's, or what the host has].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpus: Option<u32>,
-    /// What its cards are plugged into: user[,net=A/BITS][,host=A][,hostfwd=tcp:[A]:PORT-[A]:PORT]...,
-    /// bridge=NAME or none [default: user].
+    /// What its cards are plugged into: user[,restrict=on][,net=A/BITS][,host=A]
+    /// [,hostfwd=tcp:[A]:PORT-[A]:PORT]..., bridge=NAME or none [default: user].
     #[arg(long, value_name = "NETWORK")]
     pub network: Option<String>,
     /// What runs it: kvm, tcg (QEMU's translator), or auto: what a trial says.

@@ -4,12 +4,14 @@ mod boot;
 mod definition;
 mod history;
 mod image;
+mod machine;
 mod services;
 
 pub use boot::BootArguments;
 pub use definition::DefinitionArguments;
 pub use history::{BranchCommand, CheckpointsCommand, DeltaCommand};
 pub use image::{ImageArguments, ImageCommand};
+pub use machine::MachineChanges;
 pub use services::{AgentArguments, AgentCommand, NbdArguments, ServerArguments};
 
 use clap::builder::PossibleValuesParser;
@@ -164,12 +166,14 @@ Examples:
   understudy recover web1
   understudy recover web1 --at 2026-11-20T03:00:00Z
   understudy recover web1 --drill
+  understudy recover web1 --boot --drill --probe tcp:80
   understudy recover web1 --boot --network user,hostfwd=tcp:127.0.0.1:8080-:80 --probe tcp:80
   qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web1-1f2e3d4c-disk0,format=raw ...
 
 Prints the session and one NBD URI per disk. From then on the session is in charge and the
 machine's agent is fenced, unless it is a drill. With --boot QEMU runs the stand-in on it, and goes
-on when the server is restarted.")]
+on when the server is restarted. A drill with a probe is measured, reported and taken away again;
+exit status 1 if the probe did not succeed.")]
     Recover {
         /// A name or identity.
         machine: String,
@@ -184,6 +188,17 @@ on when the server is restarted.")]
         boot: bool,
         #[command(flatten)]
         guest: BootArguments,
+    },
+    /// List what came of a machine's drills.
+    #[command(after_help = "\
+Example:
+  understudy drills web1
+
+A drill is `recover MACHINE --boot --drill --probe PROBE`, by hand or as often as
+`machine set --drill-every` says. Reports and pictures are in the server's data folder.")]
+    Drills {
+        /// A name or identity.
+        machine: String,
     },
     /// List sessions.
     #[command(after_help = "Example:\n  understudy sessions")]
@@ -504,12 +519,14 @@ said. Exit status 1 if something is damaged.")]
 /// What can be done with a machine.
 #[derive(Debug, Subcommand)]
 pub enum MachineCommand {
-    /// Change how long its history is kept, how much room it may take up, and what is done when it fails.
+    /// Change how long its history is kept, how much room it may take up, what is done when it fails, and
+    /// how often it is drilled.
     #[command(after_help = "\
 Examples:
   understudy machine set web1 --quota 500GiB
   understudy machine set web1 --keep all=1h,hourly=1d --quota none
   understudy machine set web1 --on-failure boot --probe tcp:web1:22
+  understudy machine set web1 --drill-every 7d --drill-probe tcp:80
 
 Above nine tenths of its quota a machine's history is shortened; where even that does not help,
 what it sends is no longer acknowledged until there is room. `status` says how much history a
@@ -521,19 +538,8 @@ is not recovered. A machine that was not heard of since the server started never
     Set {
         /// A name or identity.
         machine: String,
-        /// A ladder, a duration, none, or default for the server's.
-        #[arg(long, value_name = "LADDER")]
-        keep: Option<String>,
-        /// A size such as 500GiB, or none.
-        #[arg(long, value_name = "SIZE|none", value_parser = quota)]
-        quota: Option<u64>,
-        /// What is done when it fails: tell people, or serve its newest checkpoint and take charge, or
-        /// start the stand-in on that too.
-        #[arg(long, value_name = "WHAT", value_parser = ["notify", "recover", "boot"])]
-        on_failure: Option<String>,
-        /// Who is asked whether it is dead: tcp:HOST:PORT, command:PROGRAM (absolute), or none.
-        #[arg(long, value_name = "PROBE")]
-        probe: Option<String>,
+        #[command(flatten)]
+        changes: Box<MachineChanges>,
     },
     /// Forget a machine and free its space.
     #[command(after_help = "Example:\n  understudy machine remove web1")]
@@ -546,17 +552,6 @@ is not recovered. A machine that was not heard of since the server started never
 /// The names of the image formats.
 fn formats() -> PossibleValuesParser {
     PossibleValuesParser::new(ImageFormat::ALL.map(ImageFormat::name))
-}
-
-/// Bytes; 0 for none.
-fn quota(text: &str) -> Result<u64, String> {
-    match text {
-        "none" => Ok(0),
-        size => match size.parse::<bytesize::ByteSize>()?.as_u64() {
-            0 => Err("a quota of 0 bytes keeps nothing; say none for no quota".to_owned()),
-            bytes => Ok(bytes),
-        },
-    }
 }
 
 fn disk_mapping(text: &str) -> Result<(u16, String), String> {

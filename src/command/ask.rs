@@ -2,8 +2,8 @@
 
 use super::{console, metrics, print};
 use crate::arguments::{
-    BootArguments, BranchCommand, CheckpointsCommand, Command, DefinitionArguments, MachineCommand,
-    SessionCommand, UsageError,
+    BootArguments, BranchCommand, CheckpointsCommand, Command, DefinitionArguments, MachineChanges,
+    MachineCommand, SessionCommand, UsageError,
 };
 use crate::control::Control;
 use crate::output;
@@ -56,9 +56,13 @@ fn request(command: Command) -> anyhow::Result<Request> {
             if !boot && guest != BootArguments::default() {
                 return Err(UsageError("what a stand-in is to be like is said with --boot".to_owned()).into());
             }
+            if drill && guest.probe.is_some() {
+                return Ok(Request::Drill { machine, at, boot: of_boot(guest)? });
+            }
             let boot = boot.then(|| of_boot(guest)).transpose()?;
             Request::Recover { machine, at, drill, boot }
         }
+        Command::Drills { machine } => Request::Drills { machine },
         Command::Sessions => Request::Sessions,
         Command::Session(command) => of_session(command)?,
         Command::Migrate { session, disk, to, format, rate, pivot } => {
@@ -86,13 +90,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Scrub { machine, rate } => Request::Scrub { machine, rate: rate.map(|rate| rate.as_u64()) },
         Command::Verify { machine } => Request::Verify { machine },
         Command::Enroll { name, rescue, valid } => Request::Enroll { name, rescue, seconds: valid.as_secs() },
-        Command::Machine(MachineCommand::Set { machine, keep, quota, on_failure, probe }) => {
-            if keep.is_none() && quota.is_none() && on_failure.is_none() && probe.is_none() {
-                let wants = "machine set wants --keep, --quota, --on-failure or --probe";
-                return Err(UsageError(wants.to_owned()).into());
-            }
-            Request::SetMachine { machine, keep, quota, on_failure, probe }
-        }
+        Command::Machine(MachineCommand::Set { machine, changes }) => of_changes(machine, *changes)?,
         Command::Machine(MachineCommand::Remove { machine }) => Request::RemoveMachine { machine },
         Command::Server(_)
         | Command::Agent { .. }
@@ -104,6 +102,29 @@ fn request(command: Command) -> anyhow::Result<Request> {
         | Command::Man { .. }
         | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
     })
+}
+
+/// In milliseconds; 0 is never.
+fn drill_interval(text: &str) -> anyhow::Result<u64> {
+    if text == "never" {
+        return Ok(0);
+    }
+    let every: humantime::Duration = text
+        .parse()
+        .map_err(|error| UsageError(format!("--drill-every {text}: {error}; wants a duration, or never")))?;
+    match u64::try_from(every.as_millis()).unwrap_or(u64::MAX) {
+        0 => Err(UsageError(format!("--drill-every {text} is too often; say never for none")).into()),
+        milliseconds => Ok(milliseconds),
+    }
+}
+
+fn of_changes(machine: String, changes: MachineChanges) -> anyhow::Result<Request> {
+    let MachineChanges { keep, quota, on_failure, probe, drill_every, drill_probe, drill_memory } = changes;
+    let memory = drill_memory.map(|memory| memory.as_u64());
+    let drill_boot =
+        drill_probe.map(|probe| BootRequest { probe: Some(probe), memory, ..BootRequest::default() });
+    let drill_every_ms = drill_every.as_deref().map(drill_interval).transpose()?;
+    Ok(Request::SetMachine { machine, keep, quota, on_failure, probe, drill_every_ms, drill_boot })
 }
 
 fn of_session(command: SessionCommand) -> anyhow::Result<Request> {
@@ -182,11 +203,18 @@ fn absolute(path: String) -> anyhow::Result<String> {
     }
 }
 
-/// A comparison that found differences, or a scrub that found damage, is a failure for scripts too.
+/// A comparison that found differences, a scrub that found damage, or a drill without success, is a failure for scripts too.
 fn verdict(reply: &Reply) -> anyhow::Result<()> {
     if let Reply::Scrubbed { machines } = reply {
         let damage: u64 = machines.iter().map(|machine| machine.damage).sum();
         return if damage == 0 { Ok(()) } else { Err(anyhow!("{damage} findings of damage")) };
+    }
+    if let Reply::Drill(info) = reply {
+        return if info.passed {
+            Ok(())
+        } else {
+            Err(anyhow!("{}: the drill failed: {}", info.machine, info.detail))
+        };
     }
     let Reply::Verified(info) = reply else { return Ok(()) };
     let ranges: usize = info.disks.iter().map(|disk| disk.differing.len()).sum();

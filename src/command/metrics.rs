@@ -3,7 +3,9 @@
 mod page;
 
 use page::{Labels, Page, label};
-use server::control::api::{AlarmInfo, MachineStatus, NbdStatus, OperationStatus, Status, TrafficStatus};
+use server::control::api::{
+    AlarmInfo, DrillInfo, MachineStatus, NbdStatus, OperationStatus, Status, TrafficStatus,
+};
 
 /// Bounds of latencies, as powers of two of nanoseconds: 8.192 us to 17 s.
 const BOUND_POWERS: std::ops::RangeInclusive<u32> = 13..=34;
@@ -51,7 +53,7 @@ fn machines(page: &mut Page, machines: &[MachineStatus]) {
     for machine in machines {
         page.sample(&[label("machine", &machine.name), label("state", &machine.state)], 1);
     }
-    const MEASURES: [Measure<MachineStatus>; 8] = [
+    const MEASURES: [Measure<MachineStatus>; 11] = [
         ("rpo_seconds", "Age of the newest checkpoint.", |machine| machine.rpo_ms.map(seconds)),
         ("heartbeat_age_seconds", "Since the agent was last heard.", |machine| {
             machine.heartbeat_age_ms.map(seconds)
@@ -66,6 +68,15 @@ fn machines(page: &mut Page, machines: &[MachineStatus]) {
         ("scrub_damage", "Findings of the last scrub.", |machine| {
             machine.scrub.as_ref().map(|scrub| scrub.damage as f64)
         }),
+        ("drill_passed", "1 where the last drill succeeded, else 0.", |machine| {
+            last_drill(machine).map(|last| if last.passed { 1.0 } else { 0.0 })
+        }),
+        ("drill_rto_seconds", "What the last drill took to its probe.", |machine| {
+            last_drill(machine)?.rto_ms.map(seconds)
+        }),
+        ("drill_start_seconds", "When the last drill began, since 1970.", |machine| {
+            last_drill(machine).map(|last| seconds(last.started_ms))
+        }),
     ];
     for (name, help, measure) in MEASURES {
         page.gauge(&format!("understudy_machine_{name}"), help);
@@ -73,6 +84,10 @@ fn machines(page: &mut Page, machines: &[MachineStatus]) {
             measure(machine).iter().for_each(|value| page.sample(&[label("machine", &machine.name)], value));
         }
     }
+}
+
+fn last_drill(machine: &MachineStatus) -> Option<&DrillInfo> {
+    machine.drill.as_ref()?.last.as_ref()
 }
 
 fn disks(page: &mut Page, machines: &[MachineStatus]) {

@@ -2,8 +2,8 @@
 
 use crate::output::{brief, duration, maybe_duration, size, table};
 use server::control::api::{
-    BranchList, CheckpointInfo, CheckpointList, ExportStatus, FailbackInfo, GuestInfo, MachineStatus, Reply,
-    ScrubMachine, ScrubStatus, SessionInfo, Status, VerifyInfo,
+    BranchList, CheckpointInfo, CheckpointList, DrillInfo, DrillStatus, ExportStatus, FailbackInfo,
+    GuestInfo, MachineStatus, Reply, ScrubMachine, ScrubStatus, SessionInfo, Status, VerifyInfo,
 };
 
 /// Prints what came of a command.
@@ -36,6 +36,8 @@ pub fn reply(reply: &Reply) {
         }
         Reply::Session(info) => session(info),
         Reply::Sessions { sessions } => print_sessions(sessions),
+        Reply::Drill(info) => drilled(info),
+        Reply::Drills { machine, drills } => print_drills(machine, drills),
         Reply::Failback(info) => failback(info),
         Reply::Exported { path, bytes } => println!("{path}: {}", size(*bytes)),
         Reply::Definition(info) => {
@@ -77,6 +79,9 @@ fn status(status: &Status) {
             println!("{}: when it fails: {}", machine.name, machine.on_failure);
         }
         machine.alarms.iter().for_each(|alarm| println!("{}: ALARM {}", machine.name, alarm.words));
+        if let Some(drill) = &machine.drill {
+            println!("{}: {}", machine.name, drill_status_line(drill));
+        }
         if let Some(scrub) = &machine.scrub {
             println!("{}: {}", machine.name, scrub_line(scrub));
             scrub.findings.iter().for_each(|finding| println!("{}: damage: {finding}", machine.name));
@@ -231,6 +236,46 @@ fn session(info: &SessionInfo) {
         }
     }
     info.guest.iter().for_each(|stand_in| guest(stand_in));
+}
+
+fn drill_status_line(drill: &DrillStatus) -> String {
+    let every = drill.every_ms.map_or_else(String::new, |ms| format!(" every {}", duration(ms)));
+    match &drill.last {
+        Some(last) => format!("drilled{every}, last {}: {}", time_of(last.started_ms), drill_line(last)),
+        None => format!("drilled{every}, not yet"),
+    }
+}
+
+fn drill_line(info: &DrillInfo) -> String {
+    match info.rto_ms.filter(|_| info.passed) {
+        Some(ms) => format!("{} after {}", info.probe, duration(ms)),
+        None => format!("FAILED: {}", info.detail),
+    }
+}
+
+fn drilled(info: &DrillInfo) {
+    println!("{} at checkpoint {}: {}", info.machine, info.checkpoint, drill_line(info));
+    let (exports, read) = (duration(info.exports_ms), maybe_duration(info.first_read_ms));
+    println!("exports   served after {exports}, first read after {read}; RPO {}", duration(info.rpo_ms));
+    info.picture.iter().for_each(|picture| println!("picture   {picture}"));
+    info.notes.iter().for_each(|note| println!("          {note}"));
+}
+
+fn print_drills(machine: &str, drills: &[DrillInfo]) {
+    if drills.is_empty() {
+        println!("{machine} was never drilled; see `understudy recover --help`");
+        return;
+    }
+    let rows = drills.iter().map(|info| {
+        vec![
+            time_of(info.started_ms),
+            info.checkpoint.to_string(),
+            maybe_duration(info.first_read_ms),
+            drill_line(info),
+            info.picture.clone().unwrap_or_default(),
+        ]
+    });
+    println!("{}", table(&["STARTED", "CHECKPOINT", "FIRST READ", "RESULT", "PICTURE"], rows));
 }
 
 fn guest(guest: &GuestInfo) {

@@ -85,13 +85,13 @@ impl Network {
 }
 
 impl fmt::Display for Network {
-    /// As [`Network::from_str`] takes it, but for the isolation.
+    /// As [`Network::from_str`] takes it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Network::Unplugged => f.write_str("none"),
             Network::Bridge(name) => write!(f, "bridge={name}"),
             Network::User(user) => {
-                f.write_str("user")?;
+                f.write_str(if user.is_isolated { "user,restrict=on" } else { "user" })?;
                 user.net.iter().try_for_each(|(net, bits)| write!(f, ",net={net}/{bits}"))?;
                 user.host.iter().try_for_each(|host| write!(f, ",host={host}"))?;
                 user.forwards.iter().try_for_each(|forward| write!(f, ",hostfwd={forward}"))
@@ -117,7 +117,7 @@ fn wrong(text: &str, why: &str) -> Error {
 impl FromStr for Network {
     type Err = Error;
 
-    /// `user[,net=ADDRESS/BITS][,host=ADDRESS][,hostfwd=tcp:[ADDRESS]:PORT-[ADDRESS]:PORT]...`, `bridge=NAME` or `none`.
+    /// `user[,restrict=on][,net=ADDRESS/BITS][,host=ADDRESS][,hostfwd=tcp:[ADDRESS]:PORT-[ADDRESS]:PORT]...`, `bridge=NAME` or `none`.
     fn from_str(text: &str) -> Result<Network> {
         if text == "none" {
             return Ok(Network::Unplugged);
@@ -142,13 +142,14 @@ impl FromStr for Network {
                 Some(("host", value)) => {
                     user.host = Some(value.parse().map_err(|_| wrong(text, "host=ADDRESS"))?);
                 }
+                Some(("restrict", "on")) => user.is_isolated = true,
                 Some(("hostfwd", value)) => user.forwards.push(forward(value).ok_or_else(|| {
                     wrong(
                         text,
                         "hostfwd=tcp:[ADDRESS]:PORT-[ADDRESS]:PORT, with udp in place of tcp if need be",
                     )
                 })?),
-                _ => return Err(wrong(text, "after user come net=, host= and hostfwd=")),
+                _ => return Err(wrong(text, "after user come restrict=on, net=, host= and hostfwd=")),
             }
         }
         Ok(Network::User(user))
@@ -192,7 +193,9 @@ mod tests {
         assert_eq!(network.to_string(), text);
         assert_eq!(network.netdev(0).unwrap(), text.replacen("user", "user,id=net0", 1));
         assert!(!network.netdev(1).unwrap().contains("hostfwd"), "a port leads to one card");
-        let isolated = network.isolated().netdev(0).unwrap();
+        let isolated = network.isolated();
+        assert_eq!(isolated.to_string().parse::<Network>().unwrap(), isolated);
+        let isolated = isolated.netdev(0).unwrap();
         assert!(isolated.contains("restrict=on") && isolated.contains(":8080-"), "{isolated}");
         let bridge: Network = "bridge=br0".parse().unwrap();
         assert_eq!(bridge.netdev(1).unwrap(), "bridge,id=net1,br=br0");

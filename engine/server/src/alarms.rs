@@ -1,5 +1,6 @@
 //! What an administrator has to know before it hurts: how much history a quota buys, who keeps the horizon, what is full.
 
+use crate::drill;
 use crate::ladder::{Holds, Ladder};
 use crate::retention;
 use crate::services::Services;
@@ -108,6 +109,7 @@ pub(crate) fn of_unit(services: &Services, unit: &Unit) -> Result<Vec<Alarm>> {
     if let Err(error) = Policy::of(unit) {
         alarms.push(Alarm { kind: "policy", words: format!("it will not be recovered by itself: {error}") });
     }
+    alarms.extend(drill::alarm(services, unit)?);
     alarms.extend(of_history(unit, &retention::ladder_of(services, unit), WallClock::now())?);
     Ok(alarms)
 }

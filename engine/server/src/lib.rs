@@ -9,6 +9,7 @@ mod authority;
 mod config;
 pub mod control;
 mod definition;
+mod drill;
 #[doc(hidden)]
 pub mod fuzzing;
 mod ladder;

@@ -4,6 +4,7 @@ use crate::agent::{self, AgentContext, Agents, Deadlines, Registry};
 use crate::authority::Authority;
 use crate::config::ServerConfig;
 use crate::control::listener as control;
+use crate::drill;
 use crate::retention;
 use crate::scrub;
 use crate::services::{Services, Turns};
@@ -80,6 +81,7 @@ impl Server {
         let mut tasks: Vec<_> = listeners.into_iter().map(agents).collect();
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
         tasks.push(tokio::spawn(stand_in::run(services.clone(), stopping.clone())));
+        tasks.push(tokio::spawn(drill::run(services.clone(), stopping.clone())));
         tasks.push(tokio::spawn(retention::run(services.clone(), stopping.clone())));
         if let Some(every) = config.scrub_every {
             tasks.push(tokio::spawn(scrub::run(services.clone(), every, stopping.clone())));

@@ -26,6 +26,8 @@ async fn set(data: &Path, name: &str, keep: Option<&str>, quota: Option<u64>) ->
         quota,
         on_failure: None,
         probe: None,
+        drill_every_ms: None,
+        drill_boot: None,
     };
     match ask(data, request).await.unwrap() {
         Reply::Status(mut status) => status.machines.remove(0),
@@ -141,6 +143,8 @@ async fn without_history_the_plain_image_is_always_the_newest_state() {
             quota: None,
             on_failure: None,
             probe: None,
+            drill_every_ms: None,
+            drill_boot: None,
         },
     )
     .await

@@ -12,10 +12,8 @@ use std::time::Duration;
 pub struct FakeHypervisor {
     guests: Mutex<BTreeMap<String, GuestState>>,
     calls: Mutex<Vec<String>>,
-    /// Whether guests heed their power button.
-    pub is_deaf: bool,
-    /// Whether starting fails.
-    pub is_broken: bool,
+    is_deaf: bool,
+    is_broken: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -23,6 +21,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl FakeHypervisor {
+    /// One whose guests do not heed their power button.
+    pub fn deaf() -> FakeHypervisor {
+        FakeHypervisor { is_deaf: true, ..FakeHypervisor::default() }
+    }
+
+    /// One that starts nothing.
+    pub fn broken() -> FakeHypervisor {
+        FakeHypervisor { is_broken: true, ..FakeHypervisor::default() }
+    }
+
     /// Something happened to a guest.
     pub fn set(&self, identity: &str, state: GuestState) {
         lock(&self.guests).insert(identity.to_owned(), state);

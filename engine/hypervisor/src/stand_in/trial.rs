@@ -16,7 +16,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 /// How long the guest may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// QEMU's exit status when the guest wrote 0x2a to the port: twice that and one.
 const THROUGH: i32 = 85;
 const FIRMWARE_BYTES: usize = 64 << 10;

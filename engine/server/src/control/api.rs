@@ -67,6 +67,27 @@ pub enum Request {
         /// Who is asked before it counts as dead: `tcp:HOST:PORT`, `command:PROGRAM` or `none`.
         #[serde(default)]
         probe: Option<String>,
+        /// How often it is drilled, in milliseconds; 0 is never.
+        #[serde(default)]
+        drill_every_ms: Option<u64>,
+        /// How its stand-in is started in these drills, the probe included; as before where it is missing.
+        #[serde(default)]
+        drill_boot: Option<BootRequest>,
+    },
+    /// Start a stand-in apart from everything, measure until its probe succeeds, and take it away again. Done with
+    /// [`Reply::Drill`].
+    Drill {
+        /// A name or identity.
+        machine: String,
+        /// As in `recover`.
+        at: Option<String>,
+        /// With a probe.
+        boot: BootRequest,
+    },
+    /// What came of a machine's drills. Done with [`Reply::Drills`].
+    Drills {
+        /// A name or identity.
+        machine: String,
     },
     /// The checkpoints and gaps of a machine. Done with [`Reply::Checkpoints`].
     Checkpoints {
@@ -277,7 +298,7 @@ pub struct BootRequest {
     /// Processors, in the same way.
     #[serde(default)]
     pub cpus: Option<u32>,
-    /// `user[,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill without a way out.
+    /// `user[,restrict=on][,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill without a way out.
     #[serde(default)]
     pub network: Option<String>,
     /// `auto` (where it is missing), `kvm` or `tcg`.
@@ -353,6 +374,8 @@ pub enum Reply {
     Settled(Settled),
     Session(SessionInfo),
     Sessions { sessions: Vec<SessionInfo> },
+    Drill(DrillInfo),
+    Drills { machine: String, drills: Vec<DrillInfo> },
     Failback(FailbackInfo),
     Exported { path: String, bytes: u64 },
     Definition(DefinitionInfo),
@@ -492,9 +515,47 @@ pub struct MachineStatus {
     /// What the last scrub came to; none where there was none yet.
     #[serde(default)]
     pub scrub: Option<ScrubStatus>,
+    /// How it is drilled; none where it never was.
+    #[serde(default)]
+    pub drill: Option<DrillStatus>,
     /// What consolidation has done since the server started.
     #[serde(default)]
     pub consolidation: ConsolidationStatus,
+}
+
+/// How a machine is drilled.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrillStatus {
+    /// How often, in milliseconds; missing where only people do it.
+    pub every_ms: Option<u64>,
+    /// By what it is measured then.
+    pub probe: Option<String>,
+    pub last: Option<DrillInfo>,
+}
+
+/// What came of a drill.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct DrillInfo {
+    pub machine: String,
+    pub checkpoint: u64,
+    /// Milliseconds since 1970 on the server's clock.
+    pub started_ms: u64,
+    pub probe: String,
+    pub passed: bool,
+    /// Why not.
+    pub detail: String,
+    /// From the request to the exports being served, to the first read of a disk, and to the probe's success, in milliseconds.
+    pub exports_ms: u64,
+    pub first_read_ms: Option<u64>,
+    pub rto_ms: Option<u64>,
+    /// Age of the checkpoint when the drill began, in milliseconds.
+    pub rpo_ms: u64,
+    /// A PNG file of the screen at the end.
+    pub picture: Option<String>,
+    /// The end of what was said on the serial console.
+    pub console: String,
+    /// What was not as in the machine.
+    pub notes: Vec<String>,
 }
 
 /// What a machine takes up on the server.
@@ -512,7 +573,8 @@ pub struct SpaceStatus {
 /// Something that wants a person.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlarmInfo {
-    /// `failed`, `held`, `quota`, `window` (the quota buys less history than is wanted), `superseded` (such a branch keeps the
+    /// `drill` (the last failed, or none was played in time), `failed`, `held`, `quota`, `window` (the quota buys less history
+    /// than is wanted), `superseded` (such a branch keeps the
     /// horizon), `horizon` (overdue), `space` (of the store).
     pub alarm: String,
     /// For people.

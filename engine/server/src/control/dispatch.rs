@@ -3,7 +3,8 @@
 use super::api::{Reply, Request};
 use super::job::Job;
 use super::{
-    branches, checkpoints, definition, export, guests, machines, scrub, sessions, settle, status, verify,
+    branches, checkpoints, definition, drills, export, guests, machines, scrub, sessions, settle, status,
+    verify,
 };
 use crate::services::Services;
 use crate::stand_in::PATIENCE;
@@ -31,9 +32,12 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::ProtectCheckpoint { machine, checkpoint, until } => {
             checkpoints::set_protection(services, machine, checkpoint, until).await
         }
-        Request::SetMachine { machine, keep, quota, on_failure, probe } => {
-            machines::set(services, machine, machines::Changes { keep, quota, on_failure, probe }).await
+        Request::SetMachine { machine, keep, quota, on_failure, probe, drill_every_ms, drill_boot } => {
+            let changes = machines::Changes { keep, quota, on_failure, probe, drill_every_ms, drill_boot };
+            machines::set(services, machine, changes).await
         }
+        Request::Drill { machine, at, boot } => drills::drill(services, machine, at, boot, job).await,
+        Request::Drills { machine } => drills::list(services, machine).await,
         Request::Checkpoints { machine } => checkpoints::list(services, machine).await,
         Request::Branches { machine } => branches::list(services, machine).await,
         Request::DropBranch { machine, branch } => branches::give_up(services, machine, branch).await,

@@ -1,8 +1,9 @@
 //! Machines by name or identity, their enrolment and their removal.
 
-use super::api::{Reply, TokenInfo};
+use super::api::{BootRequest, Reply, TokenInfo};
 use crate::agent::blocking;
 use crate::authority::TokenFor;
+use crate::drill;
 use crate::ladder::Ladder;
 use crate::retention;
 use crate::services::Services;
@@ -101,6 +102,8 @@ pub(super) struct Changes {
     pub quota: Option<u64>,
     pub on_failure: Option<String>,
     pub probe: Option<String>,
+    pub drill_every_ms: Option<u64>,
+    pub drill_boot: Option<BootRequest>,
 }
 
 pub(super) async fn set(services: Arc<Services>, machine: String, changes: Changes) -> Result<Reply> {
@@ -111,7 +114,7 @@ pub(super) async fn set(services: Arc<Services>, machine: String, changes: Chang
         let parse = |text: &str| {
             text.parse::<Ladder>().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
         };
-        let Changes { keep, quota, on_failure, probe } = &changes;
+        let Changes { keep, quota, on_failure, probe, drill_every_ms, drill_boot } = &changes;
         let policy = Policy::of(&unit).unwrap_or_default().with(on_failure.as_deref(), probe.as_deref())?;
         let ladder = keep.as_deref().filter(|keep| *keep != "default").map(parse).transpose()?;
         if keep.is_some() {
@@ -122,6 +125,9 @@ pub(super) async fn set(services: Arc<Services>, machine: String, changes: Chang
         }
         if on_failure.is_some() || probe.is_some() {
             policy.keep(&unit)?;
+        }
+        if drill_every_ms.is_some() || drill_boot.is_some() {
+            super::drills::set(&unit, *drill_every_ms, drill_boot.clone())?;
         }
         tracing::info!(machine = unit.name(), ?changes, "set");
         Ok(())
@@ -145,6 +151,7 @@ pub(super) async fn remove(services: Arc<Services>, machine: String) -> Result<R
         end_sessions(&services, &id.to_string(), &name)?;
         services.store.remove_unit(id)?;
         services.agents.forget(id);
+        drill::forget(&services.data, id)?;
         match services.authority.revoke(&name) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}

@@ -7,6 +7,7 @@ mod branches;
 mod checkpoints;
 mod definition;
 mod dispatch;
+mod drills;
 mod export;
 mod export_package;
 mod guests;

@@ -4,6 +4,7 @@ use super::api::{AlarmInfo, ConsolidationStatus, DiskStatus, MachineStatus, Repl
 use super::{machines, nbd, scrub};
 use crate::agent::blocking;
 use crate::alarms::{self, Alarm};
+use crate::drill;
 use crate::retention;
 use crate::services::Services;
 use crate::takeover::Policy;
@@ -72,6 +73,7 @@ fn machine_status(services: &Services, unit: &Unit) -> Result<MachineStatus> {
         gaps: unit.gaps().len() as u64,
         disks: (0..).zip(unit.disks()).map(disk).collect::<Result<_>>()?,
         scrub: scrub::last(unit),
+        drill: drill::status(services, unit)?,
         consolidation: consolidation(unit),
         pins: unit
             .pins()

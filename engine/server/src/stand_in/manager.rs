@@ -78,6 +78,15 @@ impl StandIns {
     /// Starts the stand-in of a session on its exports. One that runs is left as it is. Errors: `Busy` where the session is not
     /// served; what [`define`] and [`Hypervisor::start`] say.
     pub fn boot(&self, session: &str, boot: &BootRequest) -> Result<()> {
+        self.start(session, boot, false)
+    }
+
+    /// The same of a drill, which takes it away at its end, after a restart of the server too.
+    pub fn boot_in_drill(&self, session: &str, boot: &BootRequest) -> Result<()> {
+        self.start(session, boot, true)
+    }
+
+    fn start(&self, session: &str, boot: &BootRequest, in_drill: bool) -> Result<()> {
         let guest = self.guest(session)?;
         let turn = self.turn(&guest.session);
         let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -89,6 +98,7 @@ impl StandIns {
         }
         let info = self.sessions.get(&guest.session)?;
         let (stand_in, mut record) = self.plan(&guest, &info, boot)?;
+        record.in_drill = in_drill;
         record.save(&guest.unit)?;
         blocks::crash_point("boot.recorded");
         match self.hypervisor.start(&stand_in, &guest.places) {
@@ -242,13 +252,15 @@ impl StandIns {
 
     fn running(&self, session: &str) -> Result<Guest> {
         let guest = self.guest(session)?;
-        match guest.record()?.state {
-            StandInState::Ended { why } => {
-                let context = format!("the stand-in of session {} has ended: {why}", guest.session);
-                Err(Error::new(ErrorKind::NotFound, context))
-            }
-            _ => Ok(guest),
-        }
+        let why = match guest.record()?.state {
+            StandInState::Ended { why } => why,
+            _ => match self.hypervisor.state(&guest.identity, &guest.places) {
+                GuestState::Gone(last) => last,
+                _ => return Ok(guest),
+            },
+        };
+        let context = format!("the stand-in of session {} has ended: {why}", guest.session);
+        Err(Error::new(ErrorKind::NotFound, context))
     }
 
     /// Ends a session's stand-in, if one runs: its power button first, and after `patience` its process, which is noted. It is

@@ -8,5 +8,5 @@ mod record;
 mod watch;
 
 pub(crate) use manager::{PATIENCE, StandIns};
-pub(crate) use record::forget;
+pub(crate) use record::{StandInRecord, forget};
 pub(crate) use watch::run;

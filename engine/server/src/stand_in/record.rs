@@ -15,6 +15,9 @@ pub(crate) struct StandInRecord {
     session: String,
     pub state: StandInState,
     pub started_ms: u64,
+    /// It is part of a drill, which takes it away at its end.
+    #[serde(default)]
+    pub in_drill: bool,
     /// How it was wanted.
     pub boot: BootRequest,
     /// What its cards are plugged into, in the words of `--network`.
@@ -56,6 +59,7 @@ impl StandInRecord {
             session: session.to_owned(),
             state: StandInState::Starting,
             started_ms: WallClock::now().0,
+            in_drill: false,
             boot,
             network,
             probe_port,

@@ -1,0 +1,161 @@
+//! When drills are due, and the task that plays them.
+
+use super::report::reports;
+use super::run::{Drill, drill, take_away};
+use crate::agent::Charge;
+use crate::alarms::Alarm;
+use crate::control::api::{BootRequest, DrillStatus};
+use crate::retention;
+use crate::services::Services;
+use crate::stand_in::StandInRecord;
+use crate::stop::Stop;
+use blocks::{Error, ErrorKind, Result, WallClock};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use store::Unit;
+
+/// The note of a unit that says how often it is drilled.
+const NOTE: &str = "drill/schedule";
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How often a machine is drilled, and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Schedule {
+    pub every_ms: u64,
+    /// When it was set: until the first drill, it counts from here.
+    pub since_ms: u64,
+    pub boot: BootRequest,
+}
+
+impl Schedule {
+    /// A unit's; `None` where it is not drilled. `Corrupt` where it cannot be read.
+    pub fn load(unit: &Unit) -> Result<Option<Schedule>> {
+        let Some(note) = unit.note(NOTE) else { return Ok(None) };
+        let context = || format!("the drills of '{}'", unit.name());
+        serde_json::from_slice(&note)
+            .map(Some)
+            .map_err(|error| Error::with_source(ErrorKind::Corrupt, context(), error))
+    }
+
+    /// Keeps it with a unit; with `None` the unit is drilled no more.
+    pub fn save(schedule: Option<&Schedule>, unit: &Unit) -> Result<()> {
+        let bytes = schedule.map(serde_json::to_vec).transpose();
+        let bytes = bytes
+            .map_err(|error| Error::with_source(ErrorKind::InvalidInput, "the schedule of drills", error))?;
+        unit.set_note(NOTE, bytes)
+    }
+
+    /// When the next is due, the last having begun at `last`: in milliseconds since 1970.
+    fn due_ms(&self, last: Option<u64>) -> u64 {
+        last.map_or(self.since_ms, |last| last.saturating_add(self.every_ms))
+    }
+}
+
+/// A unit's schedule and last drill, for people; `None` where there is neither.
+pub(crate) fn status(services: &Services, unit: &Unit) -> Result<Option<DrillStatus>> {
+    let schedule = Schedule::load(unit)?;
+    let last = reports(&services.data, unit.machine(), 1)?.pop();
+    if schedule.is_none() && last.is_none() {
+        return Ok(None);
+    }
+    let every_ms = schedule.as_ref().map(|schedule| schedule.every_ms);
+    let probe = schedule.and_then(|schedule| schedule.boot.probe);
+    Ok(Some(DrillStatus { every_ms, probe, last }))
+}
+
+/// What is wrong with a unit's drills.
+pub(crate) fn alarm(services: &Services, unit: &Unit) -> Result<Option<Alarm>> {
+    let last = reports(&services.data, unit.machine(), 1)?.pop();
+    if let Some(failed) = last.as_ref().filter(|last| !last.passed) {
+        let words = format!("its last drill, of checkpoint {}, failed: {}", failed.checkpoint, failed.detail);
+        return Ok(Some(Alarm { kind: "drill", words }));
+    }
+    let Some(schedule) = Schedule::load(unit)? else { return Ok(None) };
+    let overdue = schedule.due_ms(last.map(|last| last.started_ms)).saturating_add(schedule.every_ms);
+    let is_overdue = WallClock::now().0 > overdue;
+    let words = "its drill is overdue; the server's log says what keeps it from being played".to_owned();
+    Ok(is_overdue.then_some(Alarm { kind: "drill", words }))
+}
+
+/// Plays the drills that are due, one at a time, until `stop` is heard.
+pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
+    let stopping = Arc::new(AtomicBool::new(false));
+    let mut is_first = true;
+    loop {
+        let (services, stopping_seen) = (services.clone(), stopping.clone());
+        let clear = std::mem::take(&mut is_first);
+        let mut work = tokio::task::spawn_blocking(move || {
+            if clear {
+                take_away_interrupted(&services);
+            }
+            play_due(&services, &stopping_seen);
+        });
+        tokio::select! {
+            () = stop.heard() => {
+                stopping.store(true, Ordering::Release);
+                // Called off; it is played anew after the next start.
+                let _ = work.await;
+                return;
+            }
+            done = &mut work => if done.is_err() {
+                tracing::error!("playing drills panicked");
+            }
+        }
+        tokio::select! {
+            () = stop.heard() => return,
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+        }
+    }
+}
+
+/// The server ended in the middle of drills: nobody waits for them any more.
+fn take_away_interrupted(services: &Services) {
+    let sessions = services.sessions.list().unwrap_or_default();
+    for session in sessions.into_iter().filter(|session| session.drill) {
+        let Ok((_, unit)) = services.sessions.unit_of(&session.session) else { continue };
+        let is_ours = |record: StandInRecord| record.in_drill;
+        match StandInRecord::load(&unit, &session.session).map(|record| record.is_some_and(is_ours)) {
+            Ok(false) => continue,
+            Ok(true) => tracing::warn!(session = session.session, "an interrupted drill is taken away"),
+            Err(error) => tracing::error!(%error, "what a drill has left cannot be told"),
+        }
+        if let Err(error) = take_away(services, &unit, &session.session) {
+            tracing::error!(%error, session = session.session, "an interrupted drill is left");
+        }
+    }
+}
+
+fn play_due(services: &Services, stopping: &AtomicBool) {
+    for unit in services.store.units() {
+        if stopping.load(Ordering::Acquire) {
+            return;
+        }
+        match due(services, &unit) {
+            Ok(None) => {}
+            Ok(Some(due)) => {
+                let go_on = |_: &str| !stopping.load(Ordering::Acquire);
+                if let Err(error) = drill(services, &due, &go_on) {
+                    tracing::error!(%error, unit = unit.name(), "no drill");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, unit = unit.name(), "whether a drill is due cannot be told")
+            }
+        }
+    }
+}
+
+/// The drill that is due. None while a session is in charge of the machine: it is the real thing.
+fn due(services: &Services, unit: &Arc<Unit>) -> Result<Option<Drill>> {
+    let Some(schedule) = Schedule::load(unit)? else { return Ok(None) };
+    let last = reports(&services.data, unit.machine(), 1)?.pop();
+    let is_due = WallClock::now().0 >= schedule.due_ms(last.map(|last| last.started_ms));
+    if !is_due || services.sessions.session_in_charge(unit.machine()).is_some() {
+        return Ok(None);
+    }
+    let (line, _) = retention::main_line(unit);
+    let newest = line.last().map(|newest| newest.id);
+    Ok(newest.map(|checkpoint| Drill { unit: unit.clone(), checkpoint, boot: schedule.boot }))
+}

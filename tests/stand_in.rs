@@ -8,7 +8,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use support::{NAME, Stage, boot_sector, sh, uri};
+use support::{NAME, Stage, boot_sector, run, sh, uri};
 
 const MEMORY: [&str; 2] = ["--memory", "64MiB"];
 
@@ -182,4 +182,37 @@ fn a_server_that_is_away_for_long_costs_the_guest_time_and_no_write() {
     stage.wait_until("writes afterwards", 90, |stage| ticks(stage, &session) > before + 1);
     let said = std::fs::read_to_string(text(&session, "/guest/console_log")).unwrap();
     assert!(!said.contains("cannot write"), "{said}");
+}
+
+/// What another hardware needs to start lies beside the disk, so that none of it can travel home.
+#[test]
+fn a_kernel_of_the_hosts_starts_a_disk_that_would_not_and_changes_nothing_on_it() {
+    let mut stage = Stage::new(32);
+    stage.start_server(None);
+    stage.start_agent(None);
+    stage.wait_protected();
+    let session = stage.us(&["recover", NAME]).unwrap();
+    let id = text(&session, "/session").to_owned();
+    let root = stage.path("root");
+    std::fs::create_dir(&root).unwrap();
+    let init = "#!/busybox sh\n/busybox mknod /tty c 4 64; exec >/tty 2>&1; echo another kernel is up; \
+                while :; do /busybox sleep 9; done\n";
+    std::fs::write(root.join("init"), init).unwrap();
+    let initrd = stage.path("initrd");
+    let (root, shown) = (root.display(), initrd.display());
+    let pack = format!(
+        "cp /usr/bin/busybox {root}/ && chmod +x {root}/init && cd {root} && find . | cpio --quiet -o -H newc > {shown}"
+    );
+    run(std::process::Command::new("sh").args(["-c", &pack]));
+    let kernel = concat!(env!("CARGO_MANIFEST_DIR"), "/target/guest-kernel/vmlinuz");
+    let boot = |initrd: &str| {
+        let own = ["--kernel", kernel, "--initrd", initrd, "--append", "console=ttyS0 quiet panic=-1"];
+        let up = ["--memory", "256MiB", "--probe", "console:another kernel is up", "--probe-timeout", "120s"];
+        stage.us(&[&["session", "boot", &id][..], &own, &up].concat())
+    };
+    let error = boot("/nowhere/initrd").unwrap_err();
+    assert!(error.contains("/nowhere/initrd"), "{error}");
+    let booted = boot(initrd.to_str().unwrap()).unwrap_or_else(|error| panic!("{error}\n{}", stage.logs()));
+    assert_eq!(booted["disks"][0]["written_bytes"], 0, "{booted}");
+    stage.us(&["session", "stop", &id, "--discard", "--patience", "1s"]).unwrap();
 }

@@ -300,8 +300,9 @@ impl Story {
             console.run("vgchange -an machine");
         }
         let token = self.well(&["enroll", "--name", NAME, "--rescue"])["token"].as_str().unwrap().to_owned();
-        console.run(&format!("systemctl set-environment UNDERSTUDY_TOKEN={token}"));
-        console.run("systemctl start understudy-agent");
+        console.run(&format!(
+            "nohup understudy agent --restore --token {token} >/tmp/restore.log 2>&1 & echo $! >/tmp/restore.pid"
+        ));
         self.wait("the rescue system's agent", 120, |story| story.state().contains(session));
         let started = Instant::now();
         let first = self.well(&["failback", session, "--to", NAME]);
@@ -319,7 +320,9 @@ impl Story {
             println!("{round}: {} MiB hashed, {} MiB sent", hashed >> 20, sent >> 20);
             assert!(sent < 200 << 20, "only what differs travels: {report}");
         }
-        self.wait("the machine in charge again", 60, |story| !story.state().starts_with("promoted"));
+        self.wait_state("stopped", 60);
+        wait_console(&mut rescue.console, "! kill -0 $(cat /tmp/restore.pid)", 60);
+        rescue.console.run("grep -q 'the machine can be started from them' /tmp/restore.log");
         rescue
     }
 

@@ -204,6 +204,32 @@ fn an_agent_that_only_ever_stood_by_hashes_its_disk_and_protects_it_afterwards()
 }
 
 #[test]
+fn an_agent_that_only_restores_ends_with_the_failback_and_sends_nothing_of_its_own() {
+    let disk = Disk::new(32 * MIB);
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let start = || {
+        let mut config = config(&server, &[&disk], folder.path());
+        config.restore_only = true;
+        RunningAgent::start(config)
+    };
+    let error = start().wait().unwrap_err();
+    assert!(error.to_string().contains("no session is in charge"), "{error}");
+    server.model().rules.standby = true;
+    server.model().rules.generation = 2;
+    let agent = start();
+    server.wait_connected();
+    server.order(begin(1, "", disk.len));
+    ready(&server, 1);
+    write(&server, 1, 4 * MIB, vec![2; 65536]);
+    sync(&server, 1, 1);
+    finish(&server, 1);
+    agent.wait().unwrap();
+    assert_eq!(server.model().bytes_received, 0);
+    assert!(disk.content()[4 * MIB as usize..][..65536].iter().all(|byte| *byte == 2));
+}
+
+#[test]
 fn targets_that_must_not_be_written_are_refused_by_name() {
     let (disk, mounted_disk, small) = (Disk::new(32 * MIB), Disk::with_ext4(32 * MIB), Disk::new(16 * MIB));
     let mounted = mounted_disk.mount();

@@ -25,6 +25,15 @@ pub struct BootArguments {
     /// The variables that a copy is made of.
     #[arg(long, value_name = "FILE", requires = "firmware_code")]
     pub firmware_vars: Option<PathBuf>,
+    /// Start this kernel in place of what is on the disk, which it leaves as it is.
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+    /// With this initrd,
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub initrd: Option<PathBuf>,
+    /// and this command line, such as "root=/dev/vda1 ro".
+    #[arg(long, value_name = "WORDS", requires = "kernel")]
+    pub append: Option<String>,
     /// Wait until it does its work: tcp:PORT is taken, agent answers, or console:TEXT is said.
     #[arg(long, value_name = "PROBE")]
     pub probe: Option<String>,

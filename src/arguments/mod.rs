@@ -78,6 +78,7 @@ Examples:
   understudy agent doctor --disk /dev/sda
   understudy agent --server backup.example:10810 --disk /dev/sda --token understudy1...
   understudy agent --server 127.0.0.1:10810 --disk /dev/sda --disk /dev/sdb --checkpoint-every 30s
+  understudy agent --restore --server backup.example:10810 --disk /dev/sda --name web1 --token ...
 
 The token is needed once; `understudy enroll` on the server prints it. Agents on the server's own
 machine need none."
@@ -187,7 +188,7 @@ exit status 1 if the probe did not succeed.")]
         #[arg(long)]
         boot: bool,
         #[command(flatten)]
-        guest: BootArguments,
+        guest: Box<BootArguments>,
     },
     /// List what came of a machine's drills.
     #[command(after_help = "\
@@ -449,7 +450,7 @@ A stand-in that runs on it is shut down first, and ended where it does not heed 
         /// A session, or an unambiguous beginning of one.
         session: String,
         #[command(flatten)]
-        guest: BootArguments,
+        guest: Box<BootArguments>,
     },
     /// Press a stand-in's power button, and end it where it does not heed that; the session stays.
     #[command(after_help = "Example:\n  understudy session shutdown 1f2e3d4c --patience 2m")]
@@ -540,6 +541,17 @@ is not recovered. A machine that was not heard of since the server started never
         machine: String,
         #[command(flatten)]
         changes: Box<MachineChanges>,
+    },
+    /// Take the next machine of this name for the one that came home.
+    #[command(after_help = "\
+Example:
+  understudy machine admit web1
+
+After a failback by a rescue system a machine is known by the serial numbers of its disks. Where
+they have none it stands by, because it could be an old one that was never brought up to date.")]
+    Admit {
+        /// A name or identity.
+        machine: String,
     },
     /// Forget a machine and free its space.
     #[command(after_help = "Example:\n  understudy machine remove web1")]

@@ -94,6 +94,9 @@ pub struct AgentArguments {
     /// How changes are found: auto, ebpf or scan [default: auto].
     #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan"])]
     pub tracker: Option<String>,
+    /// Only take a failback, and end: for a rescue system. `enroll --rescue` prints its token.
+    #[arg(long)]
+    pub restore: bool,
     /// When changes are sent: continuous, or every=DURATION [default: continuous].
     #[arg(long, env = "UNDERSTUDY_SEND", value_name = "continuous|every=DURATION")]
     pub send: Option<String>,

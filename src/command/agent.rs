@@ -67,6 +67,7 @@ fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> a
         None => host_name()?,
     };
     let mut config = AgentConfig::new(server, name, &disks);
+    config.restore_only = flags.restore;
     if let Some(tracker) = flags.tracker.or(file.tracker) {
         config.tracker = tracker.parse()?;
     }

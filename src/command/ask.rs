@@ -53,13 +53,13 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Branch(BranchCommand::Drop { machine, branch }) => Request::DropBranch { machine, branch },
         Command::Settle { machine, at } => Request::Settle { machine, at },
         Command::Recover { machine, at, drill, boot, guest } => {
-            if !boot && guest != BootArguments::default() {
+            if !boot && *guest != BootArguments::default() {
                 return Err(UsageError("what a stand-in is to be like is said with --boot".to_owned()).into());
             }
             if drill && guest.probe.is_some() {
-                return Ok(Request::Drill { machine, at, boot: of_boot(guest)? });
+                return Ok(Request::Drill { machine, at, boot: of_boot(*guest)? });
             }
-            let boot = boot.then(|| of_boot(guest)).transpose()?;
+            let boot = boot.then(|| of_boot(*guest)).transpose()?;
             Request::Recover { machine, at, drill, boot }
         }
         Command::Drills { machine } => Request::Drills { machine },
@@ -91,6 +91,7 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Verify { machine } => Request::Verify { machine },
         Command::Enroll { name, rescue, valid } => Request::Enroll { name, rescue, seconds: valid.as_secs() },
         Command::Machine(MachineCommand::Set { machine, changes }) => of_changes(machine, *changes)?,
+        Command::Machine(MachineCommand::Admit { machine }) => Request::AdmitMachine { machine },
         Command::Machine(MachineCommand::Remove { machine }) => Request::RemoveMachine { machine },
         Command::Server(_)
         | Command::Agent { .. }
@@ -138,7 +139,7 @@ fn of_session(command: SessionCommand) -> anyhow::Result<Request> {
         SessionCommand::Stop { session, discard, patience } => {
             Request::StopSession { session, discard, patience_ms: Some(milliseconds(patience)) }
         }
-        SessionCommand::Boot { session, guest } => Request::Boot { session, boot: of_boot(guest)? },
+        SessionCommand::Boot { session, guest } => Request::Boot { session, boot: of_boot(*guest)? },
         SessionCommand::Shutdown { session, patience } => {
             let order = GuestOrder::Shutdown { patience_ms: milliseconds(patience) };
             Request::Guest { session, order }
@@ -162,6 +163,9 @@ fn of_boot(arguments: BootArguments) -> anyhow::Result<BootRequest> {
         acceleration: arguments.accel,
         firmware_code: file(arguments.firmware_code)?,
         firmware_vars: file(arguments.firmware_vars)?,
+        kernel: file(arguments.kernel)?,
+        initrd: file(arguments.initrd)?,
+        append: arguments.append,
         probe: arguments.probe,
         probe_timeout_ms: timeout.map(|timeout| u64::try_from(timeout).unwrap_or(u64::MAX)),
     })

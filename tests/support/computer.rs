@@ -104,10 +104,12 @@ impl Computer {
         }
         for (number, (file, thrown_away)) in disks.iter().enumerate() {
             let snapshot = if *thrown_away { "on" } else { "off" };
+            // It stays with the disk, wherever that is plugged in.
+            let serial = file.file_stem().expect("a file's name").to_string_lossy();
             let file = file.display();
             qemu.arg("-drive")
                 .arg(format!("file={file},format=raw,if=none,id=disk{number},snapshot={snapshot}"));
-            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial=disk{number}"));
+            qemu.arg("-device").arg(format!("virtio-blk-pci,drive=disk{number},serial={serial}"));
         }
         let qemu = Process::start(qemu, None, &at("qemu.log"));
         Computer { qemu, console: Console::connect(&at("console.sock")) }

@@ -32,6 +32,14 @@ pub(super) fn unconnectable(error: Error) -> Error {
     }
 }
 
+/// An agent that only takes a failback, of a machine that is in charge of itself.
+pub(super) fn nothing_to_restore(name: &str) -> Error {
+    let context = format!(
+        "no session is in charge of '{name}', so there is nothing to restore: 'understudy recover {name}' begins one"
+    );
+    Error::new(ErrorKind::Unsupported, context)
+}
+
 /// Work that cannot go on.
 pub(super) fn ended(error: Error) -> Error {
     match error.kind() {

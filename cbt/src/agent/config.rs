@@ -20,6 +20,8 @@ pub struct AgentConfig {
     pub disks: Vec<DiskConfig>,
     /// Which rung of the tracker ladder.
     pub tracker: TrackerWish,
+    /// Only takes a failback and ends, as on a rescue system: nothing is ever sent as the machine's.
+    pub restore_only: bool,
     /// When changes are sent.
     pub send: SendMode,
     /// Whether what is sent is compressed, where the server understands that.
@@ -81,6 +83,7 @@ impl AgentConfig {
                 .map(|device| DiskConfig { device: device.clone(), exclude: Vec::new() })
                 .collect(),
             tracker: TrackerWish::Auto,
+            restore_only: false,
             send: SendMode::Continuous,
             compress: Compression::Auto,
             rate: None,

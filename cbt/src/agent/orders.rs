@@ -159,6 +159,11 @@ impl Worker {
             tracing::warn!("{error}");
         }
         session.link.send(AgentMessage::RestoreFinished { restore: number })?;
+        self.restored = true;
+        if self.config.restore_only {
+            tracing::info!("the disks hold what the session held; the machine can be started from them");
+            return Ok(());
+        }
         if let Some(file) = elsewhere {
             let context = format!(
                 "{} holds the disk now, and a file cannot be protected: attach it and start the agent with the device",

@@ -126,6 +126,13 @@ async fn one_connection(
     if let Err(error) = worker.state.remember(welcome.machine, welcome.generation) {
         tracing::warn!("{error}");
     }
+    if config.restore_only && welcome.role == Role::Source {
+        let said = tokio::time::timeout(STOP_TIMEOUT, leave(connection)).await;
+        return match (worker.restored, said) {
+            (true, _) => Ok((worker, Ended::Stopped)),
+            (false, _) => Err(advice::nothing_to_restore(&config.name)),
+        };
+    }
     match &welcome.role {
         Role::Source => tracing::info!("connected to {} as {}", config.server, config.name),
         Role::Standby { reason } => tracing::warn!("standing by, sending nothing: {reason}"),
@@ -239,7 +246,7 @@ async fn carry(
         }
     };
     // The worker has let go of its end: the writer sends what is left, and a goodbye where a stop was asked for.
-    let stopped = matches!(ended, Some(Ok(Ended::Stopped)));
+    let stopped = matches!(ended, Some(Ok(Ended::Stopped))) || matches!(end, End::Restored);
     if (stopped || ended.is_none())
         && let Ok(Ok(Ok(mut sender))) = tokio::time::timeout(STOP_TIMEOUT, &mut writing).await
     {
@@ -249,6 +256,7 @@ async fn carry(
     reading.abort();
     match (end, ended) {
         (End::Final(error), _) => Err(error),
+        (End::Restored, _) => Ok((worker, Ended::Stopped)),
         (End::Gone, Some(Ok(ended))) => Ok((worker, ended)),
         (End::Gone, Some(Err(error))) => Ok((worker, Ended::Lost(error))),
         (End::Gone, None) => Ok((worker, Ended::Lost(lost()))),
@@ -331,6 +339,12 @@ fn note_sent(message: &AgentMessage) {
         AgentMessage::RestoreReady(_) => blocks::crash_point("restore.ready"),
         _ => {}
     }
+}
+
+/// Gives up the machine's place: that is no failure of it.
+async fn leave(mut connection: AgentConnection) -> Result<()> {
+    connection.send(&AgentMessage::Goodbye).await?;
+    connection.close().await
 }
 
 async fn close(sender: &mut Sender<AgentMessage>, goodbye: bool) -> Result<()> {

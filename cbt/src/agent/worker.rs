@@ -39,6 +39,8 @@ const REQUESTS_MAX: usize = 16;
 pub(super) enum End {
     /// The connection is gone, or a stop was asked for.
     Gone,
+    /// A failback has ended, and nothing else was wanted.
+    Restored,
     /// The agent cannot go on.
     Final(Error),
 }
@@ -59,6 +61,8 @@ pub(super) struct Worker {
     pub state: State,
     pub vitals: Arc<Vitals>,
     pub inside_session: bool,
+    /// A failback has ended.
+    pub restored: bool,
     hooks: Hooks,
     /// Set by each welcome.
     pub was_connected: bool,
@@ -101,6 +105,7 @@ impl Worker {
             state,
             vitals,
             inside_session,
+            restored: false,
             was_connected: false,
             next_request: 1,
             trouble: Trouble::default(),
@@ -141,11 +146,10 @@ impl Worker {
         };
         let begun = self.begin(&session, &welcome.disks);
         let ended = begun.and_then(|()| {
-            loop {
-                if let Err(error) = self.turn(&mut session) {
-                    break Err(error);
-                }
+            while !(self.restored && self.config.restore_only) {
+                self.turn(&mut session)?;
             }
+            Ok(())
         });
         for replica in &mut self.replicas {
             if let Err(error) = replica.disconnect() {
@@ -153,7 +157,7 @@ impl Worker {
             }
         }
         match ended {
-            Ok(()) => End::Gone,
+            Ok(()) => End::Restored,
             Err(error) if error.kind() == ErrorKind::Cancelled => End::Gone,
             Err(error) => End::Final(error),
         }

@@ -34,5 +34,5 @@ pub use ovf::{DescribedDisk, Descriptor, OvfVersion};
 pub use package::{DigestAlgorithm, Package, PackageWriter, Verdict, looks_like_archive};
 pub use source::Source;
 pub use stand_in::{
-    FakeHypervisor, GuestState, HostRoom, Hypervisor, Places, Probe, ProbePlace, Qemu, StandIn, fit,
+    FakeHypervisor, GuestState, HostRoom, Hypervisor, Kernel, Places, Probe, ProbePlace, Qemu, StandIn, fit,
 };

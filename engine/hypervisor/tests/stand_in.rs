@@ -54,10 +54,12 @@ impl Stage {
                 disks: vec![disk],
             },
             identity: IDENTITY.to_owned(),
+            mark: "understudy-session-00112233445566778899aabbccddeeff".to_owned(),
             network: Network::default().isolated(),
             acceleration: Acceleration::Tcg,
             firmware_code: None,
             firmware_vars: None,
+            kernel: None,
         }
     }
 

@@ -23,6 +23,19 @@ pub struct StandIn {
     pub firmware_code: Option<String>,
     /// The variables that a new one begins with; said where the firmware is.
     pub firmware_vars: Option<String>,
+    /// Started in place of what is on the disk, where that does not start on this hardware. Nothing on the disk changes.
+    pub kernel: Option<Kernel>,
+}
+
+/// A kernel that the hypervisor starts in place of what the disk's boot loader would.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Kernel {
+    /// The kernel's file on the host.
+    pub image: String,
+    /// The first root file system's.
+    pub initrd: Option<String>,
+    /// The kernel's command line.
+    pub append: String,
 }
 
 /// How a guest is.

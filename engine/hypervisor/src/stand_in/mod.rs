@@ -15,7 +15,7 @@ mod trial;
 
 pub use fake::FakeHypervisor;
 pub use host::{HostRoom, fit};
-pub use hypervisor::{GuestState, Hypervisor, StandIn};
+pub use hypervisor::{GuestState, Hypervisor, Kernel, StandIn};
 pub use places::Places;
 pub use probe::{Probe, ProbePlace};
 pub use qemu::Qemu;

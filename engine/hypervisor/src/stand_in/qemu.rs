@@ -2,7 +2,7 @@
 
 use super::process::Process;
 use super::trial::Trial;
-use super::{GuestState, Hypervisor, Places, StandIn, firmware};
+use super::{GuestState, Hypervisor, Kernel, Places, StandIn, firmware};
 use crate::form::Acceleration;
 use crate::network::Network;
 use crate::qemu::{CommandLine, command_line};
@@ -195,6 +195,10 @@ fn run_words(stand_in: &StandIn, places: &Places) -> Vec<String> {
     ]
     .map(str::to_owned)
     .to_vec();
+    if let Some(Kernel { image, initrd, append }) = &stand_in.kernel {
+        words.extend(["-kernel", image, "-append", append].map(str::to_owned));
+        words.extend(initrd.iter().flat_map(|initrd| ["-initrd".to_owned(), initrd.clone()]));
+    }
     let mark = &stand_in.mark;
     words.extend(["-smbios".to_owned(), format!("type=1,serial={mark}")]);
     words.extend(["-fw_cfg".to_owned(), format!("name=opt/understudy/session,string={mark}")]);
@@ -305,6 +309,7 @@ mod tests {
             acceleration: Acceleration::Tcg,
             firmware_code: None,
             firmware_vars: None,
+            kernel: None,
         };
         let words = run_words(&stand_in, &Places::new("/run/a,b"));
         assert!(words.iter().any(|word| word.contains("path=/run/a,,b/control.sock,server=on")), "{words:?}");

@@ -1,6 +1,7 @@
 //! What every agent's connection shares.
 
 use super::agents::Agents;
+use super::homecoming::Homecoming;
 use super::liveness::Deadlines;
 use super::registration::{Knowledge, Known, KnownDisk, image_format};
 use crate::authority::Authority;
@@ -48,11 +49,23 @@ impl Registry {
         let never_sealed = checkpoints.is_empty();
         let main_line = checkpoints.iter().filter(|checkpoint| checkpoint.branch == branch);
         let history = main_line.map(|checkpoint| checkpoint.generation).max().unwrap_or(Generation::FIRST);
+        let home = Homecoming::of(unit)?.filter(|home| Generation(home.generation) == history);
+        // A replaced disk has another serial number than the one that was registered.
+        let serial = |index: u16, spec: String| {
+            let home = home.as_ref().and_then(|home| home.serials.get(usize::from(index)));
+            home.cloned().unwrap_or(spec)
+        };
         let disk = |(index, spec): (u16, DiskSpec)| {
             let disk = unit.disk(branch, DiskIndex(index))?;
             let durable = if committed { disk.sync()?.into_inner() } else { disk.last_seq() };
             let empty = never_sealed && durable == Seq(0);
-            Ok(KnownDisk { len: spec.len, serial: spec.serial, device: spec.device, durable, empty })
+            Ok(KnownDisk {
+                len: spec.len,
+                serial: serial(index, spec.serial),
+                device: spec.device,
+                durable,
+                empty,
+            })
         };
         Ok(Known {
             machine,
@@ -61,6 +74,7 @@ impl Registry {
             history,
             promoted: self.agents.session_in_charge(machine),
             disks: (0..).zip(unit.disks()).map(disk).collect::<Result<_>>()?,
+            home,
         })
     }
 

@@ -14,6 +14,7 @@ use super::context::AgentContext;
 use super::gaps;
 use super::greeting::Admitted;
 use super::handle::{AgentHandle, HandleEnds, Order};
+use super::homecoming::Homecoming;
 use super::ingest::{Ingest, Work};
 use super::machine::{Machine, Phase};
 use super::registration::refusal;
@@ -116,7 +117,7 @@ impl Conversation {
                 conversation.machine.set_phase(Phase::Standby(reason));
                 Ok(())
             }
-            Role::Source => conversation.begin_as_source(starts, hello.inventory.clone()).await,
+            Role::Source => conversation.begin_as_source(starts, hello.clone()).await,
         };
         if let Err(error) = begun {
             conversation.end(Some(refusal(RefusalKind::Busy, error.to_string()))).await;
@@ -125,10 +126,11 @@ impl Conversation {
         Ok(conversation)
     }
 
-    async fn begin_as_source(&mut self, starts: Vec<StartFrom>, inventory: String) -> Result<()> {
+    async fn begin_as_source(&mut self, starts: Vec<StartFrom>, hello: Hello) -> Result<()> {
         let unit = self.unit.clone();
         let has_checkpoints = blocking(move || {
-            let inventory = inventory.into_bytes();
+            Homecoming::settle(&unit, &hello.disks)?;
+            let inventory = hello.inventory.into_bytes();
             if unit.definition() != inventory {
                 unit.set_definition(inventory)?;
             }

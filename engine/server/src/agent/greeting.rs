@@ -104,7 +104,7 @@ async fn take_place(context: &Arc<AgentContext>, peer: &Peer, mut hello: Hello) 
             .await
             .map_err(busy)??
     };
-    let (handle, ends) = AgentHandle::new(id, &hello.name, hello.boot);
+    let (handle, ends) = AgentHandle::new(id, &hello);
     let machine = context.registry.agents.machine(id);
     match machine.take_place(handle.clone(), Instant::now()) {
         Ok(before) => Ok((machine, handle, ends, before, hello)),

@@ -2,10 +2,10 @@
 
 use super::requests::{RequestEvent, Requests};
 use super::restore_link::{LinkEnds, RestoreLink, restore_link};
-use blocks::{Error, ErrorKind, Id, MachineId, Result};
+use blocks::{DiskIndex, Error, ErrorKind, Id, MachineId, Result};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
-use wire::{AgentMessage, Refusal, ServerMessage};
+use wire::{AgentMessage, Hello, Refusal, ServerMessage};
 
 /// How many orders wait for a connection.
 const ORDERS: usize = 8;
@@ -25,6 +25,8 @@ pub struct AgentHandle {
     machine: MachineId,
     name: Arc<str>,
     boot: Id,
+    /// Device and serial number of each of its disks.
+    disks: Arc<[(String, String)]>,
     orders: mpsc::Sender<Order>,
     requests: Arc<Requests>,
     /// The answering end of the link in use, if any.
@@ -47,15 +49,16 @@ pub(crate) struct HandleEnds {
 }
 
 impl AgentHandle {
-    pub(crate) fn new(machine: MachineId, name: &str, boot: Id) -> (AgentHandle, HandleEnds) {
+    pub(crate) fn new(machine: MachineId, hello: &Hello) -> (AgentHandle, HandleEnds) {
         let (orders, orders_end) = mpsc::channel(ORDERS);
         let (end, end_seen) = watch::channel(None);
         let (ended, ended_seen) = watch::channel(false);
         let requests = Arc::new(Requests::default());
         let handle = AgentHandle {
             machine,
-            name: name.into(),
-            boot,
+            name: hello.name.as_str().into(),
+            boot: hello.boot,
+            disks: hello.disks.iter().map(|disk| (disk.device.clone(), disk.serial.clone())).collect(),
             orders,
             requests: requests.clone(),
             link: Arc::default(),
@@ -78,6 +81,16 @@ impl AgentHandle {
     /// The kernel's boot id that the agent gave.
     pub fn boot(&self) -> Id {
         self.boot
+    }
+
+    /// The serial number of each disk as a failback would write them, some onto other devices; empty where it is not known.
+    pub fn serials(&self, devices: &[(DiskIndex, String)]) -> Vec<String> {
+        let serial = |(index, (own, serial)): (u16, &(String, String))| {
+            let named = devices.iter().find(|(disk, _)| disk.0 == index);
+            let is_own = named.is_none_or(|(_, device)| device == own);
+            if is_own { serial.clone() } else { String::new() }
+        };
+        (0..).zip(self.disks.iter()).map(serial).collect()
     }
 
     /// A way to carry a failback. `Busy` while another one has it, `NotFound` where the agent has gone.

@@ -12,6 +12,7 @@ mod conversation;
 mod gaps;
 mod greeting;
 mod handle;
+mod homecoming;
 mod ingest;
 mod liveness;
 mod machine;
@@ -28,8 +29,10 @@ pub(crate) use conversation::blocking;
 pub(crate) use gaps::{SILENT, begin as begin_gap};
 pub(crate) use greeting::serve;
 pub use handle::AgentHandle;
+pub(crate) use homecoming::Homecoming;
 pub(crate) use liveness::Deadlines;
 pub(crate) use machine::Machine;
+pub(crate) use registration::refusal;
 pub(crate) use requests::{Comparison, RequestEvent};
 pub use restore_link::{RESTORE_QUEUE, RestoreLink};
 #[cfg(feature = "simulation")]

@@ -1,5 +1,6 @@
 //! Who may replicate, from where on, or why not. Pure: a hello and what the store knows go in, an answer comes out.
 
+use super::homecoming::Homecoming;
 use blocks::{ByteLen, Generation, MachineId, Seq, SessionId, StoreId};
 use store::ImageFormat;
 use wire::{
@@ -35,6 +36,8 @@ pub(crate) struct Known {
     pub history: Generation,
     /// The session that is in charge of it.
     pub promoted: Option<SessionId>,
+    /// Which disks the newest history came home to, where it did.
+    pub home: Option<Homecoming>,
     /// Its disks.
     pub disks: Vec<KnownDisk>,
 }
@@ -144,11 +147,13 @@ fn role(hello: &Hello, known: &Known, store: StoreId) -> Role {
             known.name
         ));
     }
-    if hello.generation < known.history && known.history > Generation::FIRST {
+    let came_home = known.home.as_ref().is_some_and(|home| home.is_of(known.history, &hello.disks));
+    if hello.generation < known.history && known.history > Generation::FIRST && !came_home {
         return standby(format!(
             "the history of '{}' goes on from generation {} while this machine has {}: what it holds is not the newest; \
-             bring it up to date with failback",
-            known.name, known.history, hello.generation
+             bring it up to date with failback (`understudy machine admit {}` where its disks were, and cannot be told \
+             from others by a serial number)",
+            known.name, known.history, hello.generation, known.name
         ));
     }
     if hello.generation > known.generation && !comes_from_another_store(hello, store) {

@@ -48,6 +48,7 @@ fn known(durable: u64) -> Known {
         generation: Generation(1),
         history: Generation(1),
         promoted: None,
+        home: None,
         disks: vec![KnownDisk {
             len: ByteLen::new(GIB),
             serial: String::new(),
@@ -65,6 +66,11 @@ fn knows(known: Known) -> Knowledge {
         by_machine: Some(known.clone()),
         by_name: Some(known),
     }
+}
+
+fn at_home(serials: &[&str], any: bool) -> Option<Homecoming> {
+    let serials = serials.iter().map(|serial| (*serial).to_owned()).collect();
+    Some(Homecoming { generation: 3, serials, any })
 }
 
 fn nothing() -> Knowledge {
@@ -207,4 +213,29 @@ fn what_an_image_cannot_hold_is_refused_before_anything_is_made() {
     };
     assert_eq!(odd(0), RefusalKind::Disks);
     assert_eq!(odd(1000), RefusalKind::Disks);
+}
+
+#[test]
+fn a_machine_that_boots_from_the_disks_that_came_home_is_the_source_whatever_number_it_remembers() {
+    let of = |serial: &str, home: Option<Homecoming>| {
+        let mut hello = hello(Some(machine()), 1, Continuity::Unknown { reason: "another boot".into() });
+        hello.disks[0].serial = serial.into();
+        let known = Known { generation: Generation(3), history: Generation(3), home, ..known(7) };
+        match decide(&hello, &knows(known)) {
+            Decision::Welcome { role: Role::Source, disks, .. } => Ok(disks[0].start),
+            Decision::Welcome { role: Role::Standby { reason }, .. } => Err(reason),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(of("A", at_home(&["A"], false)), Ok(StartFrom::Scan));
+    let refused = of("B", at_home(&["A"], false)).unwrap_err();
+    assert!(
+        refused.contains("generation 3 while this machine has 1"),
+        "an old primary on another disk: {refused}"
+    );
+    assert!(of("", at_home(&[""], false)).is_err(), "no number is no proof");
+    assert!(of("A", None).is_err() && of("A", at_home(&["A", "C"], false)).is_err());
+    assert_eq!(of("", at_home(&[""], true)), Ok(StartFrom::Scan), "a person has said so");
+    let later = Some(Homecoming { generation: 2, ..at_home(&["A"], true).unwrap() });
+    assert!(of("A", later).is_err(), "of an earlier homecoming");
 }

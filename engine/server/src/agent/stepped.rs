@@ -44,7 +44,7 @@ impl SteppedAgent {
     /// [`SteppedAgent::welcome`].
     pub fn admit(registry: &Registry, hello: &Hello) -> Answer<(SteppedAgent, Option<AgentHandle>)> {
         let id = find_or_register(registry, hello)?;
-        let (handle, ends) = AgentHandle::new(id, &hello.name, hello.boot);
+        let (handle, ends) = AgentHandle::new(id, hello);
         let machine = registry.agents.machine(id);
         match machine.take_place(handle.clone(), monotonic_now()) {
             Ok(before) => Ok((SteppedAgent { machine, handle, ends }, before)),

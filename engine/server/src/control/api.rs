@@ -89,6 +89,12 @@ pub enum Request {
         /// A name or identity.
         machine: String,
     },
+    /// Take the next machine of this name for the one that came home, though its disks have no serial numbers to tell by.
+    /// Done with [`Reply::Status`].
+    AdmitMachine {
+        /// A name or identity.
+        machine: String,
+    },
     /// The checkpoints and gaps of a machine. Done with [`Reply::Checkpoints`].
     Checkpoints {
         /// A name or identity.
@@ -309,6 +315,13 @@ pub struct BootRequest {
     pub firmware_code: Option<String>,
     #[serde(default)]
     pub firmware_vars: Option<String>,
+    /// A kernel of the server's host, by absolute path, that is started in place of what is on the disk.
+    #[serde(default)]
+    pub kernel: Option<String>,
+    #[serde(default)]
+    pub initrd: Option<String>,
+    #[serde(default)]
+    pub append: Option<String>,
     /// Wait until it does its work: `tcp:PORT`, `agent` or `console:TEXT`.
     #[serde(default)]
     pub probe: Option<String>,

@@ -17,6 +17,7 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
     match request {
         Request::Status { machine } => status::status(services, machine).await,
         Request::Enroll { name, rescue, seconds } => machines::enroll(services, name, rescue, seconds).await,
+        Request::AdmitMachine { machine } => machines::admit(services, machine).await,
         Request::RemoveMachine { machine } => machines::remove(services, machine).await,
         Request::Checkpoint { of, name, protect_until } => {
             checkpoints::take(services, of, name, protect_until, job).await

@@ -1,7 +1,7 @@
 //! Machines by name or identity, their enrolment and their removal.
 
 use super::api::{BootRequest, Reply, TokenInfo};
-use crate::agent::blocking;
+use crate::agent::{Homecoming, blocking, refusal};
 use crate::authority::TokenFor;
 use crate::drill;
 use crate::ladder::Ladder;
@@ -12,6 +12,7 @@ use blocks::{ByteLen, Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Store, Unit};
+use wire::RefusalKind;
 
 /// More names than this are not listed in a message.
 const NAMES_MAX: usize = 5;
@@ -133,6 +134,25 @@ pub(super) async fn set(services: Arc<Services>, machine: String, changes: Chang
         Ok(())
     })
     .await?;
+    super::status::status(services, Some(asked)).await
+}
+
+pub(super) async fn admit(services: Arc<Services>, machine: String) -> Result<Reply> {
+    let (asked, set) = (machine.clone(), services.clone());
+    blocking(move || {
+        let unit = find(&set.store, &machine)?;
+        let home = Homecoming::of(&unit)?.ok_or_else(|| {
+            let context = format!("no session of '{}' has come home", unit.name());
+            Error::new(ErrorKind::NotFound, context)
+        })?;
+        tracing::warn!(machine = unit.name(), "the next machine of this name is taken for it");
+        Homecoming { any: true, ..home }.keep(&unit)
+    })
+    .await?;
+    // One that stands by is not asked again before it connects again.
+    if let Some(agent) = services.agents.handle(find(&services.store, &asked)?.machine()) {
+        agent.end(refusal(RefusalKind::Busy, "it was admitted: connect again")).await;
+    }
     super::status::status(services, Some(asked)).await
 }
 

@@ -132,9 +132,12 @@ pub(super) async fn failback(services: Arc<Services>, wanted: Homecoming, job: J
                 format!("the agent of '{}' is not connected: start it on the machine first", unit.name());
             Error::new(ErrorKind::NotFound, context)
         })?;
+        let devices: Vec<_> =
+            wanted.disks.into_iter().map(|(disk, device)| (DiskIndex(disk), device)).collect();
         let options = FailbackOptions {
             machine: unit.machine(),
-            devices: wanted.disks.into_iter().map(|(disk, device)| (DiskIndex(disk), device)).collect(),
+            serials: agent.serials(&devices),
+            devices,
             cutover: wanted.cutover,
             discard_unsent: wanted.discard_unsent,
         };

@@ -6,7 +6,8 @@ use crate::definition::define;
 use crate::session::Sessions;
 use blocks::{ByteLen, Error, ErrorKind, Result};
 use hypervisor::{
-    Forward, GuestState, HostRoom, Hypervisor, Network, Places, Probe, ProbePlace, Source, StandIn, fit,
+    Forward, GuestState, HostRoom, Hypervisor, Kernel, Network, Places, Probe, ProbePlace, Source, StandIn,
+    fit,
 };
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, TcpListener};
@@ -161,6 +162,7 @@ impl StandIns {
             acceleration,
             firmware_code: boot.firmware_code.clone(),
             firmware_vars: boot.firmware_vars.clone(),
+            kernel: kernel(boot)?,
         };
         Ok((stand_in, record))
     }
@@ -356,4 +358,21 @@ fn forward_to(guest_port: u16) -> Result<Forward> {
     let port = listener.and_then(|listener| listener.local_addr()).map(|address| address.port());
     let host_port = port.map_err(|error| Error::io("a free port", error))?;
     Ok(Forward { is_udp: false, host: Some(Ipv4Addr::LOCALHOST), host_port, guest: None, guest_port })
+}
+
+/// The kernel that is asked for. Its files have to be there, or QEMU's words about them would be all that is heard.
+fn kernel(boot: &BootRequest) -> Result<Option<Kernel>> {
+    let Some(image) = &boot.kernel else {
+        return match boot.initrd.is_some() || boot.append.is_some() {
+            true => Err(Error::new(ErrorKind::InvalidInput, "an initrd or a command line without a kernel")),
+            false => Ok(None),
+        };
+    };
+    for file in Some(image).into_iter().chain(&boot.initrd) {
+        if let Err(error) = std::fs::File::open(file) {
+            return Err(Error::io(file.clone(), error));
+        }
+    }
+    let append = boot.append.clone().unwrap_or_default();
+    Ok(Some(Kernel { image: image.clone(), initrd: boot.initrd.clone(), append }))
 }

@@ -1,5 +1,6 @@
 //! Giving a machine charge again: the session's branch becomes its history.
 
+use crate::agent::Homecoming;
 use crate::session::failback::line::Line;
 use crate::session::live::LiveSession;
 use crate::session::pull::seal_branch;
@@ -44,7 +45,9 @@ pub(crate) fn adopt(session: &LiveSession, quiet_since: Instant) -> Result<()> {
 }
 
 /// Tells the machine that it is in charge, and takes note when it says so.
-pub(crate) fn finish(line: &mut Line, session: &LiveSession) -> Result<CheckpointId> {
+///
+/// `serials` are those of the disks that were written, by which the machine is known when it boots from them.
+pub(crate) fn finish(line: &mut Line, session: &LiveSession, serials: &[String]) -> Result<CheckpointId> {
     let SessionState::Finishing { checkpoint, generation, superseded } = session.record.get().state() else {
         let context = format!("session {} has not become the machine's history", session.id);
         return Err(Error::new(ErrorKind::InvalidInput, context));
@@ -54,6 +57,7 @@ pub(crate) fn finish(line: &mut Line, session: &LiveSession) -> Result<Checkpoin
         let disk = DiskIndex(u16::try_from(index).unwrap_or(u16::MAX));
         Ok((disk, session.unit.disk(main, disk)?.last_seq()))
     };
+    Homecoming { generation, serials: serials.to_vec(), any: false }.keep(&session.unit)?;
     let order = ServerMessage::RestoreFinish {
         restore: line.restore(),
         generation: Generation(generation),

@@ -30,6 +30,8 @@ pub struct FailbackOptions {
     pub machine: MachineId,
     /// Onto other devices than the protected ones.
     pub devices: Vec<(DiskIndex, String)>,
+    /// The serial number of each disk that is written; empty where it is not known.
+    pub serials: Vec<String>,
     /// Stop the exports, send the rest, verify, give the machine charge again.
     pub cutover: bool,
     /// Do not keep what the machine wrote but never sent.
@@ -39,7 +41,13 @@ pub struct FailbackOptions {
 impl FailbackOptions {
     /// A failback onto the protected disks of `machine`, without cutover.
     pub fn onto(machine: MachineId) -> FailbackOptions {
-        FailbackOptions { machine, devices: Vec::new(), cutover: false, discard_unsent: false }
+        FailbackOptions {
+            machine,
+            devices: Vec::new(),
+            serials: Vec::new(),
+            cutover: false,
+            discard_unsent: false,
+        }
     }
 }
 

@@ -147,7 +147,7 @@ impl Failback<'_> {
         if self.session.record.get().state() == SessionState::Running {
             adopt(self.session, quiet_since)?;
         }
-        let checkpoint = finish(line, self.session)?;
+        let checkpoint = finish(line, self.session, &self.options.serials)?;
         let downtime_ms = millis_since(quiet_since);
         Ok(self.info("home", Some(checkpoint.0), downtime_ms))
     }

@@ -15,10 +15,13 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long QEMU may take to open its disks and to stand ready; it waits for NBD servers as long as [`crate::qemu`] says.
+/// How long QEMU may take to open its disks and to stand ready; it waits for NBD servers as long as [`crate::qemu`]
+/// says.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a client that was hung up on comes again.
+const TRIES_MAX: u32 = 10;
 /// How long a process may take to end after it was told to, and after it was killed.
 const QUIT_PATIENCE: Duration = Duration::from_secs(5);
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -33,13 +36,44 @@ pub struct Qemu {
 }
 
 impl Qemu {
+    /// QEMU was seen to hang up on one who comes while its last client is leaving: who was hung up on comes again.
     fn connect(identity: &str, places: &Places, patience: Duration) -> Result<Qmp> {
+        let mut tries = 0;
+        loop {
+            match Qemu::connect_once(identity, places, patience) {
+                Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES_MAX => {
+                    if Process::find(identity, places).is_none() {
+                        return Err(error);
+                    }
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                connected => return connected,
+            }
+        }
+    }
+
+    fn connect_once(identity: &str, places: &Places, patience: Duration) -> Result<Qmp> {
         let mut qmp = Qmp::connect(&places.control(), patience)?;
         let found = qmp.execute("query-uuid", json!({}))?;
         match found["UUID"].as_str() {
             Some(uuid) if uuid == identity => Ok(qmp),
             _ => Err(Error::corrupt(format!("{} is another stand-in's", places.control().display()))),
         }
+    }
+
+    /// Waits for one whose process is not known, because its file is gone, but which answered.
+    fn wait_gone(identity: &str, places: &Places) -> Result<()> {
+        let deadline = Instant::now() + QUIT_PATIENCE;
+        while Qemu::connect(identity, places, ANSWER_PATIENCE).is_ok() {
+            if Instant::now() >= deadline {
+                let context =
+                    format!("QEMU does not end; which process it is, {} said", places.pid().display());
+                return Err(Error::new(ErrorKind::Io, context));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn execute(identity: &str, places: &Places, command: &str, arguments: Value) -> Result<Value> {
@@ -126,9 +160,14 @@ impl Hypervisor for Qemu {
 
     fn kill(&self, identity: &str, places: &Places) -> Result<()> {
         let process = Process::find(identity, places);
-        let Some(process) = process else { return Ok(()) };
         // What it holds for its disks is written out where it ends by itself.
         let told = Qemu::execute(identity, places, "quit", json!({}));
+        let Some(process) = process else {
+            return match told {
+                Ok(_) => Qemu::wait_gone(identity, places),
+                Err(_) => Ok(()),
+            };
+        };
         if told.is_ok() && process.wait(QUIT_PATIENCE) {
             return Ok(());
         }
@@ -147,8 +186,8 @@ impl Hypervisor for Qemu {
     }
 }
 
-/// A line such as `TCP[ESTABLISHED] 15 127.0.0.1 5555 10.0.2.15 22 0 0`: QEMU itself takes a connection before the guest does,
-/// so that it was taken says nothing.
+/// A line such as `TCP[ESTABLISHED] 15 127.0.0.1 5555 10.0.2.15 22 0 0`: QEMU itself takes a connection before the
+/// guest does, so that it was taken says nothing.
 fn is_established(line: &str, host_port: u16) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     words.first() == Some(&"TCP[ESTABLISHED]") && words.get(3) == Some(&host_port.to_string().as_str())

@@ -9,6 +9,7 @@
 //! Memory is bounded: a few read buffers a disk, a bounded link, and while a disk is frozen the bytes held for it. When
 //! the link is slow the copy stops; the disk never does, its marks just fill.
 
+mod courtesy;
 mod digests;
 mod held;
 mod outbox;

@@ -3,6 +3,7 @@
 //! Either everything that is not zero is sent (the server has nothing), or the server is told hashes and asks for
 //! what differs. Writes meanwhile are marked by the tracker and sent afterwards.
 
+use super::courtesy::{Courtesy, WriteTimes};
 use super::digests::{HASH_BLOCK, hash_blocks};
 use super::reader::{Stretch, stretches};
 use super::replica::{Phase, Replica};
@@ -11,7 +12,7 @@ use crate::link::Link;
 use crate::tracker::Scan;
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, Seq};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::{AgentMessage, BlockHash, HashPurpose, HashReport};
 
 /// How much one report covers.
@@ -42,6 +43,7 @@ pub(crate) struct InitialCopy {
     unanswered: u32,
     /// Set once everything was sent: the number to wait for.
     last: Option<Seq>,
+    courtesy: Courtesy,
 }
 
 impl Replica {
@@ -55,7 +57,8 @@ impl Replica {
         if self.is_scanned() {
             self.digests = Digests::new(self.disk.len());
         }
-        let copy = InitialCopy { manner, scan, next: ByteOffset::ZERO, unanswered: 0, last: None };
+        let courtesy = Courtesy::begin(self.write_times()?);
+        let copy = InitialCopy { manner, scan, next: ByteOffset::ZERO, unanswered: 0, last: None, courtesy };
         self.phase = Phase::Initial(copy);
         Ok(())
     }
@@ -72,8 +75,9 @@ impl Replica {
         let step = if manner == Manner::Compare { REPORT_BYTES } else { STEP_BYTES };
         let end = self.disk.len().end();
         match Extent::between(next, end.min(ByteOffset::new(next.get().saturating_add(step)))) {
-            Some(_) if unanswered >= REPORTS_MAX => Ok(false),
+            Some(_) if unanswered >= REPORTS_MAX || copy.courtesy.rests(Instant::now()) => Ok(false),
             Some(range) => {
+                let begun = Instant::now();
                 match manner {
                     Manner::Everything => self.send_range(link, range)?,
                     Manner::Compare => self.report_range(link, range)?,
@@ -82,6 +86,7 @@ impl Replica {
                     copy.next = range.end();
                     copy.unanswered += u32::from(manner == Manner::Compare);
                 }
+                self.make_way(begun.elapsed())?;
                 Ok(true)
             }
             None if unanswered > 0 => Ok(false),
@@ -96,6 +101,23 @@ impl Replica {
                 Ok(true)
             }
         }
+    }
+
+    /// Looks how the machine's own writes fared during a step that took so long.
+    fn make_way(&mut self, took: Duration) -> Result<()> {
+        let now = self.write_times()?;
+        if let Phase::Initial(copy) = &mut self.phase
+            && let Some(each) = copy.courtesy.stepped(now, took, Instant::now())
+        {
+            let device = self.disk.path().display();
+            tracing::info!("{device}: the machine's writes take {each:.1?} each: making way for them");
+        }
+        Ok(())
+    }
+
+    fn write_times(&self) -> Result<WriteTimes> {
+        let counted = self.disk.io_counts()?;
+        Ok(WriteTimes { writes: counted.writes, took: counted.write_time })
     }
 
     fn finish_initial(&mut self, link: &Link, scan: Option<Scan>) -> Result<bool> {

@@ -4,6 +4,7 @@ use blocks::{ByteLen, ByteOffset, Error, Extent, Result, SECTOR_BYTES};
 use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Major and minor number of a block device, or of the anonymous device of a superblock.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -42,6 +43,8 @@ pub struct IoCounts {
     pub written: ByteLen,
     /// Writes and discards that completed.
     pub writes: u64,
+    /// How long they took, together.
+    pub write_time: Duration,
 }
 
 impl IoCounts {
@@ -55,6 +58,7 @@ impl IoCounts {
             read: ByteLen::new(field(2) * SECTOR_BYTES),
             written: ByteLen::new((field(6) + field(13)) * SECTOR_BYTES),
             writes: field(4) + field(11),
+            write_time: Duration::from_millis(field(7) + field(14)),
         })
     }
 }

@@ -80,6 +80,7 @@ impl Server {
         let agents = |listener| tokio::spawn(accept_agents(services.clone(), listener, stopping.clone()));
         let mut tasks: Vec<_> = listeners.into_iter().map(agents).collect();
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
+        takeover::prepare(&services);
         tasks.push(tokio::spawn(stand_in::run(services.clone(), stopping.clone())));
         tasks.push(tokio::spawn(drill::run(services.clone(), stopping.clone())));
         tasks.push(tokio::spawn(retention::run(services.clone(), stopping.clone())));

@@ -64,6 +64,8 @@ impl Hypervisor for FakeHypervisor {
         Ok(Vec::new())
     }
 
+    fn prepare(&self, _scratch: &Places) {}
+
     fn state(&self, identity: &str, _: &Places) -> GuestState {
         lock(&self.guests).get(identity).cloned().unwrap_or_else(|| GuestState::Gone(String::new()))
     }

@@ -71,6 +71,9 @@ pub trait Hypervisor: Send + Sync + std::fmt::Debug {
     /// ended. Returns what is to be said about it. After an error nothing runs. Not for a folder in which one runs.
     fn start(&self, stand_in: &StandIn, places: &Places) -> Result<Vec<String>>;
 
+    /// Finds out ahead what the first start would wait for, with a folder for it that is made and taken away.
+    fn prepare(&self, scratch: &Places);
+
     /// How it is. Never an error: what cannot be known is a state too.
     fn state(&self, identity: &str, places: &Places) -> GuestState;
 

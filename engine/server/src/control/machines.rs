@@ -7,7 +7,7 @@ use crate::drill;
 use crate::ladder::Ladder;
 use crate::retention;
 use crate::services::Services;
-use crate::takeover::Policy;
+use crate::takeover::{self, Policy};
 use blocks::{ByteLen, Error, ErrorKind, Result};
 use std::sync::Arc;
 use std::time::Duration;
@@ -126,6 +126,7 @@ pub(super) async fn set(services: Arc<Services>, machine: String, changes: Chang
         }
         if on_failure.is_some() || probe.is_some() {
             policy.keep(&unit)?;
+            takeover::prepare(&set);
         }
         if drill_every_ms.is_some() || drill_boot.is_some() {
             super::drills::set(&unit, *drill_every_ms, drill_boot.clone())?;

@@ -76,6 +76,11 @@ impl StandIns {
         Arc::clone(turns.entry(session.to_owned()).or_default())
     }
 
+    /// Finds out ahead what the first start would wait for, such as whether KVM works. Takes seconds.
+    pub fn prepare(&self) {
+        self.hypervisor.prepare(&Places::new(self.folder.with_extension("trial")));
+    }
+
     /// Starts the stand-in of a session on its exports. One that runs is left as it is. Errors: `Busy` where the
     /// session is not served; what [`define`] and [`Hypervisor::start`] say.
     pub fn boot(&self, session: &str, boot: &BootRequest) -> Result<()> {

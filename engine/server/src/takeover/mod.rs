@@ -31,6 +31,15 @@ const BETWEEN: Duration = Duration::from_secs(1);
 /// Until a machine whose probe answers, or whose recovery failed, is looked at again.
 const AGAIN: Duration = Duration::from_secs(10);
 
+/// Where a machine's stand-in is to be started by itself, nothing that can be known before is to be waited for then.
+pub(crate) fn prepare(services: &Arc<Services>) {
+    let boots = |unit: &Arc<Unit>| Policy::of(unit).is_ok_and(|policy| policy.on_failure == OnFailure::Boot);
+    if services.store.units().iter().any(boots) {
+        let stand_ins = services.stand_ins.clone();
+        std::thread::spawn(move || stand_ins.prepare());
+    }
+}
+
 /// Looks after a machine that has just failed, until it is heard of again or a session is in charge.
 pub(crate) async fn respond(services: Arc<Services>, unit: Arc<Unit>, machine: Arc<Machine>, mut stop: Stop) {
     while machine.has_failed() {

@@ -1,4 +1,5 @@
-//! A stand-in that really runs: QEMU on a session's disks, through restarts of the server, until its power button is pressed.
+//! A stand-in that really runs: QEMU on a session's disks, through restarts of the server, until its power button is
+//! pressed.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 

@@ -207,7 +207,8 @@ fn absolute(path: String) -> anyhow::Result<String> {
     }
 }
 
-/// A comparison that found differences, a scrub that found damage, or a drill without success, is a failure for scripts too.
+/// A comparison that found differences, a scrub that found damage, or a drill without success, is a failure for scripts
+/// too.
 fn verdict(reply: &Reply) -> anyhow::Result<()> {
     if let Reply::Scrubbed { machines } = reply {
         let damage: u64 = machines.iter().map(|machine| machine.damage).sum();

@@ -1,6 +1,7 @@
-# A system of one sector: says "understudy is up" on the serial port, then about twice a second writes sector 100, which begins
-# with "understudy ticks" and a count; powers off when the power button of a q35 machine is pressed, saying "understudy is down".
-# as --32 boot_sector.s -o b.o && ld -m elf_i386 -Ttext 0x7c00 --oformat binary b.o -o b.bin
+# A system of one sector: says "understudy is up" on the serial port, then about twice a second writes sector 100,
+# which begins with "understudy ticks" and a count; powers off when the power button of a q35 machine is pressed,
+# saying "understudy is down". as --32 boot_sector.s -o b.o && ld -m elf_i386 -Ttext 0x7c00 --oformat binary b.o -o
+# b.bin
 .code16
  ljmp $0, $begin
 begin:

@@ -117,7 +117,8 @@ fn wrong(text: &str, why: &str) -> Error {
 impl FromStr for Network {
     type Err = Error;
 
-    /// `user[,restrict=on][,net=ADDRESS/BITS][,host=ADDRESS][,hostfwd=tcp:[ADDRESS]:PORT-[ADDRESS]:PORT]...`, `bridge=NAME` or `none`.
+    /// `user[,restrict=on][,net=ADDRESS/BITS][,host=ADDRESS][,hostfwd=tcp:[ADDRESS]:PORT-[ADDRESS]:PORT]...`,
+    /// `bridge=NAME` or `none`.
     fn from_str(text: &str) -> Result<Network> {
         if text == "none" {
             return Ok(Network::Unplugged);
@@ -188,7 +189,8 @@ mod tests {
 
     #[test]
     fn what_is_said_is_what_qemu_is_told() {
-        let text = "user,net=192.168.1.0/24,host=192.168.1.1,hostfwd=tcp:127.0.0.1:8080-192.168.1.10:80,hostfwd=udp::53-:53";
+        let text = "user,net=192.168.1.0/24,host=192.168.1.1,hostfwd=tcp:127.0.0.1:8080-192.168.1.10:80,\
+                    hostfwd=udp::53-:53";
         let network: Network = text.parse().unwrap();
         assert_eq!(network.to_string(), text);
         assert_eq!(network.netdev(0).unwrap(), text.replacen("user", "user,id=net0", 1));

@@ -91,6 +91,12 @@ fn uefi_starts_with_variables_of_its_own() {
     let template = ["/usr/share/OVMF/OVMF_VARS_4M.fd", "/usr/share/OVMF/OVMF_VARS.fd"];
     let template = template.iter().find(|path| Path::new(path).exists()).unwrap();
     assert_eq!(std::fs::metadata(&vars).unwrap().len(), std::fs::metadata(template).unwrap().len());
+    stage.qemu.kill(IDENTITY, &stage.places).unwrap();
+    let kept = std::fs::read(&vars).unwrap();
+    assert_ne!(kept, std::fs::read(template).unwrap(), "the firmware has written to its own copy");
+    stage.places.prepare().unwrap();
+    assert_eq!(std::fs::read(&vars).unwrap(), kept, "the next start finds them again");
+    assert_eq!(std::fs::read_dir(stage.places.folder()).unwrap().count(), 1);
 }
 
 #[test]

@@ -19,8 +19,8 @@ pub(crate) struct Qmp {
 }
 
 impl Qmp {
-    /// Connects; the greeting and each answer may take as long as `patience`. Errors: those of [`Lines`], and `Corrupt` where
-    /// whoever answers is no QEMU.
+    /// Connects; the greeting and each answer may take as long as `patience`. Errors: those of [`Lines`], and
+    /// `Corrupt` where whoever answers is no QEMU.
     pub fn connect(path: &Path, patience: Duration) -> Result<Qmp> {
         let mut lines = Lines::connect(path)?;
         let greeting = lines.next(Instant::now() + patience)?;

@@ -60,7 +60,8 @@ impl Lines {
         Ok(())
     }
 
-    /// The next line's JSON. `Cancelled` at the deadline, `NotFound` at the end, `Corrupt` where it is no JSON or too long.
+    /// The next line's JSON. `Cancelled` at the deadline, `NotFound` at the end, `Corrupt` where it is no JSON or too
+    /// long.
     pub fn next(&mut self, deadline: Instant) -> Result<Value> {
         loop {
             let found = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n');

@@ -19,7 +19,8 @@ const AARCH64: [(&str, &str); 2] = [
     ("/usr/share/edk2/aarch64/QEMU_EFI-pflash.raw", "/usr/share/edk2/aarch64/vars-template-pflash.raw"),
 ];
 
-/// What QEMU is told of the firmware; for UEFI with a copy of the variables in the stand-in's folder. `NotFound` where there
+/// What QEMU is told of the firmware; for UEFI with a copy of the variables in the stand-in's folder,
+/// made at its first start. `NotFound` where there
 /// is no firmware.
 pub(super) fn options(stand_in: &StandIn, places: &Places) -> Result<FormOptions> {
     let definition = &stand_in.definition;
@@ -42,8 +43,11 @@ pub(super) fn options(stand_in: &StandIn, places: &Places) -> Result<FormOptions
         Error::new(ErrorKind::NotFound, context)
     })?;
     let copy = places.firmware_vars();
-    std::fs::copy(vars, &copy)
-        .map_err(|error| Error::io(format!("the firmware's variables {vars}"), error))?;
+    if !copy.exists() {
+        let new = copy.with_extension("new");
+        let copied = std::fs::copy(vars, &new).and_then(|_| std::fs::rename(&new, &copy));
+        copied.map_err(|error| Error::io(format!("the firmware's variables {vars}"), error))?;
+    }
     options.firmware_code = Some(code.to_owned());
     options.firmware_vars = Some(copy.to_string_lossy().into_owned());
     Ok(options)

@@ -30,7 +30,8 @@ impl HostRoom {
     }
 }
 
-/// The machine with processors and memory as they are wanted, or as many as there is room for; what was cut down is said.
+/// The machine with processors and memory as they are wanted, or as many as there is room for; what was cut down is
+/// said.
 pub fn fit(
     mut definition: Definition,
     cpus: Option<u32>,

@@ -64,11 +64,11 @@ impl GuestState {
     }
 }
 
-/// Runs stand-ins. Every method blocks, with an end to each wait, and holds nothing between calls: the stand-in is the one
-/// in its folder, under the identity that it was started with.
+/// Runs stand-ins. Every method blocks, with an end to each wait, and holds nothing between calls: the stand-in is the
+/// one in its folder, under the identity that it was started with.
 pub trait Hypervisor: Send + Sync + std::fmt::Debug {
-    /// Starts one in its folder, which is made anew; it runs when this returns, and goes on when whoever called it has ended.
-    /// Returns what is to be said about it. After an error nothing runs. Not for a folder in which one runs.
+    /// Starts one in its folder, which is made anew; it runs when this returns, and goes on when whoever called it has
+    /// ended. Returns what is to be said about it. After an error nothing runs. Not for a folder in which one runs.
     fn start(&self, stand_in: &StandIn, places: &Places) -> Result<Vec<String>>;
 
     /// How it is. Never an error: what cannot be known is a state too.

@@ -1,7 +1,7 @@
 //! Running a stand-in: [`Hypervisor`] is what can be done with one, [`Qemu`] does it, [`FakeHypervisor`] plays it.
 //!
-//! A stand-in that runs is known by its folder ([`Places`]) and its identity, and by nothing that a server holds in memory:
-//! whoever comes back after a restart finds it there again.
+//! A stand-in that runs is known by its folder ([`Places`]) and its identity, and by nothing that a server holds in
+//! memory: whoever comes back after a restart finds it there again.
 
 mod fake;
 mod firmware;

@@ -21,7 +21,8 @@ impl Places {
         &self.0
     }
 
-    /// QEMU's control socket for the server alone: it serves one client at a time, and nobody shall keep the server out.
+    /// QEMU's control socket for the server alone: it serves one client at a time, and nobody shall keep the server
+    /// out.
     pub fn control(&self) -> PathBuf {
         self.0.join("control.sock")
     }
@@ -63,8 +64,8 @@ impl Places {
         self.0.join("firmware-vars.fd")
     }
 
-    /// Makes the folder anew; what an earlier stand-in left in it goes. `InvalidInput` where a socket's path would be too
-    /// long. Not for a folder in which one runs.
+    /// Makes the folder ready; what an earlier stand-in left in it goes, but for what its firmware remembers.
+    /// `InvalidInput` where a socket's path would be too long. Not for a folder in which one runs.
     pub fn prepare(&self) -> Result<()> {
         use std::os::unix::fs::DirBuilderExt;
         let longest = self.control().as_os_str().len();
@@ -76,9 +77,15 @@ impl Places {
             );
             return Err(Error::new(ErrorKind::InvalidInput, context));
         }
-        self.remove()?;
         let failed = |error| Error::io(self.0.display().to_string(), error);
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(failed)?;
+        for entry in std::fs::read_dir(&self.0).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path != self.firmware_vars() {
+                std::fs::remove_file(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes all of it, if it is there.

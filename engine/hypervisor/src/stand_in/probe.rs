@@ -8,6 +8,7 @@ use std::fmt;
 use std::io::{Read, Seek, SeekFrom};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long one look may take.
@@ -108,7 +109,8 @@ fn agent(place: &ProbePlace<'_>) -> Result<()> {
     let deadline = Instant::now() + LOOK_PATIENCE;
     let mut lines = Lines::connect(&place.places.agent())?;
     // What an earlier look has asked may be answered only now.
-    let number = u64::from(std::process::id()) << 32 | u64::from(Instant::now().elapsed().subsec_nanos());
+    static LOOKS: AtomicU64 = AtomicU64::new(1);
+    let number = u64::from(std::process::id()) << 32 | LOOKS.fetch_add(1, Ordering::Relaxed);
     let arguments = json!({ "id": number });
     lines.send(&json!({ "execute": "guest-sync", "arguments": arguments }), deadline)?;
     while lines.next(deadline)?["return"] != number {}
@@ -127,4 +129,62 @@ fn console(said: &str, place: &ProbePlace<'_>) -> Result<bool> {
     let mut bytes = Vec::new();
     file.take(CONSOLE_BYTES_MAX).read_to_end(&mut bytes).map_err(failed)?;
     Ok(bytes.windows(said.len()).any(|part| part == said.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::FakeHypervisor;
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+
+    fn look(probe: &str, places: &Places) -> bool {
+        let hypervisor = FakeHypervisor::default();
+        let place = ProbePlace { hypervisor: &hypervisor, identity: "i", places, host_port: None };
+        probe.parse::<Probe>().unwrap().look(&place).unwrap()
+    }
+
+    #[test]
+    fn probes_are_said_and_read_alike() {
+        for text in ["tcp:80", "agent", "console:login: "] {
+            assert_eq!(text.parse::<Probe>().unwrap().to_string(), text);
+        }
+        for wrong in ["", "tcp:", "tcp:0", "tcp:70000", "console:", "agent:", "ping"] {
+            assert!(wrong.parse::<Probe>().is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_guest_agents_own_answer_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::new(folder.path());
+        assert!(!look("agent", &places), "nobody listens");
+        let listener = UnixListener::bind(places.agent()).unwrap();
+        let peer = std::thread::spawn(move || {
+            let mut stream = BufReader::new(listener.accept().unwrap().0);
+            let mut line = String::new();
+            stream.read_line(&mut line).unwrap();
+            let asked: serde_json::Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(asked["execute"], "guest-sync");
+            // One to somebody who asked before, first.
+            writeln!(stream.get_mut(), "{{\"return\": 5}}").unwrap();
+            writeln!(stream.get_mut(), "{{\"return\": {}}}", asked["arguments"]["id"]).unwrap();
+            let (mut silent, _) = listener.accept().unwrap();
+            writeln!(silent, "{{\"return\": 5}}").unwrap();
+            while matches!(silent.read(&mut [0; 256]), Ok(read) if read > 0) {}
+        });
+        assert!(look("agent", &places));
+        assert!(!look("agent", &places), "an answer to somebody else is none");
+        peer.join().unwrap();
+    }
+
+    #[test]
+    fn what_the_console_has_said_is_found_at_its_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let places = Places::new(folder.path());
+        assert!(!look("console:login:", &places));
+        let before = vec![b'.'; usize::try_from(CONSOLE_BYTES_MAX).unwrap()];
+        std::fs::write(places.console_log(), [&before[..], b"\xff login: "].concat()).unwrap();
+        assert!(look("console:login:", &places) && !look("console:password", &places));
+    }
 }

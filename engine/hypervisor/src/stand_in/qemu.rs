@@ -15,7 +15,8 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long QEMU may take to open its disks and to stand ready; it waits for NBD servers as long as [`crate::qemu`] says.
+/// How long QEMU may take to open its disks and to stand ready; it waits for NBD servers as long as [`crate::qemu`]
+/// says.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
@@ -40,6 +41,20 @@ impl Qemu {
             Some(uuid) if uuid == identity => Ok(qmp),
             _ => Err(Error::corrupt(format!("{} is another stand-in's", places.control().display()))),
         }
+    }
+
+    /// Waits for one whose process is not known, because its file is gone, but which answered.
+    fn wait_gone(identity: &str, places: &Places) -> Result<()> {
+        let deadline = Instant::now() + QUIT_PATIENCE;
+        while Qemu::connect(identity, places, ANSWER_PATIENCE).is_ok() {
+            if Instant::now() >= deadline {
+                let context =
+                    format!("QEMU does not end; which process it is, {} said", places.pid().display());
+                return Err(Error::new(ErrorKind::Io, context));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     fn execute(identity: &str, places: &Places, command: &str, arguments: Value) -> Result<Value> {
@@ -126,9 +141,14 @@ impl Hypervisor for Qemu {
 
     fn kill(&self, identity: &str, places: &Places) -> Result<()> {
         let process = Process::find(identity, places);
-        let Some(process) = process else { return Ok(()) };
         // What it holds for its disks is written out where it ends by itself.
         let told = Qemu::execute(identity, places, "quit", json!({}));
+        let Some(process) = process else {
+            return match told {
+                Ok(_) => Qemu::wait_gone(identity, places),
+                Err(_) => Ok(()),
+            };
+        };
         if told.is_ok() && process.wait(QUIT_PATIENCE) {
             return Ok(());
         }
@@ -147,8 +167,8 @@ impl Hypervisor for Qemu {
     }
 }
 
-/// A line such as `TCP[ESTABLISHED] 15 127.0.0.1 5555 10.0.2.15 22 0 0`: QEMU itself takes a connection before the guest does,
-/// so that it was taken says nothing.
+/// A line such as `TCP[ESTABLISHED] 15 127.0.0.1 5555 10.0.2.15 22 0 0`: QEMU itself takes a connection before the
+/// guest does, so that it was taken says nothing.
 fn is_established(line: &str, host_port: u16) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     words.first() == Some(&"TCP[ESTABLISHED]") && words.get(3) == Some(&host_port.to_string().as_str())

@@ -1,9 +1,9 @@
 //! Whether KVM works here, found out by running something on it.
 //!
-//! That its device can be opened says nothing: on hosts that are virtual themselves guests were seen that start, run their
-//! first instructions, and then hang. So a guest is run that does what each system does first: it goes from real mode through
-//! protected mode into 64 bits with paging, works for a moment on memory, and tells QEMU to end with a status that nothing
-//! else makes it end with. That takes 60 ms with QEMU's translator, and less where KVM works.
+//! That its device can be opened says nothing: on hosts that are virtual themselves guests were seen that start, run
+//! their first instructions, and then hang. So a guest is run that does what each system does first: it goes from real
+//! mode through protected mode into 64 bits with paging, works for a moment on memory, and tells QEMU to end with a
+//! status that nothing else makes it end with. That takes 60 ms with QEMU's translator, and less where KVM works.
 
 use super::Places;
 use super::qemu::end_of;

@@ -1,5 +1,5 @@
-# The firmware of the guest that KVM is tried with (trial.rs has its bytes): from reset through protected mode to 64 bits with
-# paging, which every system on a stand-in needs, then twenty million stores; then it says that it is through.
+# The firmware of the guest that KVM is tried with (trial.rs has its bytes): from reset through protected mode to 64
+# bits with paging, which every system on a stand-in needs, then twenty million stores; then it says that it is through.
 # as --64 trial.s -o trial.o && ld -m elf_x86_64 -Ttext 0 --oformat binary trial.o -o trial.bin
 .code16
 .org 0

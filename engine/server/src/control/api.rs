@@ -304,7 +304,8 @@ pub struct BootRequest {
     /// Processors, in the same way.
     #[serde(default)]
     pub cpus: Option<u32>,
-    /// `user[,restrict=on][,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill without a way out.
+    /// `user[,restrict=on][,net=..][,host=..][,hostfwd=..]...` (where it is missing), `bridge=NAME` or `none`; in a drill
+    /// without a way out.
     #[serde(default)]
     pub network: Option<String>,
     /// `auto` (where it is missing), `kvm` or `tcg`.
@@ -557,7 +558,8 @@ pub struct DrillInfo {
     pub passed: bool,
     /// Why not.
     pub detail: String,
-    /// From the request to the exports being served, to the first read of a disk, and to the probe's success, in milliseconds.
+    /// From the request to the exports being served, to the first read of a disk, and to the probe's success, in
+    /// milliseconds.
     pub exports_ms: u64,
     pub first_read_ms: Option<u64>,
     pub rto_ms: Option<u64>,
@@ -586,9 +588,8 @@ pub struct SpaceStatus {
 /// Something that wants a person.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AlarmInfo {
-    /// `drill` (the last failed, or none was played in time), `failed`, `held`, `quota`, `window` (the quota buys less history
-    /// than is wanted), `superseded` (such a branch keeps the
-    /// horizon), `horizon` (overdue), `space` (of the store).
+    /// `drill` (the last failed, or none was played in time), `failed`, `held`, `quota`, `window` (the quota buys less
+    /// history than is wanted), `superseded` (such a branch keeps the horizon), `horizon` (overdue), `space` (of the store).
     pub alarm: String,
     /// For people.
     pub words: String,

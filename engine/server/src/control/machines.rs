@@ -193,6 +193,7 @@ fn end_sessions(services: &Services, machine: &str, name: &str) -> Result<()> {
         return Err(Error::new(ErrorKind::Busy, context));
     }
     for session in &sessions {
+        services.stand_ins.clean(&session.session)?;
         services.sessions.stop(&session.session, true)?;
     }
     Ok(())

@@ -23,9 +23,9 @@ pub(crate) struct Drill {
     pub boot: BootRequest,
 }
 
-/// Starts a stand-in apart from everything, waits for its probe, takes a picture of its screen, and takes it all away again but
-/// for the report. A stand-in that does not come up is a report too; an error is what keeps a drill from being one, and
-/// being called off: `go_on` says whether to wait on.
+/// Starts a stand-in apart from everything, waits for its probe, takes a picture of its screen, and takes it all away
+/// again but for the report. A stand-in that does not come up is a report too; an error is what keeps a drill from
+/// being one, and being called off: `go_on` says whether to wait on.
 pub(crate) fn drill(services: &Services, drill: &Drill, go_on: &dyn Fn(&str) -> bool) -> Result<DrillInfo> {
     let Drill { unit, checkpoint, boot } = drill;
     if boot.probe.is_none() {

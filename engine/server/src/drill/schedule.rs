@@ -4,21 +4,27 @@ use super::report::reports;
 use super::run::{Drill, drill, take_away};
 use crate::agent::Charge;
 use crate::alarms::Alarm;
-use crate::control::api::{BootRequest, DrillStatus};
+use crate::control::api::{BootRequest, DrillInfo, DrillStatus};
 use crate::retention;
 use crate::services::Services;
 use crate::stand_in::StandInRecord;
 use crate::stop::Stop;
-use blocks::{Error, ErrorKind, Result, WallClock};
+use blocks::{Error, ErrorKind, MachineId, Result, WallClock};
 use serde::{Deserialize, Serialize};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use store::Unit;
 
 /// The note of a unit that says how often it is drilled.
 const NOTE: &str = "drill/schedule";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a machine is left alone when a drill could not even be reported.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// When that was.
+type Failures = BTreeMap<MachineId, Instant>;
 
 /// How often a machine is drilled, and how.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,10 +59,16 @@ impl Schedule {
     }
 }
 
+/// What a unit's last drill came to.
+fn last(services: &Services, unit: &Unit) -> Result<Option<DrillInfo>> {
+    Ok(reports(&services.data, unit.machine(), 1)?.pop())
+}
+
 /// A unit's schedule and last drill, for people; `None` where there is neither.
 pub(crate) fn status(services: &Services, unit: &Unit) -> Result<Option<DrillStatus>> {
     let schedule = Schedule::load(unit)?;
-    let last = reports(&services.data, unit.machine(), 1)?.pop();
+    // One that cannot be read is an alarm.
+    let last = last(services, unit).unwrap_or_default();
     if schedule.is_none() && last.is_none() {
         return Ok(None);
     }
@@ -67,7 +79,13 @@ pub(crate) fn status(services: &Services, unit: &Unit) -> Result<Option<DrillSta
 
 /// What is wrong with a unit's drills.
 pub(crate) fn alarm(services: &Services, unit: &Unit) -> Result<Option<Alarm>> {
-    let last = reports(&services.data, unit.machine(), 1)?.pop();
+    let last = match last(services, unit) {
+        Ok(last) => last,
+        Err(error) => {
+            let words = format!("what its last drill came to cannot be read: {error}");
+            return Ok(Some(Alarm { kind: "drill", words }));
+        }
+    };
     if let Some(failed) = last.as_ref().filter(|last| !last.passed) {
         let words = format!("its last drill, of checkpoint {}, failed: {}", failed.checkpoint, failed.detail);
         return Ok(Some(Alarm { kind: "drill", words }));
@@ -83,14 +101,16 @@ pub(crate) fn alarm(services: &Services, unit: &Unit) -> Result<Option<Alarm>> {
 pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
     let stopping = Arc::new(AtomicBool::new(false));
     let mut is_first = true;
+    let failures = Arc::new(Mutex::new(Failures::default()));
     loop {
         let (services, stopping_seen) = (services.clone(), stopping.clone());
-        let clear = std::mem::take(&mut is_first);
+        let (clear, failures) = (std::mem::take(&mut is_first), failures.clone());
         let mut work = tokio::task::spawn_blocking(move || {
             if clear {
                 take_away_interrupted(&services);
             }
-            play_due(&services, &stopping_seen);
+            let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+            play_due(&services, &mut failures, &stopping_seen);
         });
         tokio::select! {
             () = stop.heard() => {
@@ -127,22 +147,20 @@ fn take_away_interrupted(services: &Services) {
     }
 }
 
-fn play_due(services: &Services, stopping: &AtomicBool) {
+fn play_due(services: &Services, failures: &mut Failures, stopping: &AtomicBool) {
+    let go_on = |_: &str| !stopping.load(Ordering::Acquire);
+    failures.retain(|_, at| at.elapsed() < RETRY_AFTER);
     for unit in services.store.units() {
-        if stopping.load(Ordering::Acquire) {
-            return;
+        if failures.contains_key(&unit.machine()) {
+            continue;
         }
-        match due(services, &unit) {
-            Ok(None) => {}
-            Ok(Some(due)) => {
-                let go_on = |_: &str| !stopping.load(Ordering::Acquire);
-                if let Err(error) = drill(services, &due, &go_on) {
-                    tracing::error!(%error, unit = unit.name(), "no drill");
-                }
-            }
-            Err(error) => {
-                tracing::error!(%error, unit = unit.name(), "whether a drill is due cannot be told")
-            }
+        let played = match due(services, &unit) {
+            Ok(Some(due)) if go_on("") => drill(services, &due, &go_on).map(drop),
+            other => other.map(drop),
+        };
+        if let Err(error) = played {
+            tracing::error!(%error, unit = unit.name(), "no drill");
+            failures.insert(unit.machine(), Instant::now());
         }
     }
 }
@@ -150,7 +168,8 @@ fn play_due(services: &Services, stopping: &AtomicBool) {
 /// The drill that is due. None while a session is in charge of the machine: it is the real thing.
 fn due(services: &Services, unit: &Arc<Unit>) -> Result<Option<Drill>> {
     let Some(schedule) = Schedule::load(unit)? else { return Ok(None) };
-    let last = reports(&services.data, unit.machine(), 1)?.pop();
+    // After one that cannot be read the next is played at once, and is the last one then.
+    let last = last(services, unit).unwrap_or_default();
     let is_due = WallClock::now().0 >= schedule.due_ms(last.map(|last| last.started_ms));
     if !is_due || services.sessions.session_in_charge(unit.machine()).is_some() {
         return Ok(None);

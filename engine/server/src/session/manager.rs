@@ -194,6 +194,15 @@ impl Sessions {
         all.iter().map(|session| session_info(session)).collect()
     }
 
+    /// The identity of every session, and whether its disks are served.
+    pub(crate) fn served(&self) -> Vec<(SessionId, bool)> {
+        let all: Vec<_> = lock(&self.live).values().cloned().collect();
+        let is_served = |session: &LiveSession| {
+            session.record.get().state() == SessionState::Running && session.held().is_none()
+        };
+        all.iter().map(|session| (session.id, is_served(session))).collect()
+    }
+
     /// The session of that identity, or whose identity begins so and no other's does.
     pub fn get(&self, session: &str) -> Result<SessionInfo> {
         session_info(&*self.find(session)?)

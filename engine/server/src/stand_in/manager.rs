@@ -76,8 +76,8 @@ impl StandIns {
         Arc::clone(turns.entry(session.to_owned()).or_default())
     }
 
-    /// Starts the stand-in of a session on its exports. One that runs is left as it is. Errors: `Busy` where the session is not
-    /// served; what [`define`] and [`Hypervisor::start`] say.
+    /// Starts the stand-in of a session on its exports. One that runs is left as it is. Errors: `Busy` where the
+    /// session is not served; what [`define`] and [`Hypervisor::start`] say.
     pub fn boot(&self, session: &str, boot: &BootRequest) -> Result<()> {
         self.start(session, boot, false)
     }
@@ -167,8 +167,9 @@ impl StandIns {
         Ok((stand_in, record))
     }
 
-    /// Waits until the probe that the stand-in was started with succeeds, and notes how long that took since `begun`. Without a
-    /// probe it does nothing. `go_on` returns whether to wait on; an error where the guest has ended or time is over.
+    /// Waits until the probe that the stand-in was started with succeeds, and notes how long that took since `begun`.
+    /// Without a probe it does nothing. `go_on` returns whether to wait on; an error where the guest has ended or time
+    /// is over.
     pub fn wait_probe(&self, session: &str, begun: Instant, go_on: &dyn Fn(&str) -> bool) -> Result<()> {
         let guest = self.guest(session)?;
         let record = guest.record()?;
@@ -265,8 +266,8 @@ impl StandIns {
         Err(Error::new(ErrorKind::NotFound, context))
     }
 
-    /// Ends a session's stand-in, if one runs: its power button first, and after `patience` its process, which is noted. It is
-    /// gone when this returns.
+    /// Ends a session's stand-in, if one runs: its power button first, and after `patience` its process, which is
+    /// noted. It is gone when this returns.
     pub fn end(&self, session: &str, patience: Duration) -> Result<()> {
         let guest = self.guest(session)?;
         let turn = self.turn(&guest.session);

@@ -68,7 +68,8 @@ impl StandInRecord {
         }
     }
 
-    /// The record of a session's stand-in; `None` where there never was one. `Corrupt` or `Unsupported` where it cannot be read.
+    /// The record of a session's stand-in; `None` where there never was one. `Corrupt` or `Unsupported` where it
+    /// cannot be read.
     pub fn load(unit: &Unit, session: &str) -> Result<Option<StandInRecord>> {
         let Some(note) = unit.note(&format!("{NOTE_PREFIX}{session}")) else { return Ok(None) };
         let context = || format!("the record of the stand-in of session {session}");

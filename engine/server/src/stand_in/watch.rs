@@ -2,7 +2,6 @@
 
 use super::manager::{Guest, StandIns, words};
 use super::record::{StandInRecord, StandInState};
-use crate::agent::blocking;
 use crate::services::Services;
 use crate::stop::Stop;
 use blocks::{Error, Result};
@@ -18,8 +17,8 @@ const CONSOLE_LOG_BYTES_MAX: u64 = 8 << 20;
 pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
     loop {
         let stand_ins = services.stand_ins.clone();
-        if let Err(error) = blocking(move || stand_ins.look_after()).await {
-            tracing::warn!(%error, "stand-ins cannot be looked after");
+        if tokio::task::spawn_blocking(move || stand_ins.look_after()).await.is_err() {
+            tracing::error!("looking after stand-ins panicked");
         }
         tokio::select! {
             () = stop.heard() => return,
@@ -30,15 +29,14 @@ pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
 
 impl StandIns {
     /// Looks at each once. One's trouble is not the others'.
-    pub(super) fn look_after(&self) -> Result<()> {
-        for info in self.sessions().list()? {
-            let Ok(guest) = self.guest(&info.session) else { continue };
-            let is_served = matches!(info.state.as_str(), "running" | "migrating" | "pivoted");
+    pub(super) fn look_after(&self) {
+        for (session, is_served) in self.sessions().served() {
+            // One that has just gone is nobody's any more.
+            let Ok(guest) = self.guest(&session.to_string()) else { continue };
             if let Err(error) = self.look_at(&guest, is_served) {
                 tracing::warn!(session = guest.session, %error, "its stand-in cannot be looked after");
             }
         }
-        Ok(())
     }
 
     fn look_at(&self, guest: &Guest, is_served: bool) -> Result<()> {

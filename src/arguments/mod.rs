@@ -172,9 +172,9 @@ Examples:
   qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web1-1f2e3d4c-disk0,format=raw ...
 
 Prints the session and one NBD URI per disk. From then on the session is in charge and the
-machine's agent is fenced, unless it is a drill. With --boot QEMU runs the stand-in on it, and goes
-on when the server is restarted. A drill with a probe is measured, reported and taken away again;
-exit status 1 if the probe did not succeed.")]
+machine's agent is fenced, unless it is a drill. With --boot QEMU runs the stand-in on it, and
+goes on when the server is restarted. A drill with a probe is measured, reported and taken away
+again; exit status 1 if the probe did not succeed.")]
     Recover {
         /// A name or identity.
         machine: String,

@@ -534,8 +534,8 @@ what it sends is no longer acknowledged until there is room. `status` says how m
 quota buys.
 
 A machine whose heartbeats have stopped counts as failed. With a probe it is asked for a second
-opinion: while the machine itself answers (or refuses a connection), or the program ends with 0, it
-is not recovered. A machine that was not heard of since the server started never is.")]
+opinion: while the machine itself answers (or refuses a connection), or the program ends with 0,
+it is not recovered. A machine that was not heard of since the server started never is.")]
     Set {
         /// A name or identity.
         machine: String,

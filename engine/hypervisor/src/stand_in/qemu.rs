@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 const START_PATIENCE: Duration = Duration::from_secs(60);
 /// How long one answer may take.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often a client that was hung up on comes again.
+const TRIES_MAX: u32 = 10;
 /// How long a process may take to end after it was told to, and after it was killed.
 const QUIT_PATIENCE: Duration = Duration::from_secs(5);
 const KILL_PATIENCE: Duration = Duration::from_secs(20);
@@ -34,7 +36,24 @@ pub struct Qemu {
 }
 
 impl Qemu {
+    /// QEMU was seen to hang up on one who comes while its last client is leaving: who was hung up on comes again.
     fn connect(identity: &str, places: &Places, patience: Duration) -> Result<Qmp> {
+        let mut tries = 0;
+        loop {
+            match Qemu::connect_once(identity, places, patience) {
+                Err(error) if error.kind() == ErrorKind::NotFound && tries < TRIES_MAX => {
+                    if Process::find(identity, places).is_none() {
+                        return Err(error);
+                    }
+                    tries += 1;
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                connected => return connected,
+            }
+        }
+    }
+
+    fn connect_once(identity: &str, places: &Places, patience: Duration) -> Result<Qmp> {
         let mut qmp = Qmp::connect(&places.control(), patience)?;
         let found = qmp.execute("query-uuid", json!({}))?;
         match found["UUID"].as_str() {

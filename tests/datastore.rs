@@ -4,11 +4,14 @@
 
 mod support;
 
+use blocks::{OpenMode, WallClock};
+use fuse_fs::{Ended, Mount, MountOptions, SingleFile};
 use serde_json::Value;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use store::{HostFile, ImageFormat, ShownImage, ShownKind};
 use support::process::Process;
 use support::{NAME, Stage, program, run, sh, uri};
 
@@ -294,4 +297,67 @@ fn what_dead_processes_leave_is_taken_over() {
     assert!(String::from_utf8_lossy(&again.stderr).contains("is a mount already"), "{again:?}");
     shown.stage.server.take().unwrap().stop();
     assert!(fs::read_dir(&shown.folder).unwrap().next().is_none(), "a server that ends unmounts");
+}
+
+/// Our resident memory in KiB.
+fn resident_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+fn an_image_of_a_disk_of_a_tebibyte_costs_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let raw = folder.path().join("disk.raw");
+    // Data of a mebibyte in each second gibibyte, and at the end.
+    bash(&format!("truncate -s 1T {}", raw.display()));
+    let file = OpenOptions::new().write(true).open(&raw).unwrap();
+    for at in (0..512_u64).map(|number| number << 31).chain([(1 << 40) - 512]) {
+        let bytes: Vec<u8> =
+            (0..if at % 4096 == 0 { 1 << 20 } else { 512 }).map(|byte| (at / 512 + byte) as u8 | 1).collect();
+        std::os::unix::fs::FileExt::write_all_at(&file, &bytes, at).unwrap();
+    }
+    for format in [ImageFormat::Vhd, ImageFormat::Vhdx, ImageFormat::Vmdk, ImageFormat::Qcow2] {
+        let disk =
+            store::open_image(HostFile::open(&raw, OpenMode::Read).unwrap(), Some(ImageFormat::Raw), false)
+                .unwrap();
+        let name = format!("disk.{format}");
+        let shown = ShownImage {
+            kind: ShownKind::Sparse(format),
+            file_name: name.clone(),
+            identity: "a tebibyte".to_owned(),
+            made: WallClock(1_795_000_000_000),
+        };
+        let before = resident_kib();
+        let shown = store::show_image(disk, &shown).unwrap();
+        let grown = resident_kib().saturating_sub(before);
+        assert!(grown < 16 << 10, "{format}: {grown} KiB to know where a tebibyte has data");
+        let at = folder.path().join(format.name());
+        fs::create_dir(&at).unwrap();
+        let mount = Mount::start(SingleFile::new(name.clone(), shown), &at, MountOptions::default()).unwrap();
+        let file = at.join(name);
+        let (file, of_qemu) =
+            (file.display(), if format == ImageFormat::Vhd { "vpc" } else { format.name() });
+        let info: Value =
+            serde_json::from_str(&sh(&format!("qemu-img info --output=json -f {of_qemu} {file}"))).unwrap();
+        assert_eq!(info["virtual-size"].as_u64(), Some(1 << 40), "{info}");
+        if format != ImageFormat::Vhd {
+            sh(&format!("qemu-img check -f {of_qemu} {file}"));
+        }
+        for (at, len) in
+            [(0, 65536), (511_u64 << 31, 1 << 20), ((1 << 40) - 4096, 4096), (300 << 30, 1 << 20)]
+        {
+            bash(&format!(
+                "cmp <(qemu-img dd -f {of_qemu} -O raw bs=4096 skip={0} count={1} if={file} of={2} && cat {2}) \
+                     <(tail -c +$(({at} + 1)) {3} | head -c {len})",
+                at / 4096,
+                (at + len) / 4096,
+                folder.path().join("piece").display(),
+                raw.display()
+            ));
+        }
+        assert_eq!(bash(&format!("du --block-size=1 {file} | cut -f1")).trim(), "0");
+        assert_eq!(mount.unmount().unwrap(), Ended::Unmounted);
+    }
 }

@@ -195,9 +195,9 @@ fn device_at(folder: &Path) -> Result<Option<String>> {
         let device = String::from_utf8(fields.next()?.to_vec()).ok()?;
         Some((device, unescaped(fields.nth(1)?)))
     };
-    let lines = mounts.split(|byte| *byte == b'\n').filter_map(fields);
+    let mut lines = mounts.split(|byte| *byte == b'\n').filter_map(fields);
     // Of several the last one lies on top.
-    Ok(lines.filter(|(_, at)| at == folder.as_os_str().as_bytes()).last().map(|(device, _)| device))
+    Ok(lines.rfind(|(_, at)| at == folder.as_os_str().as_bytes()).map(|(device, _)| device))
 }
 
 /// A path as /proc has it: what would end a field stands as a backslash and three octal digits.

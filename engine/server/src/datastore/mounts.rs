@@ -52,10 +52,11 @@ impl Mounting {
                 tracing::warn!("{folder} is detached: what is open is served until it is closed")
             }
         }
-        self.services.mounts.lock().retain(|mount| {
-            let is_this = Arc::ptr_eq(mount, &self.mount);
-            !mount.is_over() && !(is_this && ended == Ended::Unmounted)
-        });
+        let is_done = |mount: &Arc<Mount>| match ended {
+            Ended::Unmounted => Arc::ptr_eq(mount, &self.mount),
+            Ended::Detached => false,
+        };
+        self.services.mounts.lock().retain(|mount| !is_done(mount) && !mount.is_over());
         Ok(ended)
     }
 }

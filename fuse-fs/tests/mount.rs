@@ -201,3 +201,47 @@ fn a_loop_device_on_the_file_verifies_and_holds_file_systems() {
         }
     }
 }
+
+/// What fsx does, with a model in memory: reads, writes, holes and zeroes at random, through two descriptors.
+#[test]
+fn random_operations_do_what_bytes_in_memory_do() {
+    const LEN: u64 = (3 << 20) + 512;
+    let mounted = Mounted::new(MemoryVolume::new(ByteLen::new(LEN)), MountOptions::default());
+    let open = || OpenOptions::new().read(true).write(true).open(mounted.file()).unwrap();
+    let files = [open(), open()];
+    let mut model = vec![0_u8; LEN as usize];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    println!("seed {state:#x}");
+    let mut random = |below: u64| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) % below
+    };
+    for step in 0..4000 {
+        let (kind, which) = (random(10), random(2) as usize);
+        let start = random(LEN);
+        let longest = if random(10) == 0 { 1 << 20 } else { 9000 };
+        let len = (1 + random(longest)).min(LEN - start);
+        let range = start as usize..(start + len) as usize;
+        let file = &files[which];
+        match kind {
+            0..=3 => {
+                let bytes: Vec<u8> = (0..len).map(|at| (step + at) as u8).collect();
+                file.write_all_at(&bytes, start).unwrap();
+                model[range].copy_from_slice(&bytes);
+            }
+            4 | 5 => {
+                let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+                let flags = if kind == 4 { punch } else { rustix::fs::FallocateFlags::ZERO_RANGE };
+                rustix::fs::fallocate(file, flags, start, len).unwrap();
+                model[range].fill(0);
+            }
+            6 => file.sync_data().unwrap(),
+            _ => {
+                let mut bytes = vec![0; len as usize];
+                file.read_exact_at(&mut bytes, start).unwrap();
+                assert!(bytes == model[range], "step {step}: {len} bytes at {start}");
+            }
+        }
+    }
+    assert!(mounted.disk.snapshot() == model);
+}

@@ -11,7 +11,7 @@ use anyhow::Context;
 use server::control::api::{Progress, Reply, Request};
 use std::path::{Path, PathBuf};
 
-const FUSE_MAGIC: i64 = 0x6573_5546;
+const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
 /// Mounts, waits for SIGTERM or an interrupt, and unmounts.
 pub fn run(arguments: &MountArguments, control: &Control, json: bool) -> anyhow::Result<()> {
@@ -61,8 +61,7 @@ impl ProgressView for Mounted {
             true => println!("{}", serde_json::json!({ "mounted": self.folder })),
             false => println!("{}", now.step),
         }
-        // The types of the magic differ between architectures.
-        let is_seen = rustix::fs::statfs(&self.folder).is_ok_and(|found| found.f_type as i64 == FUSE_MAGIC);
+        let is_seen = rustix::fs::statfs(&self.folder).is_ok_and(|found| found.f_type == FUSE_MAGIC);
         if !is_seen {
             eprintln!(
                 "understudy: the server has mounted it where this process does not see it: does it run in a mount \

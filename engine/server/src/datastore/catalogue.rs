@@ -98,7 +98,7 @@ impl ServerCatalogue {
     }
 
     fn session(&self, machine: MachineId, wanted: &str) -> Result<Arc<LiveSession>> {
-        let served = self.services()?.sessions.served(machine);
+        let served = self.services()?.sessions.with_disks(machine);
         let found = served.into_iter().find(|session| session.id.to_string() == wanted);
         found.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("session {wanted} is not served")))
     }
@@ -154,7 +154,7 @@ impl Catalogue for ServerCatalogue {
             name: session.id.to_string(),
             time: system_time(began(&unit, &session)),
         };
-        Ok(self.services()?.sessions.served(unit.machine()).into_iter().map(run).collect())
+        Ok(self.services()?.sessions.with_disks(unit.machine()).into_iter().map(run).collect())
     }
 
     fn members(&self, place: &Place) -> Result<Vec<Member>> {
@@ -187,7 +187,7 @@ impl Catalogue for ServerCatalogue {
     fn state(&self) -> Result<String> {
         let services = self.services()?;
         let machines = services.store.units().into_iter().map(|unit| {
-            let sessions = services.sessions.served(unit.machine());
+            let sessions = services.sessions.with_disks(unit.machine());
             let sessions = sessions.iter().map(|session| {
                 let disks = session.disks.iter().map(|disk| {
                     serde_json::json!({ "index": disk.index.0, "len": disk.len().get(), "used_by": disk.door.visitors() })

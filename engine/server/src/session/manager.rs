@@ -467,7 +467,7 @@ impl Sessions {
     }
 
     /// A machine's sessions whose disks are served.
-    pub(crate) fn served(&self, machine: MachineId) -> Vec<Arc<LiveSession>> {
+    pub(crate) fn with_disks(&self, machine: MachineId) -> Vec<Arc<LiveSession>> {
         let of_machine = |session: &&Arc<LiveSession>| {
             session.unit.machine() == machine && !session.disks.is_empty() && session.held().is_none()
         };

@@ -100,7 +100,7 @@ impl Connection {
             return;
         }
         let peer = Peer::of(slot.socket(), chosen.client);
-        let client = chosen.export.connect(slot.number(), peer);
+        let client = chosen.export.connect(slot.number(), peer, chosen.pass);
         let connection = Arc::new(Connection {
             slot,
             client,

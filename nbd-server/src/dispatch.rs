@@ -2,7 +2,6 @@
 //!
 //! [`check`] is pure and decides everything that the specification says about a request by itself; [`serve`] does it.
 
-use crate::byte_access::ByteAccess;
 use crate::error_code::NbdError;
 use crate::export::{Backing, Export};
 use crate::fields::Fields;
@@ -10,7 +9,7 @@ use crate::metadata::{self, SELECTED_MAX, Selected};
 use crate::protocol::{PAYLOAD_BYTES_MAX, command_flag};
 use crate::reply::Reply;
 use crate::request::{Command, Headers, Request};
-use blocks::{ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, Result};
+use blocks::{ByteAccess, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, Result};
 use std::io;
 use std::sync::Arc;
 

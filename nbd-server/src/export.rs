@@ -1,10 +1,9 @@
 //! What is served: names and the volumes behind them.
 
-use crate::byte_access::ByteAccess;
 use crate::metadata::Metadata;
 use crate::protocol::STRING_BYTES_MAX;
 use crate::traffic::{Counters, ExportTraffic, Peer, Visitors};
-use blocks::{ByteLen, Error, ErrorKind, Result, Volume};
+use blocks::{ByteAccess, ByteLen, Error, ErrorKind, Result, Volume};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +11,13 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 /// Called with the number of connected clients each time it changes. Must not block.
 pub type ClientHook = Arc<dyn Fn(usize) + Send + Sync>;
+
+/// Asked for each client that wants to enter the transmission phase, and dropped when it has left. An error turns the
+/// client away with its words. Must not block.
+pub type Gate = Arc<dyn Fn() -> Result<Pass> + Send + Sync>;
+
+/// What a gate gives a client to keep as long as it is there.
+pub type Pass = Box<dyn Send + Sync>;
 
 /// What an export is made of.
 pub(crate) struct Backing {
@@ -32,6 +38,7 @@ pub struct Export {
     clients: AtomicUsize,
     visitors: Visitors,
     client_hook: Option<ClientHook>,
+    gate: Option<Gate>,
 }
 
 /// One line of the list of exports.
@@ -65,6 +72,7 @@ impl Export {
             clients: AtomicUsize::new(0),
             visitors: Visitors::default(),
             client_hook: None,
+            gate: None,
         }
     }
 
@@ -111,6 +119,18 @@ impl Export {
         self
     }
 
+    /// Has `gate` asked whether a client may enter.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Gate) -> Export {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// Lets a client in, as far as the gate does.
+    pub(crate) fn enter(&self) -> Result<Option<Pass>> {
+        self.gate.as_ref().map(|gate| gate()).transpose()
+    }
+
     /// The size of the disk.
     pub fn len(&self) -> ByteLen {
         self.len
@@ -154,10 +174,10 @@ impl Export {
     }
 
     /// Counts a client until the returned guard is dropped.
-    pub(crate) fn connect(self: &Arc<Export>, connection: u64, peer: Peer) -> Client {
+    pub(crate) fn connect(self: &Arc<Export>, connection: u64, peer: Peer, pass: Option<Pass>) -> Client {
         self.count(|clients| clients.fetch_add(1, Ordering::SeqCst) + 1);
         let counters = self.visitors.enter(connection, peer);
-        Client { export: self.clone(), connection, counters }
+        Client { export: self.clone(), connection, counters, _pass: pass }
     }
 
     fn count(&self, change: impl FnOnce(&AtomicUsize) -> usize) {
@@ -178,11 +198,11 @@ impl fmt::Debug for Export {
 }
 
 /// A connected client of an export.
-#[derive(Debug)]
 pub(crate) struct Client {
     export: Arc<Export>,
     connection: u64,
     counters: Arc<Counters>,
+    _pass: Option<Pass>,
 }
 
 impl Client {

@@ -1,13 +1,12 @@
 //! Serves any [`blocks::Volume`] over the network block device protocol, and reaches volumes that others serve.
 //!
 //! A request's way: `listener` accepts, `handshake` agrees on an export, `connection` reads a `request`, `dispatch`
-//! checks it and asks the `export`'s volume through `byte_access`, `reply` sends the answer. Threads, not async: a
+//! checks it and asks the `export`'s volume through a `ByteAccess`, `reply` sends the answer. Threads, not async: a
 //! volume is synchronous, and a dropped future must never leave a write half-known. What the specification asks for
 //! and where it is tested: docs/nbd.md. Why threads, and who does what: docs/design/0003-nbd-threads.md and
 //! 0012-nbd-data-path.md.
 
 mod budget;
-mod byte_access;
 mod client;
 mod connection;
 mod dispatch;
@@ -39,7 +38,7 @@ mod uri;
 
 pub use client::NbdVolume;
 pub use error_code::NbdError;
-pub use export::{ClientHook, Export, ExportInfo, Exports};
+pub use export::{ClientHook, Export, ExportInfo, Exports, Gate, Pass};
 pub use limits::Limits;
 pub use listener::{ListenAddress, Listener};
 pub use metadata::{Metadata, MetadataRun};

@@ -4,9 +4,8 @@
 //! as `qemu:dirty-bitmap:NAME`. Names are opaque here but for two rules of matching: a query that ends with `:` lists
 //! all that begin with it and selects nothing, any other stands for itself.
 
-use crate::byte_access::ByteAccess;
 use crate::protocol::{ALLOCATION_DEPTH, BASE_ALLOCATION, STRING_BYTES_MAX, allocation_state};
-use blocks::{Allocation, ByteOffset, Error, ErrorKind, Extent, Result};
+use blocks::{Allocation, ByteAccess, ByteOffset, Error, ErrorKind, Extent, Result};
 use std::sync::Arc;
 
 /// How many contexts one client can select.

@@ -4,11 +4,11 @@
 mod common;
 
 use blocks::{
-    ByteLen, ByteOffset, ErrorKind, Extent, ExtentStatus, MemoryVolume, RequestClass, Result, Volume,
+    ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, MemoryVolume, RequestClass, Result, Volume,
 };
 use common::raw::Raw;
-use common::{MIB, Served};
-use nbd_server::{Export, Exports, Limits, Operation};
+use common::{MIB, Served, run, succeed, wait_until};
+use nbd_server::{Export, Exports, Limits, Operation, Pass};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -361,4 +361,39 @@ fn sixteen_connections_under_load_all_get_on() {
         }
     });
     assert!(all_got_on(), "{done:?} requests of each connection within a minute");
+}
+
+#[test]
+fn a_gate_turns_clients_away_with_its_words_and_hears_when_they_leave() {
+    let (served, disk) = Served::memory(MIB);
+    let inside = Arc::new(AtomicUsize::new(0));
+    struct Inside(Arc<AtomicUsize>);
+    impl Drop for Inside {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    let counted = inside.clone();
+    let gate = move || match counted.fetch_add(1, Ordering::SeqCst) {
+        0 => Ok(Box::new(Inside(counted.clone())) as Pass),
+        _ => {
+            counted.fetch_sub(1, Ordering::SeqCst);
+            Err(Error::new(ErrorKind::Busy, "it is open as /mnt/disk0.raw"))
+        }
+    };
+    served.exports.insert("gated", Export::new(disk).with_gate(Arc::new(gate))).unwrap();
+    let mut first = Raw::greeted(served.tcp_port());
+    assert!(first.go("gated"));
+    let uri = served.tcp().replace("/disk", "/gated");
+    let said = run("qemu-img", &["info", "-f", "raw", &uri]);
+    assert!(
+        !said.status.success() && said.stderr.contains("it is open as /mnt/disk0.raw"),
+        "{}",
+        said.stderr
+    );
+    assert!(Raw::greeted(served.tcp_port()).go("disk"), "other exports are not concerned");
+    drop(first);
+    wait_until("the first client has left", || inside.load(Ordering::SeqCst) == 0);
+    succeed("nbdinfo", &["--size", &uri]);
+    wait_until("the second client has left", || inside.load(Ordering::SeqCst) == 0);
 }

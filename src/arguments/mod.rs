@@ -5,6 +5,7 @@ mod definition;
 mod history;
 mod image;
 mod machine;
+mod mount;
 mod services;
 
 pub use boot::BootArguments;
@@ -12,6 +13,7 @@ pub use definition::DefinitionArguments;
 pub use history::{BranchCommand, CheckpointsCommand, DeltaCommand};
 pub use image::{ImageArguments, ImageCommand};
 pub use machine::MachineChanges;
+pub use mount::MountArguments;
 pub use services::{AgentArguments, AgentCommand, NbdArguments, ServerArguments};
 
 use clap::builder::PossibleValuesParser;
@@ -305,6 +307,18 @@ Examples:
 A session's disks are its NBD exports; those of a machine are the files that are named. What a
 form cannot say is named on standard error.")]
     Definition(DefinitionArguments),
+    /// Show every machine's disks as files, at each checkpoint and of each session, until interrupted.
+    #[command(after_help = "\
+Examples:
+  understudy mount /mnt/understudy
+  qemu-img convert /mnt/understudy/web1/latest/disk0.vhd -O qcow2 web1.qcow2
+  mount -o loop,ro,noload /mnt/understudy/web1/latest/disk0.raw /mnt/web1
+
+MACHINE/checkpoints/TIME/ and MACHINE/latest/ are only read: disk0.raw, .vhd, .vhdx, .vmdk and
+.qcow2, made while they are read, and definitions for libvirt, VMware and QEMU.
+MACHINE/sessions/SESSION/ is written: disk0.raw, .vhd and .vmdk. A session's disk is either used
+over NBD or through one of its files.")]
+    Mount(MountArguments),
     /// Look at, merge and apply delta files, without a server.
     #[command(subcommand, after_help = "Example:\n  understudy delta info web1-17-23.delta")]
     Delta(DeltaCommand),

@@ -96,12 +96,13 @@ fn request(command: Command) -> anyhow::Result<Request> {
         Command::Server(_)
         | Command::Agent { .. }
         | Command::Serve { .. }
+        | Command::Mount(_)
         | Command::Delta(_)
         | Command::Image(_)
         | Command::Store(_)
         | Command::Completions { .. }
         | Command::Man { .. }
-        | Command::AgentWatchdog { .. } => bail!("this command needs no server"),
+        | Command::AgentWatchdog { .. } => bail!("this command is not one question to a server"),
     })
 }
 

@@ -7,6 +7,7 @@ mod delta;
 mod doctor;
 mod image;
 mod metrics;
+mod mount;
 mod nbd;
 mod package;
 mod print;
@@ -48,7 +49,10 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         asked => {
             let data = std::env::var_os("UNDERSTUDY_DATA").map(Into::into).or(configuration.server.data);
             let control = Control::new(arguments.control.or(configuration.control), data);
-            ask::run(asked, &control, json)
+            match asked {
+                Command::Mount(arguments) => mount::run(&arguments, &control, json),
+                asked => ask::run(asked, &control, json),
+            }
         }
     }
 }

@@ -44,6 +44,7 @@ pub fn reply(reply: &Reply) {
             print!("{}", info.text);
             info.notes.iter().for_each(|note| eprintln!("note: {note}"));
         }
+        Reply::Unmounted { folder, .. } => println!("{folder} is unmounted"),
         Reply::Verified(info) => verified(info),
         Reply::Scrubbed { machines } => machines.iter().for_each(scrubbed),
         Reply::Removed { machine } => println!("{machine} is forgotten"),

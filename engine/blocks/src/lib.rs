@@ -5,6 +5,7 @@
 //! an agent or NBD is.
 
 mod aligned_buffer;
+mod byte_access;
 mod codec;
 mod compression;
 mod crash_point;
@@ -23,6 +24,7 @@ mod units;
 mod volume;
 
 pub use aligned_buffer::AlignedBuffer;
+pub use byte_access::ByteAccess;
 pub use codec::{ByteReader, ByteWriter};
 pub use compression::{Compression, CompressionGauge};
 pub use crash_point::crash_point;

@@ -8,6 +8,7 @@ mod alarms;
 mod authority;
 mod config;
 pub mod control;
+mod datastore;
 mod definition;
 mod drill;
 #[doc(hidden)]

@@ -4,6 +4,7 @@ use crate::agent::{self, AgentContext, Agents, Deadlines, Registry};
 use crate::authority::Authority;
 use crate::config::ServerConfig;
 use crate::control::listener as control;
+use crate::datastore::Mounts;
 use crate::drill;
 use crate::retention;
 use crate::scrub;
@@ -121,7 +122,11 @@ impl RunningServer {
                 tracing::error!("a task of the server panicked");
             }
         }
-        let (drained, services) = agent::blocking(move || Ok((nbd.shutdown(), services))).await?;
+        let (drained, services) = agent::blocking(move || {
+            services.mounts.end_all();
+            Ok((nbd.shutdown(), services))
+        })
+        .await?;
         // Sessions flush their disks and stop their background work when the last one lets them go.
         agent::blocking(move || {
             drop(services);
@@ -190,6 +195,7 @@ fn open(
         stand_ins: Arc::new(stand_ins),
         exports,
         arrivals: config.nbd_options.arrivals.clone(),
+        mounts: Mounts::default(),
         consolidating,
         keep: config.keep.clone(),
         guests,

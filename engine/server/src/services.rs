@@ -2,6 +2,7 @@
 
 use crate::agent::{AgentContext, Agents};
 use crate::authority::Authority;
+use crate::datastore::Mounts;
 use crate::ladder::Ladder;
 use crate::session::Sessions;
 use crate::stand_in::StandIns;
@@ -26,6 +27,8 @@ pub(crate) struct Services {
     pub exports: Exports,
     /// The NBD clients that came and went.
     pub arrivals: Arc<Arrivals>,
+    /// Where the datastore is shown.
+    pub mounts: Mounts,
     pub consolidating: Turns,
     /// How long history is kept, where a machine has no ladder of its own.
     pub keep: Ladder,

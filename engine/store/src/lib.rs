@@ -33,9 +33,9 @@ pub use export::{export_stream, export_volume};
 pub use identity::{BlockHash, BlockHashes};
 pub use image::{
     CheckReport, Fault, FaultKind, ImageFormat, ImageKind, ImageOptions, NewImage, ReplayContent,
-    ReplayPiece, SummedImage, check_image, check_image_with, create_child, create_image, create_image_with,
-    merge_image, open_image, open_image_with, probe_image, replay, resize_image, resize_image_with,
-    with_sums,
+    ReplayPiece, ShownImage, ShownKind, SummedImage, check_image, check_image_with, create_child,
+    create_image, create_image_with, flat_descriptor, merge_image, open_image, open_image_with, probe_image,
+    replay, resize_image, resize_image_with, show_image, with_sums,
 };
 pub use pace::{GuestActivity, Pace};
 pub use scrub::{Finding, Remedy, RepairStep, ScrubReport, check, repair};

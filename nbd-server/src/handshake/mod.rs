@@ -7,7 +7,7 @@ mod option;
 mod replies;
 
 use crate::dispatch::Agreed;
-use crate::export::{Export, ExportInfo, Exports};
+use crate::export::{Export, ExportInfo, Exports, Pass};
 use crate::metadata::{self, SELECTED_MAX, Selected};
 use crate::protocol::{
     NBD_MAGIC, OPTION_MAGIC, handshake_flag, info, option as opt, option_reply, transmission_flag,
@@ -38,6 +38,8 @@ pub struct Chosen {
     pub agreed: Agreed,
     /// The names in its certificate.
     pub client: Vec<String>,
+    /// What the export's gate gave it.
+    pub pass: Option<Pass>,
 }
 
 /// What a server has to say in a handshake.
@@ -286,12 +288,13 @@ impl Conversation<'_> {
         }
         let name = option::name(data).ok_or_else(|| invalid("a name that is not valid"))?;
         let (export, read_only) = self.find(name).ok_or_else(|| invalid("there is no such export"))?;
+        let pass = export.enter().map_err(io::Error::other)?;
         let mut reply = [0; 10 + 124];
         reply[..8].copy_from_slice(&export.len().get().to_be_bytes());
         reply[8..10].copy_from_slice(&self.transmission_flags(name, read_only).to_be_bytes());
         let len = if self.no_zeroes { 10 } else { reply.len() };
         self.socket.write_all(&reply[..len], &[])?;
-        Ok(self.chosen(name, export, read_only))
+        Ok(self.chosen(name, export, read_only, pass))
     }
 
     fn info(&self, data: &[u8], replies: &Replies<'_>) -> io::Result<Next> {
@@ -303,6 +306,15 @@ impl Conversation<'_> {
             let message = format!("there is no export '{}'", query.name.escape_debug());
             replies.error(option_reply::ERR_UNKNOWN, &message)?;
             return Ok(Next::Option);
+        };
+        let entered = if replies.option == opt::GO { export.enter() } else { Ok(None) };
+        let pass = match entered {
+            Ok(pass) => pass,
+            Err(error) => {
+                tracing::warn!("an NBD client may not have '{}': {error}", query.name.escape_debug());
+                replies.error(option_reply::ERR_POLICY, &error.to_string())?;
+                return Ok(Next::Option);
+            }
         };
         replies.export(&export, self.transmission_flags(query.name, read_only))?;
         for wanted in &query.wanted {
@@ -317,7 +329,7 @@ impl Conversation<'_> {
         }
         replies.ack()?;
         if replies.option == opt::GO {
-            Ok(Next::Transmission(self.chosen(query.name, export, read_only)))
+            Ok(Next::Transmission(self.chosen(query.name, export, read_only, pass)))
         } else {
             Ok(Next::Option)
         }
@@ -395,8 +407,8 @@ impl Conversation<'_> {
         selection.map(|selection| selection.contexts.clone()).unwrap_or_default()
     }
 
-    fn chosen(&self, name: &str, export: Arc<Export>, read_only: bool) -> Chosen {
+    fn chosen(&self, name: &str, export: Arc<Export>, read_only: bool, pass: Option<Pass>) -> Chosen {
         let agreed = Agreed { headers: self.headers, contexts: self.contexts(name) };
-        Chosen { export, read_only, agreed, client: self.client.clone() }
+        Chosen { export, read_only, agreed, client: self.client.clone(), pass }
     }
 }

@@ -247,6 +247,18 @@ pub enum Request {
         /// An absolute path that does not exist yet.
         output: String,
     },
+    /// Show the datastore in a folder until the connection is closed for writing. A [`Progress`] that begins with `mounted
+    /// at` says that it is there. Done with [`Reply::Unmounted`].
+    Mount {
+        /// An absolute path.
+        folder: String,
+        /// Other users may read, too.
+        #[serde(default)]
+        allow_other: bool,
+        /// Sessions are not written either.
+        #[serde(default)]
+        read_only: bool,
+    },
     /// Write down what a machine is, for whoever runs a stand-in of it. Done with [`Reply::Definition`].
     Definition(DefinitionRequest),
     /// Read everything that is stored again and check it. Done with [`Reply::Scrubbed`].
@@ -393,6 +405,7 @@ pub enum Reply {
     Failback(FailbackInfo),
     Exported { path: String, bytes: u64 },
     Definition(DefinitionInfo),
+    Unmounted { folder: String, in_use: bool },
     Verified(VerifyInfo),
     Scrubbed { machines: Vec<ScrubMachine> },
     Removed { machine: String },

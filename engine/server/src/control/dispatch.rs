@@ -3,12 +3,13 @@
 use super::api::{Reply, Request};
 use super::job::Job;
 use super::{
-    branches, checkpoints, definition, drills, export, guests, machines, scrub, sessions, settle, status,
-    verify,
+    branches, checkpoints, definition, drills, export, guests, machines, mount, scrub, sessions, settle,
+    status, verify,
 };
 use crate::services::Services;
 use crate::stand_in::PATIENCE;
 use blocks::Result;
+use fuse_fs::MountOptions;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,9 @@ pub(crate) async fn dispatch(services: Arc<Services>, request: Request, job: Job
         Request::Settle { machine, at } => settle::settle(services, machine, at, job).await,
         Request::Export { of, disk, at, format, ovf_version, output } => {
             export::export(services, export::Wanted { of, disk, at, format, ovf_version, output }, job).await
+        }
+        Request::Mount { folder, allow_other, read_only } => {
+            mount::mount(services, folder, MountOptions { allow_other, read_only }, job).await
         }
         Request::Definition(wanted) => definition::definition(services, wanted).await,
         Request::Scrub { machine, rate } => scrub::scrub(services, machine, rate, job).await,

@@ -14,6 +14,7 @@ mod guests;
 mod job;
 pub(crate) mod listener;
 mod machines;
+mod mount;
 mod nbd;
 mod scrub;
 mod sessions;

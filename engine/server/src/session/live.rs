@@ -3,6 +3,7 @@
 use crate::session::changes::DiskChanges;
 use crate::session::context::Context;
 use crate::session::dirty_map::{DirtyMap, MapOwner};
+use crate::session::door::Door;
 use crate::session::failback::Parked;
 use crate::session::migrate::{Migration, Target};
 use crate::session::pivoted_volume::PivotedVolume;
@@ -11,7 +12,7 @@ use crate::session::record::{
 };
 use crate::session::volume::{SessionVolume, lock};
 use blocks::{ByteLen, DiskIndex, Error, ErrorKind, Result, SessionId, Volume};
-use nbd_server::Export;
+use nbd_server::{Export, Pass};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use store::{BranchDisk, Unit};
@@ -39,6 +40,8 @@ pub(crate) struct LiveDisk {
     pub index: DiskIndex,
     pub branch: Arc<BranchDisk>,
     pub volume: Arc<SessionVolume>,
+    /// Open while the disk is served.
+    pub door: Arc<Door>,
     /// Once the disk was pivoted.
     map: Mutex<Option<Arc<DirtyMap>>>,
     migration: Mutex<Option<Migration>>,
@@ -92,6 +95,7 @@ impl LiveDisk {
             index,
             branch,
             volume: Arc::new(volume),
+            door: Door::new(),
             map: Mutex::new(map),
             migration: Mutex::default(),
         })
@@ -207,7 +211,13 @@ impl LiveSession {
             let volume: Arc<dyn Volume> = Arc::clone(&disk.volume) as Arc<dyn Volume>;
             let changes =
                 DiskChanges::new(Arc::clone(&self.unit), Arc::clone(&self.record), Arc::clone(disk));
-            let export = Export::new(volume).with_description(description).with_metadata(Arc::new(changes));
+            let door = Arc::clone(&disk.door);
+            let gate = move || door.enter_over_nbd().map(|visit| Box::new(visit) as Pass);
+            let export = Export::new(volume)
+                .with_description(description)
+                .with_metadata(Arc::new(changes))
+                .with_gate(Arc::new(gate));
+            disk.door.open(Arc::clone(&disk.volume) as Arc<dyn Volume>);
             if let Err(error) = self.context.exports.insert(self.export_name(disk.index), export) {
                 self.withdraw();
                 return Err(error);
@@ -216,9 +226,10 @@ impl LiveSession {
         Ok(())
     }
 
-    /// Ends every export; returns when no request is in flight. Clients are disconnected.
+    /// Ends every export; returns when no request is in flight. Clients are disconnected, and files of mounts fail.
     pub fn withdraw(&self) {
         for disk in &self.disks {
+            disk.door.shut();
             self.context.exports.remove(&self.export_name(disk.index));
         }
     }

@@ -466,6 +466,14 @@ impl Sessions {
             .find_map(|session| parked_words(session))
     }
 
+    /// A machine's sessions whose disks are served.
+    pub(crate) fn with_disks(&self, machine: MachineId) -> Vec<Arc<LiveSession>> {
+        let of_machine = |session: &&Arc<LiveSession>| {
+            session.unit.machine() == machine && !session.disks.is_empty() && session.held().is_none()
+        };
+        lock(&self.live).values().filter(of_machine).cloned().collect()
+    }
+
     /// What the exports of a machine's sessions are called.
     pub fn export_names(&self, machine: MachineId) -> Vec<String> {
         let live: Vec<_> = lock(&self.live).values().cloned().collect();

@@ -8,6 +8,7 @@ mod block_set;
 mod changes;
 mod context;
 mod dirty_map;
+mod door;
 mod failback;
 pub(crate) mod fuzzing;
 mod info;
@@ -24,11 +25,10 @@ mod volume;
 #[cfg(feature = "simulation")]
 pub(crate) use context::Context;
 pub use context::{SessionsOptions, host_boot};
+pub(crate) use door::VisitedDisk;
 pub use failback::FailbackOptions;
 pub(crate) use info::checkpoint_info;
+pub(crate) use live::LiveSession;
 pub use manager::{MigrateOptions, Sessions};
 #[cfg(feature = "simulation")]
-pub(crate) use {
-    live::LiveSession,
-    record::{MigrationState, SessionState},
-};
+pub(crate) use record::{MigrationState, SessionState};

@@ -17,6 +17,7 @@ mod qcow2;
 mod raw;
 mod replay;
 mod resize;
+mod shown;
 mod slots;
 mod status;
 mod sum_table;
@@ -35,6 +36,7 @@ pub use opening::{
 };
 pub use replay::{ReplayContent, ReplayPiece, replay};
 pub use resize::{resize_image, resize_image_with};
+pub use shown::{ShownImage, ShownKind, flat_descriptor, show_image};
 pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};
 pub(crate) use vmdk::write_stream;

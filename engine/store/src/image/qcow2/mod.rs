@@ -17,6 +17,7 @@ mod entry;
 mod header;
 mod refcounts;
 mod resize;
+mod shown;
 mod slots;
 mod structures;
 
@@ -28,11 +29,14 @@ use refcounts::Refcounts;
 pub(super) use check::check;
 pub(super) use disk::Qcow2Disk;
 pub(super) use resize::resize;
+pub(super) use shown::show;
 
 /// The largest disk that we make: 2 PiB, whose L1 table has the 32 MiB that QEMU allows.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(1 << 51);
 /// The cluster size of every common writer, and ours.
 const CLUSTER: BlockShift = BlockShift::KIB_64;
+/// What one L2 table leads to.
+const SPAN: BlockShift = BlockShift::new(29).expect("512 MiB is a block size");
 const AUTOCLEAR_AT: ByteOffset = ByteOffset::new(88);
 
 /// What a file says of itself before anything else of it is read.
@@ -62,17 +66,14 @@ pub(super) fn open(file: &dyn StorageFile) -> Result<Opened> {
     Ok(Opened { header: Header::read(file)? })
 }
 
-/// Writes an empty QCOW2 of version 3 into an empty file and syncs it. The caller has checked the length.
-pub(super) fn create(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
-    let span = CLUSTER.bytes() * (CLUSTER.bytes() / 8);
-    let l1_entries = u32::try_from(len.get().div_ceil(span)).expect("the length was checked");
-    let l1_clusters = ByteLen::new(u64::from(l1_entries) * 8).blocks(CLUSTER);
-    let header = Header {
+/// The header of a new disk of version 3. The caller has checked the length.
+fn new_header(len: ByteLen) -> Header {
+    Header {
         version: 3,
         cluster: CLUSTER,
         len,
         l1_at: CLUSTER.start_of(3),
-        l1_entries,
+        l1_entries: u32::try_from(len.blocks(SPAN)).expect("the length was checked"),
         refcount_table_at: CLUSTER.start_of(1),
         refcount_table_clusters: 1,
         refcount_order: 4,
@@ -84,7 +85,13 @@ pub(super) fn create(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
         dirty: false,
         corrupt: false,
         autoclear: 0,
-    };
+    }
+}
+
+/// Writes an empty QCOW2 of version 3 into an empty file and syncs it. The caller has checked the length.
+pub(super) fn create(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
+    let header = new_header(len);
+    let l1_clusters = header.l1_len().blocks(CLUSTER);
     let used = 3 + l1_clusters;
     let counts_at = CLUSTER.start_of(2);
     let counts = Refcounts::new(&header, vec![counts_at.get()]);

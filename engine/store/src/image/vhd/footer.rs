@@ -40,6 +40,11 @@ pub(super) struct Footer {
 impl Footer {
     /// The footer of a new disk.
     pub(super) fn new(len: ByteLen, disk_type: DiskType) -> Result<Footer> {
+        Ok(Footer::identified(len, disk_type, random_id()?, WallClock::now()))
+    }
+
+    /// The footer of a disk with this identity that was made then.
+    pub(super) fn identified(len: ByteLen, disk_type: DiskType, id: [u8; 16], made: WallClock) -> Footer {
         let mut bytes = [0; 512];
         let data_offset = match disk_type {
             DiskType::Fixed => ByteOffset::new(u64::MAX),
@@ -50,11 +55,11 @@ impl Footer {
         put(8, &FEATURES.to_be_bytes());
         put(12, &VERSION.to_be_bytes());
         put(16, &data_offset.get().to_be_bytes());
-        put(24, &time_stamp(WallClock::now()).to_be_bytes());
+        put(24, &time_stamp(made).to_be_bytes());
         put(40, &len.get().to_be_bytes());
         put(60, &(disk_type as u32).to_be_bytes());
-        put(68, &random_id()?);
-        Ok(Footer { data_offset, current_size: len, disk_type, bytes }.resized(len))
+        put(68, &id);
+        Footer { data_offset, current_size: len, disk_type, bytes }.resized(len)
     }
 
     /// The footer of the same disk with another length. Its creator is ours then, whoever made it: others take its size for

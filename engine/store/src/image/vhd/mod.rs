@@ -21,6 +21,7 @@ mod footer;
 mod header;
 mod parent;
 mod resize;
+mod shown;
 mod slots;
 
 use super::opening::last_part;
@@ -33,9 +34,12 @@ pub(super) use check::check;
 pub(super) use disk::VhdDisk;
 use parent::Parent;
 pub(super) use resize::resize;
+pub(super) use shown::{fixed_footer, show};
 
 /// The largest disk that VHD's tools agree on.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(2040 << 30);
+/// What a fixed disk's file has beside the disk.
+pub(super) const FIXED_OVERHEAD: ByteLen = FOOTER_BYTES;
 /// The block size of every common writer, and ours.
 const BLOCK_BYTES: ByteLen = ByteLen::new(2 << 20);
 /// Room for the path of a parent.

@@ -21,6 +21,7 @@ mod metadata;
 mod region;
 mod replayed;
 mod resize;
+mod shown;
 
 use bat::{Bat, State, Used};
 use blocks::{BlockShift, ByteLen, ByteOffset, Error, Extent, Result, StorageFile};
@@ -33,6 +34,7 @@ use std::sync::Arc;
 pub(super) use check::check;
 pub(super) use disk::VhdxDisk;
 pub(super) use resize::resize;
+pub(super) use shown::show;
 
 /// The largest disk: 64 TiB.
 pub(super) const LEN_MAX: ByteLen = ByteLen::new(64 << 40);
@@ -131,46 +133,56 @@ impl Opened {
     }
 }
 
-/// Writes an empty VHDX into an empty file and syncs it. The caller has checked the length.
-pub(super) fn create(file: &dyn StorageFile, disk: NewDisk) -> Result<()> {
-    let shift = if disk.len <= SMALL_LEN_MAX { 23 } else { 25 };
-    let block = BlockShift::new(shift).expect("8 and 32 MiB are block sizes");
-    let metadata = Metadata {
-        len: disk.len,
-        block,
-        logical_sector: disk.logical_sector,
-        fixed: disk.fixed,
-        parent: None,
-    };
-    let blocks = disk.len.blocks(block);
-    let chunk_ratio = (disk.logical_sector.bytes() << 23) >> block.get();
-    let bat_len = Bat::len_for(blocks, chunk_ratio).get().next_multiple_of(MIB);
-    let extent = |at: u64, len: u64| Extent::new(ByteOffset::new(at), ByteLen::new(len)).expect("not empty");
-    let regions = Regions { metadata: extent(2 * MIB, MIB), bat: extent(DATA_START, bat_len) };
-    let data_start = regions.bat.end();
-    let file_len = match disk.fixed {
-        true => data_start.get() + blocks * block.bytes(),
-        false => data_start.get(),
-    };
-    file.set_len(ByteLen::new(file_len))?;
+/// Where everything of a new file is.
+struct Plan {
+    metadata: Metadata,
+    regions: Regions,
+    log: Extent,
+    chunk_ratio: u64,
+}
+
+impl Plan {
+    /// The caller has checked the length.
+    fn of(disk: NewDisk) -> Plan {
+        let shift = if disk.len <= SMALL_LEN_MAX { 23 } else { 25 };
+        let block = BlockShift::new(shift).expect("8 and 32 MiB are block sizes");
+        let NewDisk { len, fixed, logical_sector } = disk;
+        let metadata = Metadata { len, block, logical_sector, fixed, parent: None };
+        let chunk_ratio = (logical_sector.bytes() << 23) >> block.get();
+        let bat_len = Bat::len_for(len.blocks(block), chunk_ratio).get().next_multiple_of(MIB);
+        let extent =
+            |at: u64, len: u64| Extent::new(ByteOffset::new(at), ByteLen::new(len)).expect("not empty");
+        let regions = Regions { metadata: extent(2 * MIB, MIB), bat: extent(DATA_START, bat_len) };
+        Plan { metadata, regions, log: extent(MIB, MIB), chunk_ratio }
+    }
+}
+
+/// The file's first bytes: what it is and who made it.
+fn identifier() -> Vec<u8> {
     let mut identifier = vec![0; 520];
     super::bytes::put(&mut identifier, 0, &SIGNATURE);
     let creator: Vec<u8> = "understudy".encode_utf16().flat_map(u16::to_le_bytes).collect();
     super::bytes::put(&mut identifier, 8, &creator);
-    file.write_at(ByteOffset::ZERO, &identifier)?;
+    identifier
+}
+
+/// Writes an empty VHDX into an empty file and syncs it. The caller has checked the length.
+pub(super) fn create(file: &dyn StorageFile, disk: NewDisk) -> Result<()> {
+    let Plan { metadata, regions, log, .. } = Plan::of(disk);
+    let (block, data_start) = (metadata.block, regions.bat.end());
+    let file_len = match disk.fixed {
+        true => data_start.get() + disk.len.blocks(block) * block.bytes(),
+        false => data_start.get(),
+    };
+    file.set_len(ByteLen::new(file_len))?;
+    file.write_at(ByteOffset::ZERO, &identifier())?;
     region::TABLE_STARTS.iter().try_for_each(|start| file.write_at(*start, &regions.encode()))?;
     file.write_at(regions.metadata.start(), &metadata.encode(new_id()))?;
     if disk.fixed {
         let bat = Bat::new(file.name(), regions.bat, &metadata)?;
         write_all_present(file, &bat, data_start, block)?;
     }
-    let header = Header {
-        sequence: 1,
-        file_write: new_id(),
-        data_write: new_id(),
-        log_id: [0; 16],
-        log: extent(MIB, MIB),
-    };
+    let header = Header { sequence: 1, file_write: new_id(), data_write: new_id(), log_id: [0; 16], log };
     file.write_at(header::HEADER_STARTS[0], &header.encode())?;
     file.sync()?;
     Headers::new(header).replace(file, |_| {})

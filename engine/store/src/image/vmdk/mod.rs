@@ -22,6 +22,7 @@ mod disk;
 mod header;
 mod identity;
 mod resize;
+mod shown;
 mod sparse;
 mod stream;
 
@@ -36,6 +37,7 @@ use std::sync::Arc;
 pub(super) use check::check;
 pub(super) use disk::VmdkDisk;
 pub(super) use resize::resize;
+pub(super) use shown::{show, shown_flat_descriptor};
 pub(crate) use stream::write as write_stream;
 
 /// The largest sparse disk of which every grain, and the tables twice, lie below the 2 TiB that a sector's number reaches.
@@ -48,6 +50,9 @@ pub(super) const STREAM_LEN_MAX: ByteLen = ByteLen::new(2030 << 30);
 const GRAIN: BlockShift = BlockShift::KIB_64;
 /// Room for the descriptor, as every writer leaves it.
 const DESCRIPTOR_PLACE: (u64, u64) = (SECTOR_BYTES, 20 * SECTOR_BYTES);
+
+/// The bytes that others read and write of a descriptor that is a file of its own.
+pub(super) const DESCRIPTOR_BYTES: ByteLen = ByteLen::new(DESCRIPTOR_PLACE.1);
 
 /// What the files say of themselves before any table is read.
 pub(super) struct Opened {
@@ -149,53 +154,96 @@ pub(super) fn flat_name(name: &str) -> String {
     format!("{stem}-flat.vmdk")
 }
 
+/// Where everything of a new sparse file is.
+struct SparsePlan {
+    header: Header,
+    /// How many grain tables each directory leads to.
+    tables: u64,
+    directory_bytes: u64,
+}
+
+impl SparsePlan {
+    /// The caller has checked the length.
+    fn of(len: ByteLen) -> SparsePlan {
+        let tables = len.get().div_ceil(GRAIN.bytes() * header::TABLE_ENTRIES);
+        let directory_bytes = (tables * 4).next_multiple_of(SECTOR_BYTES);
+        let redundant_at = DESCRIPTOR_PLACE.0 + DESCRIPTOR_PLACE.1;
+        let directory_at = redundant_at + directory_bytes + tables * TABLE_BYTES;
+        let tables_end = directory_at + directory_bytes + tables * TABLE_BYTES;
+        let header = Header {
+            capacity: len,
+            grain: GRAIN,
+            descriptor: Extent::new(ByteOffset::new(DESCRIPTOR_PLACE.0), ByteLen::new(DESCRIPTOR_PLACE.1))
+                .ok(),
+            directory_at: ByteOffset::new(directory_at),
+            redundant_at: Some(ByteOffset::new(redundant_at)),
+            overhead: ByteOffset::new(tables_end).align_up(GRAIN) - ByteOffset::ZERO,
+            unclean: false,
+            zeroed_entries: false,
+            compressed: false,
+        };
+        SparsePlan { header, tables, directory_bytes }
+    }
+
+    /// Where the two directories are, in the file's order.
+    fn directories(&self) -> [u64; 2] {
+        [DESCRIPTOR_PLACE.0 + DESCRIPTOR_PLACE.1, self.header.directory_at.get()]
+    }
+
+    /// Where the first grain table of the directory at `at` is; the others follow it.
+    fn first_table(&self, at: u64) -> u64 {
+        at + self.directory_bytes
+    }
+}
+
 /// Writes an empty sparse VMDK into an empty file and syncs it. The caller has checked the length.
 pub(super) fn create_sparse(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
-    let tables = len.get().div_ceil(GRAIN.bytes() * header::TABLE_ENTRIES);
-    let directory_bytes = (tables * 4).next_multiple_of(SECTOR_BYTES);
-    let redundant_at = DESCRIPTOR_PLACE.0 + DESCRIPTOR_PLACE.1;
-    let directory_at = redundant_at + directory_bytes + tables * TABLE_BYTES;
-    let tables_end = directory_at + directory_bytes + tables * TABLE_BYTES;
-    let header = Header {
-        capacity: len,
-        grain: GRAIN,
-        descriptor: Extent::new(ByteOffset::new(DESCRIPTOR_PLACE.0), ByteLen::new(DESCRIPTOR_PLACE.1)).ok(),
-        directory_at: ByteOffset::new(directory_at),
-        redundant_at: Some(ByteOffset::new(redundant_at)),
-        overhead: ByteOffset::new(tables_end).align_up(GRAIN) - ByteOffset::ZERO,
-        unclean: false,
-        zeroed_entries: false,
-        compressed: false,
-    };
-    let extent = format!("RW {} SPARSE \"{}\"", len.get() / SECTOR_BYTES, last_part(file.name()));
-    let text = descriptor_text(file.name(), "monolithicSparse", len, &extent)?;
-    file.set_len(header.overhead)?;
-    for at in [redundant_at, directory_at] {
-        let first = (at + directory_bytes) / SECTOR_BYTES;
-        let entries = (0..tables).map(|table| first + table * (TABLE_BYTES / SECTOR_BYTES));
+    let plan = SparsePlan::of(len);
+    let text = sparse_text(file.name(), identity::new_id(), len)?;
+    file.set_len(plan.header.overhead)?;
+    for at in plan.directories() {
+        let first = plan.first_table(at) / SECTOR_BYTES;
+        let entries = (0..plan.tables).map(|table| first + table * (TABLE_BYTES / SECTOR_BYTES));
         let bytes: Vec<u8> = entries
             .flat_map(|sector| u32::try_from(sector).expect("tables lie below 2 TiB").to_le_bytes())
             .collect();
         file.write_at(ByteOffset::new(at), &bytes)?;
     }
     file.write_at(ByteOffset::new(DESCRIPTOR_PLACE.0), text.as_bytes())?;
-    file.write_at(ByteOffset::ZERO, &header.encode(false))?;
+    file.write_at(ByteOffset::ZERO, &plan.header.encode(false))?;
     file.sync().map(drop)
 }
 
 /// Writes an empty flat VMDK into two empty files and syncs both.
 pub(super) fn create_flat(file: &dyn StorageFile, flat: &dyn StorageFile, len: ByteLen) -> Result<()> {
-    let extent = format!("RW {} FLAT \"{}\" 0", len.get() / SECTOR_BYTES, last_part(flat.name()));
-    let text = descriptor_text(file.name(), "monolithicFlat", len, &extent)?;
+    let text = flat_text(file.name(), flat.name(), identity::new_id(), len)?;
     flat.set_len(len)?;
     flat.sync()?;
     file.write_at(ByteOffset::ZERO, text.as_bytes())?;
     file.sync().map(drop)
 }
 
+/// The descriptor in the sparse file of that name.
+fn sparse_text(name: &str, content_id: u32, len: ByteLen) -> Result<String> {
+    let extent = format!("RW {} SPARSE \"{}\"", len.get() / SECTOR_BYTES, last_part(name));
+    descriptor_text(name, "monolithicSparse", content_id, len, &extent)
+}
+
+/// The descriptor that is the file of that name, beside the one with the disk.
+fn flat_text(name: &str, flat: &str, content_id: u32, len: ByteLen) -> Result<String> {
+    let extent = format!("RW {} FLAT \"{}\" 0", len.get() / SECTOR_BYTES, last_part(flat));
+    descriptor_text(name, "monolithicFlat", content_id, len, &extent)
+}
+
 /// The text of a new disk's descriptor, once read again: a name can be one that no descriptor can hold.
-fn descriptor_text(name: &str, create_type: &str, len: ByteLen, extent: &str) -> Result<String> {
-    let text = Descriptor::text(create_type, identity::new_id(), len, extent);
+fn descriptor_text(
+    name: &str,
+    create_type: &str,
+    content_id: u32,
+    len: ByteLen,
+    extent: &str,
+) -> Result<String> {
+    let text = Descriptor::text(create_type, content_id, len, extent);
     let fits = Descriptor::parse(text.as_bytes()).is_ok_and(|read| read.len() == len);
     if !fits || text.len() as u64 > DESCRIPTOR_PLACE.1 {
         let context = format!("{name}: not a name that a VMDK can hold");

@@ -85,7 +85,7 @@ struct StreamWriter<'a> {
 impl<'a> StreamWriter<'a> {
     fn new(file: &'a dyn StorageFile, len: ByteLen) -> Result<StreamWriter<'a>> {
         let extent = format!("RW {} SPARSE \"{}\"", len.get() / SECTOR_BYTES, last_part(file.name()));
-        let text = descriptor_text(file.name(), "streamOptimized", len, &extent)?;
+        let text = descriptor_text(file.name(), "streamOptimized", super::identity::new_id(), len, &extent)?;
         debug_assert!(Descriptor::parse(text.as_bytes()).is_ok());
         let header = Header {
             capacity: len,

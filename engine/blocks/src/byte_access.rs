@@ -1,12 +1,12 @@
 //! Any offset and length over a volume of whole sectors.
 //!
-//! The protocol lets a client address single bytes. Reads widen to whole sectors. A change of part of a sector reads
-//! it, changes it and writes it back, alone: every other change of this export waits meanwhile, so that neither the
+//! Front ends let a client address single bytes. Reads widen to whole sectors. A change of part of a sector reads
+//! it, changes it and writes it back, alone: every other change through this waits meanwhile, so that neither the
 //! neighbour's bytes in the same sector nor a whole-sector write in between is lost. Whole-sector changes only share
-//! the lock and never wait for each other. Must be the only way to a volume that is written: an export of the same
-//! volume under two names has two locks.
+//! the lock and never wait for each other. Must be the only way to a volume that is written: two of them over the same
+//! volume have two locks.
 
-use blocks::{ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume};
+use crate::{ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume};
 use std::sync::{Arc, PoisonError, RwLock};
 
 const CLASS: RequestClass = RequestClass::Guest;
@@ -106,7 +106,7 @@ impl ByteAccess {
         extent.is_aligned(self.volume.alignment()) && self.volume.zeroes_fast(keep_allocated)
     }
 
-    /// Gives up the whole sectors of the range; parts of sectors are kept, as the protocol allows.
+    /// Gives up the whole sectors of the range; parts of sectors are kept.
     pub fn discard(&self, extent: Extent, fua: bool) -> Result<()> {
         let Some(inner) = self.whole_sectors(extent) else { return Ok(()) };
         let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
@@ -140,7 +140,7 @@ impl ByteAccess {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blocks::MemoryVolume;
+    use crate::MemoryVolume;
     use proptest::prelude::*;
 
     const DISK: usize = 8192;

@@ -49,7 +49,7 @@ impl Registry {
         let never_sealed = checkpoints.is_empty();
         let main_line = checkpoints.iter().filter(|checkpoint| checkpoint.branch == branch);
         let history = main_line.map(|checkpoint| checkpoint.generation).max().unwrap_or(Generation::FIRST);
-        let home = Homecoming::of(unit)?.filter(|home| Generation(home.generation) == history);
+        let home = Homecoming::of(unit)?.filter(|home| home.is_newest(history));
         // A replaced disk has another serial number than the one that was registered.
         let serial = |index: u16, spec: String| {
             let home = home.as_ref().and_then(|home| home.serials.get(usize::from(index)));

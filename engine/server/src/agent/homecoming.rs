@@ -38,11 +38,17 @@ impl Homecoming {
         unit.set_note(NOTE, Some(serde_json::to_vec(self).expect("a homecoming is text and numbers")))
     }
 
-    /// Whether these are the disks that hold what `history` began with.
+    /// Whether these are the disks that hold the newest history, which ends with this generation. The failback's own is
+    /// higher until something was sealed under it.
     pub fn is_of(&self, history: Generation, disks: &[DiskHello]) -> bool {
         let same = self.serials.len() == disks.len()
             && self.serials.iter().zip(disks).all(|(then, now)| !then.is_empty() && *then == now.serial);
-        Generation(self.generation) == history && (self.any || same)
+        self.is_newest(history) && (self.any || same)
+    }
+
+    /// Whether nothing has come after it.
+    pub fn is_newest(&self, history: Generation) -> bool {
+        history <= Generation(self.generation)
     }
 
     /// A machine was taken for the one that came home: from now on it is known by its disks alone.

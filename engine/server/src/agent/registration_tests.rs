@@ -228,6 +228,8 @@ fn a_machine_that_boots_from_the_disks_that_came_home_is_the_source_whatever_num
         }
     };
     assert_eq!(of("A", at_home(&["A"], false)), Ok(StartFrom::Scan));
+    let unsealed = Some(Homecoming { generation: 4, ..at_home(&["A"], false).unwrap() });
+    assert_eq!(of("A", unsealed), Ok(StartFrom::Scan), "nothing was sealed since it came home");
     let refused = of("B", at_home(&["A"], false)).unwrap_err();
     assert!(
         refused.contains("generation 3 while this machine has 1"),

@@ -14,6 +14,7 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use support::computer::{Computer, Layout, Parts, disk_of_files, end_stand_ins};
 use support::console::Console;
@@ -34,7 +35,11 @@ fn a_machine_with_uefi_and_lvm_is_lost_and_comes_home() {
     play(Layout::Uefi);
 }
 
+/// Two emulated machines at once take two processors to themselves, and each longer than the waits below allow.
+static TURN: Mutex<()> = Mutex::new(());
+
 fn play(layout: Layout) {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let mut story = Story::begin(layout);
     scene("a Debian machine with PostgreSQL under load gets an agent; three checkpoints are taken");
     let (machine, promised) = story.protect();

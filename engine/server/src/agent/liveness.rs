@@ -24,7 +24,7 @@ pub(crate) struct Deadlines {
 ///     └──────────────────── failed (it does not come back) ───────────┘
 ///
 ///   any ──goodbye──▶ Stopped ──connected──▶ Alive
-///   any ──promoted──▶ Promoted ──restored──▶ Alive where connected, else Gone
+///   any ──promoted──▶ Promoted ──restored──▶ Alive where connected, Stopped after a goodbye, else Gone
 /// ```
 ///
 /// A promoted machine's stand-in is in charge: silence is no failure then, and its agent may come and go.
@@ -66,6 +66,8 @@ pub(crate) enum Liveness {
     Promoted {
         /// When the fenced machine's agent was last heard of, while it is connected.
         heard: Option<Instant>,
+        /// The last one said goodbye: where the machine is in charge again, its silence is no failure.
+        goodbye: bool,
     },
 }
 
@@ -94,13 +96,17 @@ impl Liveness {
     pub fn after(self, event: Event, now: Instant, deadlines: Deadlines) -> Liveness {
         use Liveness::{Alive, Failed, Gone, Late, Promoted, Stopped, Unseen};
         match (self, event) {
-            (Promoted { .. }, Event::Connected | Event::Heard) => Promoted { heard: Some(now) },
-            (Promoted { .. }, Event::Lost | Event::Goodbye) => Promoted { heard: None },
-            (Promoted { heard: Some(heard) }, Event::Restored) => Alive { heard },
-            (Promoted { heard: None }, Event::Restored) => Gone { heard: now },
+            (Promoted { .. }, Event::Connected | Event::Heard) => {
+                Promoted { heard: Some(now), goodbye: false }
+            }
+            (Promoted { .. }, Event::Goodbye) => Promoted { heard: None, goodbye: true },
+            (Promoted { goodbye, .. }, Event::Lost) => Promoted { heard: None, goodbye },
+            (Promoted { heard: Some(heard), .. }, Event::Restored) => Alive { heard },
+            (Promoted { heard: None, goodbye: true }, Event::Restored) => Stopped { since: now },
+            (Promoted { heard: None, goodbye: false }, Event::Restored) => Gone { heard: now },
             (Promoted { .. }, Event::Promoted | Event::Tick) => self,
             (_, Event::Restored) => self,
-            (_, Event::Promoted) => Promoted { heard: self.connected_since_heard() },
+            (_, Event::Promoted) => Promoted { heard: self.connected_since_heard(), goodbye: false },
             (_, Event::Connected) => Alive { heard: now },
             (_, Event::Goodbye) => Stopped { since: now },
             (Alive { .. } | Late { .. } | Failed { connected: true, .. }, Event::Heard) => {
@@ -121,7 +127,7 @@ impl Liveness {
     /// Whether a connection exists that was heard of in time, so that a second one is refused.
     pub fn holds_its_place(self, now: Instant, deadlines: Deadlines) -> bool {
         match self {
-            Liveness::Alive { heard } | Liveness::Promoted { heard: Some(heard) } => {
+            Liveness::Alive { heard } | Liveness::Promoted { heard: Some(heard), .. } => {
                 elapsed(heard, now) < deadlines.late
             }
             _ => false,
@@ -135,7 +141,7 @@ impl Liveness {
             Liveness::Alive { heard } | Liveness::Late { heard } | Liveness::Gone { heard } => Some(heard),
             Liveness::Failed { heard, .. } => Some(heard),
             Liveness::Stopped { since } => Some(since),
-            Liveness::Promoted { heard } => heard,
+            Liveness::Promoted { heard, .. } => heard,
         }
     }
 
@@ -240,11 +246,38 @@ mod tests {
     fn a_promoted_machine_stays_so_until_restored() {
         let mut life = Life::new();
         life.at(0, Event::Connected);
-        assert_eq!(life.at(1, Event::Promoted), Liveness::Promoted { heard: Some(life.time(0)) });
-        assert_eq!(life.at(2, Event::Lost), Liveness::Promoted { heard: None });
-        assert_eq!(life.at(500, Event::Tick), Liveness::Promoted { heard: None });
-        assert_eq!(life.at(501, Event::Connected), Liveness::Promoted { heard: Some(life.time(501)) });
+        assert_eq!(
+            life.at(1, Event::Promoted),
+            Liveness::Promoted { heard: Some(life.time(0)), goodbye: false }
+        );
+        assert_eq!(life.at(2, Event::Lost), Liveness::Promoted { heard: None, goodbye: false });
+        assert_eq!(life.at(500, Event::Tick), Liveness::Promoted { heard: None, goodbye: false });
+        assert_eq!(
+            life.at(501, Event::Connected),
+            Liveness::Promoted { heard: Some(life.time(501)), goodbye: false }
+        );
         assert_eq!(life.at(502, Event::Restored), Liveness::Alive { heard: life.time(501) });
+    }
+
+    #[test]
+    fn a_restored_machine_whose_agent_said_goodbye_is_no_failure() {
+        let mut life = Life::new();
+        life.at(0, Event::Connected);
+        life.at(1, Event::Promoted);
+        life.at(2, Event::Goodbye);
+        life.at(3, Event::Lost);
+        assert_eq!(life.at(4, Event::Restored), Liveness::Stopped { since: life.time(4) });
+        assert_eq!(life.at(1000, Event::Tick), Liveness::Stopped { since: life.time(4) });
+        life.at(1001, Event::Connected);
+        life.at(1002, Event::Promoted);
+        life.at(1003, Event::Goodbye);
+        life.at(1004, Event::Connected);
+        life.at(1005, Event::Lost);
+        assert_eq!(
+            life.at(1006, Event::Restored),
+            Liveness::Gone { heard: life.time(1006) },
+            "it came again"
+        );
     }
 
     #[test]

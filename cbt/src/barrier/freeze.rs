@@ -1,5 +1,6 @@
 //! File systems that stand still.
 
+use crate::disk::{DeviceNumber, IoCounts, sysfs_dir};
 use crate::mounts::Superblock;
 use crate::watchdog::{Guarded, Watchdog, freeze, thaw};
 use blocks::{Error, ErrorKind, Result};
@@ -14,7 +15,33 @@ pub(crate) struct FrozenSystems<'a> {
     guarded: Vec<Guarded>,
     /// Which of `guarded` are frozen, in the order of freezing.
     frozen: Vec<usize>,
+    /// What cannot be frozen (vfat and its like) and was written out in its turn instead.
+    written_out: Vec<WrittenOut>,
     armed: bool,
+}
+
+/// A file system with nothing held back, for as long as its device is not written to.
+#[derive(Debug)]
+struct WrittenOut {
+    device: DeviceNumber,
+    writes: u64,
+}
+
+impl WrittenOut {
+    /// Writes it out. It is not frozen and nothing below it is yet, so this waits for no thaw.
+    fn now(file: &File, device: DeviceNumber) -> Option<WrittenOut> {
+        rustix::fs::syncfs(file).ok()?;
+        Some(WrittenOut { device, writes: writes(device)? })
+    }
+
+    fn is_untouched(&self) -> bool {
+        writes(self.device) == Some(self.writes)
+    }
+}
+
+fn writes(device: DeviceNumber) -> Option<u64> {
+    let sysfs = sysfs_dir(device).ok()?;
+    IoCounts::read(&sysfs).ok().map(|counts| counts.writes)
 }
 
 impl<'a> FrozenSystems<'a> {
@@ -25,11 +52,13 @@ impl<'a> FrozenSystems<'a> {
         watchdog: Option<&'a mut Watchdog>,
         budget: Duration,
     ) -> Result<FrozenSystems<'a>> {
-        let mut guarded = Vec::new();
+        let (mut guarded, mut devices) = (Vec::new(), Vec::new());
         for system in systems.iter().filter(|system| !system.read_only) {
             guarded.push(Guarded { file: open(system)?, mount_point: system.mount_point.clone() });
+            devices.push(system.number);
         }
-        let mut this = FrozenSystems { watchdog, guarded, frozen: Vec::new(), armed: false };
+        let (frozen, written_out) = (Vec::new(), Vec::new());
+        let mut this = FrozenSystems { watchdog, guarded, frozen, written_out, armed: false };
         if this.guarded.is_empty() {
             return Ok(this);
         }
@@ -38,16 +67,16 @@ impl<'a> FrozenSystems<'a> {
         };
         let armed = watchdog.arm(budget, &this.guarded)?;
         this.armed = true;
-        for index in 0..this.guarded.len() {
+        for (index, device) in devices.into_iter().enumerate() {
             if armed.elapsed() >= budget {
                 return Err(over_budget(budget));
             }
-            this.freeze_one(index)?;
+            this.freeze_one(index, device)?;
         }
         if armed.elapsed() >= budget { Err(over_budget(budget)) } else { Ok(this) }
     }
 
-    fn freeze_one(&mut self, index: usize) -> Result<()> {
+    fn freeze_one(&mut self, index: usize, device: DeviceNumber) -> Result<()> {
         let Some(watchdog) = self.watchdog.as_deref_mut() else { return Ok(()) };
         watchdog.freezing(index)?;
         let Guarded { file, mount_point } = &self.guarded[index];
@@ -60,8 +89,11 @@ impl<'a> FrozenSystems<'a> {
             Err(error) => {
                 watchdog.thawed(index)?;
                 match error.raw_os_error() {
-                    // vfat and its like: what is written to them meanwhile is seen by the tracker.
-                    Some(libc::EOPNOTSUPP | libc::ENOTTY) => Ok(()),
+                    // What is written to it meanwhile is seen by the tracker.
+                    Some(libc::EOPNOTSUPP | libc::ENOTTY) => {
+                        self.written_out.extend(WrittenOut::now(file, device));
+                        Ok(())
+                    }
                     Some(libc::EBUSY) => {
                         let context = format!("{} is frozen by somebody else", mount_point.display());
                         Err(Error::new(ErrorKind::Busy, context))
@@ -72,9 +104,9 @@ impl<'a> FrozenSystems<'a> {
         }
     }
 
-    /// How many are frozen.
-    pub fn count(&self) -> usize {
-        self.frozen.len()
+    /// How many stand still: frozen, or written out and not written to since.
+    pub fn standing(&self) -> usize {
+        self.frozen.len() + self.written_out.iter().filter(|system| system.is_untouched()).count()
     }
 
     /// Whether the watchdog is gone: then thaw at once.

@@ -188,7 +188,7 @@ fn attempt(
 
 fn consistency(systems: &[Superblock], frozen: &FrozenSystems<'_>) -> Consistency {
     let writable = systems.iter().filter(|system| !system.read_only).count();
-    if writable > 0 && frozen.count() == writable { Consistency::FileSystem } else { Consistency::Crash }
+    if writable > 0 && frozen.standing() == writable { Consistency::FileSystem } else { Consistency::Crash }
 }
 
 /// What the agent's code needs while the disk under it may be frozen stays in memory, where that is allowed.

@@ -220,7 +220,7 @@ async fn carry(
     let pace = Pace::new(config.rate);
     let writing = tokio::spawn(write(sender, ends.outgoing, Arc::clone(&inbox), pulse, pace));
     tokio::pin!(reading, writing);
-    let mut ended = None;
+    let (mut ended, mut spare) = (None, None);
     let patience = tokio::time::sleep(Duration::from_secs(1 << 30));
     tokio::pin!(patience);
     let (worker, end) = loop {
@@ -238,18 +238,27 @@ async fn carry(
                 ended = Some(Ok(Ended::Stopped));
             }
             () = &mut patience => writing.abort(),
-            // It ends before the worker only where the connection fails.
-            wrote = &mut writing, if ended.is_none() => {
-                inbox.close();
-                ended = Some(wrote.map_err(broken).and_then(|wrote| wrote.map(|_| Ended::Lost(lost()))));
+            wrote = &mut writing, if ended.is_none() && spare.is_none() => match wrote {
+                // The worker has just let go of its end.
+                Ok(Ok(sender)) => spare = Some(sender),
+                failed => {
+                    inbox.close();
+                    ended = Some(failed.map_err(broken).and_then(|wrote| wrote.map(|_| Ended::Lost(lost()))));
+                }
             }
         }
     };
     // The worker has let go of its end: the writer sends what is left, and a goodbye where a stop was asked for.
     let stopped = matches!(ended, Some(Ok(Ended::Stopped))) || matches!(end, End::Restored);
-    if (stopped || ended.is_none())
-        && let Ok(Ok(Ok(mut sender))) = tokio::time::timeout(STOP_TIMEOUT, &mut writing).await
+    // One that failed has been asked already.
+    let may_ask = spare.is_none() && !matches!(ended, Some(Err(_)));
+    if may_ask
+        && (stopped || ended.is_none())
+        && let Ok(Ok(Ok(sender))) = tokio::time::timeout(STOP_TIMEOUT, &mut writing).await
     {
+        spare = Some(sender);
+    }
+    if let Some(mut sender) = spare {
         let _ = tokio::time::timeout(STOP_TIMEOUT, close(&mut sender, stopped)).await;
     }
     writing.abort();

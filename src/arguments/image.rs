@@ -56,7 +56,7 @@ Holes and zeroes take no room in the new file.")]
         /// What the new file is to be. vmdk-flat is two files, vmdk-stream is compressed.
         #[arg(long, value_parser = kinds())]
         to: String,
-        /// Reads and writes at a time [default: four times the processors, 4 to 16].
+        /// Reads and writes at a time [default: four times the processors, 4 to 16; as many with --no-sync].
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
         jobs: Option<u16>,
         /// Do not wait until the image is on the medium: quicker, and gone if the power fails soon after.

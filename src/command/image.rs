@@ -260,10 +260,14 @@ pub(super) fn watched<T>(
 /// What shows progress, handed from thread to thread under a lock.
 struct Shown(Box<dyn output::ProgressView + Send>);
 
+/// A program's own work is done best by one a processor.
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get).max(2)
+}
+
 fn threads(jobs: Option<u16>) -> usize {
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // They wait for the medium more than they work.
-    jobs.map_or((4 * processors).clamp(4, 16), usize::from)
+    jobs.map_or((4 * processors()).clamp(4, 16), usize::from)
 }
 
 /// What is to be made of an image.
@@ -283,7 +287,9 @@ fn convert(image: &ImageArguments, wanted: &Conversion<'_>, json: bool) -> anyho
     let storage = if no_sync { storage.without_syncs() } else { storage };
     let step = format!("{} to {}", image.file.display(), output.display());
     watched(&step, json, |progress| {
-        store::export_volume(&*from, &storage, name, kind, threads(jobs), progress)
+        // Into memory nobody waits for the medium.
+        let threads = if no_sync && jobs.is_none() { processors() } else { threads(jobs) };
+        store::export_volume(&*from, &storage, name, kind, threads, progress)
     })?;
     let len = from.len().get();
     match json {

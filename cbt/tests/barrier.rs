@@ -160,6 +160,42 @@ fn without_a_watchdog_nothing_is_frozen_and_a_gap_says_so() {
 }
 
 #[test]
+fn a_file_system_in_a_file_of_the_frozen_one_is_frozen_first_and_thawed_last() {
+    let disk = Disk::with_ext4(128 * MIB);
+    let below = disk.mount();
+    let file = below.at.join("inner");
+    std::fs::File::create(&file).unwrap().set_len(32 * MIB).unwrap();
+    let attached = run("losetup", &["-f", "--show", file.to_str().unwrap()]).stdout;
+    let inner = Attached(String::from_utf8(attached).unwrap().trim().to_owned());
+    run("mkfs.ext4", &["-q", "-F", &inner.0]);
+    let above = Mounted::new(inner.0.as_ref(), disk.folder.path().join("above"));
+    let server = Server::start();
+    let folder = tempfile::tempdir().unwrap();
+    let mut config = config(&server, &[&disk], folder.path());
+    config.barrier.budget = Duration::from_secs(10);
+    let agent = RunningAgent::start(config);
+    for round in 0..3 {
+        std::fs::write(above.at.join("held-back"), vec![round; 1 << 20]).unwrap();
+        let (report, _) = server.checkpoint(false);
+        assert_eq!(report.consistency, Consistency::FileSystem, "both stood still");
+        assert!(writes_go_on(&above) && writes_go_on(&below));
+    }
+    agent.stop().unwrap();
+    drop(above);
+    drop(inner);
+    drop(below);
+}
+
+/// A loop device, detached on drop.
+struct Attached(String);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
 fn a_budget_that_cannot_be_kept_is_a_gap_and_never_a_checkpoint() {
     let disk = Disk::with_ext4(64 * MIB);
     let mounted = disk.mount();

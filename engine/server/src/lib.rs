@@ -6,6 +6,7 @@
 mod agent;
 mod alarms;
 mod authority;
+mod background;
 mod config;
 pub mod control;
 mod datastore;

@@ -2,13 +2,14 @@
 //! does not fit a machine's quota goes sooner. Quietly, in the background, but for alarms, which are logged when they begin.
 
 use crate::alarms::{self, Alarm};
+use crate::background::again_and_again;
 use crate::ladder::{Choice, Holds, Ladder};
 use crate::services::Services;
 use crate::stop::Stop;
 use blocks::{ErrorKind, MachineId, Result, WallClock};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use store::{Checkpoint, Pace, ThinGoal, Unit};
 
@@ -25,33 +26,16 @@ struct Memory {
 }
 
 /// Looks after every unit until `stop` is set; one at a time, ending at once where a person wants to consolidate.
-pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
-    let stopping = Arc::new(AtomicBool::new(false));
-    let memory = Arc::new(Mutex::new(Memory::default()));
-    loop {
-        let all = services.store.units().into_iter();
-        let every = all.map(|unit| ladder_of(&services, &unit).interval()).min();
-        tokio::select! {
-            () = stop.heard() => return,
-            () = tokio::time::sleep(every.unwrap_or(Duration::from_secs(1))) => {}
-        }
-        let (services, stopping_seen, memory) = (services.clone(), stopping.clone(), memory.clone());
-        let mut work = tokio::task::spawn_blocking(move || {
-            let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            look_after_all(&services, &mut memory, &stopping_seen);
-        });
-        tokio::select! {
-            () = stop.heard() => {
-                stopping.store(true, Ordering::Release);
-                // What is going on can stop anywhere and goes on at the next start.
-                let _ = work.await;
-                return;
-            }
-            done = &mut work => if done.is_err() {
-                tracing::error!("looking after the history panicked");
-            }
-        }
-    }
+pub(crate) async fn run(services: Arc<Services>, stop: Stop) {
+    let watched = services.clone();
+    let pause = move || {
+        let all = watched.store.units().into_iter();
+        let every = all.map(|unit| ladder_of(&watched, &unit).interval()).min();
+        every.unwrap_or(Duration::from_secs(1))
+    };
+    let mut memory = Memory::default();
+    let work = move |stopping: &AtomicBool| look_after_all(&services, &mut memory, stopping);
+    again_and_again("looking after the history", stop, pause, work).await;
 }
 
 /// How long the history of a unit is kept.

@@ -1,5 +1,6 @@
 //! Reading again what is stored: on a schedule and on demand; what the last one found is kept with each unit.
 
+use crate::background::again_and_again;
 use crate::services::Services;
 use crate::stop::Stop;
 use blocks::{ByteLen, Error, ErrorKind, Result, WallClock};
@@ -77,29 +78,12 @@ pub(crate) fn scrub(
     Ok(report)
 }
 
-/// Scrubs every unit whose last scrub is longer ago than `every`, one at a time, until `stop` is heard.
-pub(crate) async fn run(services: Arc<Services>, every: Duration, mut stop: Stop) {
-    let stopping = Arc::new(AtomicBool::new(false));
+/// Scrubs every unit whose last scrub is longer ago than `every`, one at a time, until `stop` is heard. A scrub changes
+/// nothing: one that is interrupted begins anew after the next start.
+pub(crate) async fn run(services: Arc<Services>, every: Duration, stop: Stop) {
     let look_every = (every / 10).clamp(Duration::from_millis(200), LOOK_EVERY);
-    loop {
-        tokio::select! {
-            () = stop.heard() => return,
-            () = tokio::time::sleep(look_every) => {}
-        }
-        let (services, stopping_seen) = (services.clone(), stopping.clone());
-        let mut work = tokio::task::spawn_blocking(move || scrub_due(&services, every, &stopping_seen));
-        tokio::select! {
-            () = stop.heard() => {
-                stopping.store(true, Ordering::Release);
-                // A scrub changes nothing; it begins anew after the next start.
-                let _ = work.await;
-                return;
-            }
-            done = &mut work => if done.is_err() {
-                tracing::error!("scrubbing panicked");
-            }
-        }
-    }
+    let work = move |stopping: &AtomicBool| scrub_due(&services, every, stopping);
+    again_and_again("scrubbing", stop, || look_every, work).await;
 }
 
 fn scrub_due(services: &Services, every: Duration, stopping: &AtomicBool) {

@@ -116,6 +116,7 @@ pub(super) async fn set(services: Arc<Services>, machine: String, changes: Chang
             text.parse::<Ladder>().map_err(|error| Error::new(ErrorKind::InvalidInput, error.to_string()))
         };
         let Changes { keep, quota, on_failure, probe, drill_every_ms, drill_boot } = &changes;
+        // One that cannot be read is an alarm; whoever sets another replaces it.
         let policy = Policy::of(&unit).unwrap_or_default().with(on_failure.as_deref(), probe.as_deref())?;
         let ladder = keep.as_deref().filter(|keep| *keep != "default").map(parse).transpose()?;
         if keep.is_some() {

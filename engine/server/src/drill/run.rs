@@ -6,6 +6,7 @@ use crate::services::Services;
 use crate::stand_in;
 use blocks::{CheckpointId, Error, ErrorKind, Result, WallClock};
 use nbd_server::Operation;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,11 +38,11 @@ pub(crate) fn drill(services: &Services, drill: &Drill, go_on: &dyn Fn(&str) -> 
     let played = play(services, &session, boot, begun, go_on);
     let picture = folder.join(format!("{started_ms}.png"));
     let pictured = services.stand_ins.screenshot(&session.session, &picture);
-    let guest = services.stand_ins.info(&session.session)?.unwrap_or_default();
-    let console = std::fs::read(&guest.console_log).unwrap_or_default();
-    let console =
-        String::from_utf8_lossy(&console[console.len().saturating_sub(CONSOLE_BYTES_MAX)..]).into_owned();
+    let guest = services.stand_ins.info(&session.session).map(Option::unwrap_or_default);
+    let console = guest.as_ref().map(|guest| end_of(Path::new(&guest.console_log))).unwrap_or_default();
+    // Whatever went wrong so far, nothing is left behind.
     take_away(services, unit, &session.session)?;
+    let guest = guest?;
     let (first_read_ms, probed) = played;
     let mut notes = guest.notes;
     if let Err(error) = &pictured {
@@ -68,6 +69,12 @@ pub(crate) fn drill(services: &Services, drill: &Drill, go_on: &dyn Fn(&str) -> 
     report::save(&folder, &report)?;
     tracing::info!(machine = report.machine, passed = report.passed, rto_ms = report.rto_ms, "drilled");
     Ok(report)
+}
+
+/// The end of what a console has said; nothing where there is no log.
+fn end_of(log: &Path) -> String {
+    let said = std::fs::read(log).unwrap_or_default();
+    String::from_utf8_lossy(&said[said.len().saturating_sub(CONSOLE_BYTES_MAX)..]).into_owned()
 }
 
 /// The time to the first read, where there was one, and whether the probe succeeded.

@@ -4,6 +4,7 @@ use super::report::reports;
 use super::run::{Drill, drill, take_away};
 use crate::agent::Charge;
 use crate::alarms::Alarm;
+use crate::background::again_and_again;
 use crate::control::api::{BootRequest, DrillInfo, DrillStatus};
 use crate::retention;
 use crate::services::Services;
@@ -12,8 +13,8 @@ use crate::stop::Stop;
 use blocks::{Error, ErrorKind, MachineId, Result, WallClock};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use store::Unit;
 
@@ -97,37 +98,17 @@ pub(crate) fn alarm(services: &Services, unit: &Unit) -> Result<Option<Alarm>> {
     Ok(is_overdue.then_some(Alarm { kind: "drill", words }))
 }
 
-/// Plays the drills that are due, one at a time, until `stop` is heard.
-pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
-    let stopping = Arc::new(AtomicBool::new(false));
-    let mut is_first = true;
-    let failures = Arc::new(Mutex::new(Failures::default()));
-    loop {
-        let (services, stopping_seen) = (services.clone(), stopping.clone());
-        let (clear, failures) = (std::mem::take(&mut is_first), failures.clone());
-        let mut work = tokio::task::spawn_blocking(move || {
-            if clear {
-                take_away_interrupted(&services);
-            }
-            let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
-            play_due(&services, &mut failures, &stopping_seen);
-        });
-        tokio::select! {
-            () = stop.heard() => {
-                stopping.store(true, Ordering::Release);
-                // Called off; it is played anew after the next start.
-                let _ = work.await;
-                return;
-            }
-            done = &mut work => if done.is_err() {
-                tracing::error!("playing drills panicked");
-            }
+/// Plays the drills that are due, one at a time, until `stop` is heard. One that is called off then is played anew after
+/// the next start.
+pub(crate) async fn run(services: Arc<Services>, stop: Stop) {
+    let (mut is_first, mut failures) = (true, Failures::default());
+    let work = move |stopping: &AtomicBool| {
+        if std::mem::take(&mut is_first) {
+            take_away_interrupted(&services);
         }
-        tokio::select! {
-            () = stop.heard() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-    }
+        play_due(&services, &mut failures, stopping);
+    };
+    again_and_again("playing drills", stop, || LOOK_EVERY, work).await;
 }
 
 /// The server ended in the middle of drills: nobody waits for them any more.

@@ -2,10 +2,12 @@
 
 use super::manager::{Guest, StandIns, words};
 use super::record::{StandInRecord, StandInState};
+use crate::background::again_and_again;
 use crate::services::Services;
 use crate::stop::Stop;
 use blocks::{Error, Result};
 use hypervisor::{GuestState, Places};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, TryLockError};
 use std::time::Duration;
 
@@ -14,17 +16,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const CONSOLE_LOG_BYTES_MAX: u64 = 8 << 20;
 
 /// Looks at every stand-in now and then until `stop` is heard. They go on when the server ends.
-pub(crate) async fn run(services: Arc<Services>, mut stop: Stop) {
-    loop {
-        let stand_ins = services.stand_ins.clone();
-        if tokio::task::spawn_blocking(move || stand_ins.look_after()).await.is_err() {
-            tracing::error!("looking after stand-ins panicked");
-        }
-        tokio::select! {
-            () = stop.heard() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
-        }
-    }
+pub(crate) async fn run(services: Arc<Services>, stop: Stop) {
+    let stand_ins = services.stand_ins.clone();
+    let work = move |_: &AtomicBool| stand_ins.look_after();
+    again_and_again("looking after stand-ins", stop, || LOOK_EVERY, work).await;
 }
 
 impl StandIns {

@@ -36,7 +36,8 @@ pub(crate) fn prepare(services: &Arc<Services>) {
     let boots = |unit: &Arc<Unit>| Policy::of(unit).is_ok_and(|policy| policy.on_failure == OnFailure::Boot);
     if services.store.units().iter().any(boots) {
         let stand_ins = services.stand_ins.clone();
-        std::thread::spawn(move || stand_ins.prepare());
+        // The runtime waits for it at its end, so that no trial guest outlives an orderly stop.
+        tokio::task::spawn_blocking(move || stand_ins.prepare());
     }
 }
 

@@ -93,16 +93,17 @@ impl Policy {
 
     /// The same with what an administrator changes; `none` takes the probe away. Whoever wants a machine to be recovered by
     /// itself has to say who else is asked whether it is dead, or that nobody is.
-    pub fn with(self, on_failure: Option<&str>, probe: Option<&str>) -> Result<Policy> {
+    pub fn with(&self, on_failure: Option<&str>, probe: Option<&str>) -> Result<Policy> {
         let changed = Policy {
             on_failure: on_failure.map_or(Ok(self.on_failure), str::parse)?,
             probe: match probe {
-                None => self.probe,
+                None => self.probe.clone(),
                 Some("none") => None,
                 Some(text) => Some(text.parse()?),
             },
         };
-        if changed.on_failure != OnFailure::Notify && changed.probe.is_none() && probe.is_none() {
+        let begins = self.on_failure == OnFailure::Notify && changed.on_failure != OnFailure::Notify;
+        if begins && changed.probe.is_none() && probe.is_none() {
             let context = "a recovery without a person wants a second opinion: --probe tcp:HOST:PORT or \
                            command:PROGRAM, or --probe none to go by heartbeats alone";
             return Err(Error::new(ErrorKind::InvalidInput, context));
@@ -121,9 +122,11 @@ mod tests {
         assert!(error.to_string().contains("second opinion"), "{error}");
         let asked = Policy::default().with(Some("recover"), Some("tcp:web1:22")).unwrap();
         assert_eq!(asked.to_string(), "recover, after asking tcp:web1:22");
-        assert_eq!(asked.clone().with(None, None).unwrap(), asked, "nothing changes where nothing is said");
+        assert_eq!(asked.with(None, None).unwrap(), asked, "nothing changes where nothing is said");
         let alone = asked.with(None, Some("none")).unwrap();
         assert_eq!(alone.to_string(), "recover, by heartbeats alone");
+        assert_eq!(alone.with(None, None).unwrap(), alone, "what was said once need not be said again");
+        assert_eq!(alone.with(Some("boot"), None).unwrap().to_string(), "boot, by heartbeats alone");
         assert_eq!(alone.with(Some("notify"), None).unwrap(), Policy::default());
         assert!(Policy::default().with(Some("explode"), None).is_err());
         assert!(Policy::default().with(None, Some("carrier pigeon")).is_err());

@@ -1,6 +1,6 @@
 //! Shows disks as files: any [`blocks::Volume`] behind a file of a FUSE mount.
 //!
-//! A request's way: `bridge` takes it from the kernel, `inodes` knows which path is meant, the [`Tree`] says what is
+//! A request's way: `requests` takes it from the kernel, `bridge` finds what is meant, `inodes` knows which path is meant, the [`Tree`] says what is
 //! there and opens it, and a [`OpenFile`] reads and writes. [`SingleFile`] is the smallest tree: one volume as one file.
 //! [`Datastore`] is the tree of machines, checkpoints and sessions, which it learns of from a [`Catalogue`]; nothing
 //! here knows what a journal or an image format is. `mount` attaches a tree to a folder, and detaches what a dead server
@@ -13,6 +13,7 @@ mod inodes;
 mod mount;
 mod name;
 mod open_file;
+mod requests;
 mod single_file;
 mod tree;
 

@@ -16,10 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use support::computer::{Computer, Layout, Parts, disk_of_files, end_stand_ins};
+use support::computer::{Computer, Layout, Parts, disk_of_files};
 use support::console::Console;
 use support::process::Process;
-use support::{free_port, program, run};
+use support::{StandIns, ask, free_port, program, run};
 
 const NAME: &str = "web1";
 /// The host as a guest sees it.
@@ -81,18 +81,13 @@ struct Story {
     _server: Process,
     port: u16,
     figures: Figures,
+    _stand_ins: StandIns,
     folder: tempfile::TempDir,
 }
 
 /// The rows of the ledger that were told before the checkpoint that everything goes back to.
 struct Promised {
     last_row: u64,
-}
-
-impl Drop for Story {
-    fn drop(&mut self) {
-        end_stand_ins(&self.at("store"));
-    }
 }
 
 impl Story {
@@ -105,7 +100,8 @@ impl Story {
         command.arg("--data").arg(at("store"));
         command.arg("--nbd").arg(format!("unix:{}", at("nbd.sock").display()));
         let _server = Process::start(command, None, &at("server.log"));
-        let story = Story { layout, _server, port, figures: Figures::default(), folder };
+        let _stand_ins = StandIns::of(&at("store"));
+        let story = Story { layout, _server, port, figures: Figures::default(), _stand_ins, folder };
         story.wait("the server", 60, |story| story.us(&["status"]).is_ok());
         story.make_tools();
         story
@@ -117,12 +113,7 @@ impl Story {
 
     /// Runs a command against the server; its JSON, or what it printed to standard error.
     fn us(&self, arguments: &[&str]) -> Result<Value, String> {
-        let socket = self.at("store").join("control.sock");
-        let output = program().arg("--json").arg("--control").arg(socket).args(arguments).output().unwrap();
-        match output.status.success() {
-            true => Ok(serde_json::from_slice(&output.stdout).unwrap()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        ask(&self.at("store"), arguments)
     }
 
     fn well(&self, arguments: &[&str]) -> Value {

@@ -64,17 +64,6 @@ pub fn disk_of_files(folder: &Path, to: &Path, mib: u64) {
     run(Command::new("mke2fs").args(["-q", "-t", "ext4", "-L", "files", "-d"]).arg(folder).arg(to));
 }
 
-/// Ends the stand-ins of a server that a failed test leaves: QEMU is no child of the server's.
-pub fn end_stand_ins(store: &Path) {
-    let folders = std::fs::read_dir(store.join("stand-ins")).into_iter().flatten().flatten();
-    for pid in folders.filter_map(|folder| std::fs::read_to_string(folder.path().join("qemu.pid")).ok()) {
-        let line = std::fs::read(format!("/proc/{}/cmdline", pid.trim())).unwrap_or_default();
-        if String::from_utf8_lossy(&line).contains(&*store.to_string_lossy()) {
-            let _ = Command::new("kill").args(["-9", pid.trim()]).status();
-        }
-    }
-}
-
 impl Computer {
     /// Switches it on.
     pub fn start(parts: &Parts) -> Computer {

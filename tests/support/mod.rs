@@ -33,7 +33,14 @@ pub struct Stage {
 }
 
 /// The folder of the stand-ins, which outlive their server and shall not outlive the test.
-struct StandIns(PathBuf);
+pub struct StandIns(PathBuf);
+
+impl StandIns {
+    /// Those of the server with this data folder.
+    pub fn of(store: &Path) -> StandIns {
+        StandIns(store.join("stand-ins"))
+    }
+}
 
 impl Drop for StandIns {
     fn drop(&mut self) {
@@ -53,7 +60,7 @@ impl Stage {
     pub fn new(disk_mib: u64) -> Stage {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let disk = Disk::new(folder.path(), "disk", disk_mib);
-        let stand_ins = StandIns(folder.path().join("store/stand-ins"));
+        let stand_ins = StandIns::of(&folder.path().join("store"));
         Stage { writer: None, agent: None, server: None, disk, port: free_port(), stand_ins, folder }
     }
 
@@ -117,13 +124,7 @@ impl Stage {
 
     /// Runs a command against the server; its JSON, or what it printed to standard error.
     pub fn us(&self, arguments: &[&str]) -> Result<Value, String> {
-        let socket = self.path("store").join("control.sock");
-        let output =
-            program().arg("--json").arg("--control").arg(socket).args(arguments).output().expect("it runs");
-        match output.status.success() {
-            true => Ok(serde_json::from_slice(&output.stdout).expect("--json prints JSON")),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
+        ask(&self.path("store"), arguments)
     }
 
     /// Repeats a command until it succeeds, restarting whatever died, as an administrator would.
@@ -237,6 +238,17 @@ impl Stage {
                 format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(15)..].join("\n"))
             })
             .concat()
+    }
+}
+
+/// Runs a command against the server of that data folder; its JSON, or what it printed to standard error.
+pub fn ask(store: &Path, arguments: &[&str]) -> Result<Value, String> {
+    let socket = store.join("control.sock");
+    let output =
+        program().arg("--json").arg("--control").arg(socket).args(arguments).output().expect("it runs");
+    match output.status.success() {
+        true => Ok(serde_json::from_slice(&output.stdout).expect("--json prints JSON")),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
     }
 }
 

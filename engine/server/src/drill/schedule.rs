@@ -113,7 +113,10 @@ pub(crate) async fn run(services: Arc<Services>, stop: Stop) {
 
 /// The server ended in the middle of drills: nobody waits for them any more.
 fn take_away_interrupted(services: &Services) {
-    let sessions = services.sessions.list().unwrap_or_default();
+    let sessions = services.sessions.list().unwrap_or_else(|error| {
+        tracing::error!(%error, "whether drills were interrupted cannot be told");
+        Vec::new()
+    });
     for session in sessions.into_iter().filter(|session| session.drill) {
         let Ok((_, unit)) = services.sessions.unit_of(&session.session) else { continue };
         let is_ours = |record: StandInRecord| record.in_drill;

@@ -75,6 +75,8 @@ impl Server {
             listeners.push(wire::Listener::bind(address).await?);
         }
         let socket = wire::Listener::bind(&Address::Unix(config.control_socket())).await?;
+        let found = services.clone();
+        let interrupted = agent::blocking(move || Ok(drill::Interrupted::find(&found))).await?;
         // From here on nothing can fail any more.
         let (stop, stopping) = stop();
         let agent_addresses: Vec<_> = listeners.iter().map(|listener| listener.address().clone()).collect();
@@ -83,7 +85,7 @@ impl Server {
         tasks.push(tokio::spawn(control::run(services.clone(), socket, stopping.clone())));
         takeover::prepare(&services);
         tasks.push(tokio::spawn(stand_in::run(services.clone(), stopping.clone())));
-        tasks.push(tokio::spawn(drill::run(services.clone(), stopping.clone())));
+        tasks.push(tokio::spawn(drill::run(services.clone(), interrupted, stopping.clone())));
         tasks.push(tokio::spawn(retention::run(services.clone(), stopping.clone())));
         if let Some(every) = config.scrub_every {
             tasks.push(tokio::spawn(scrub::run(services.clone(), every, stopping.clone())));

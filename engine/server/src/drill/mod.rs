@@ -8,4 +8,4 @@ mod schedule;
 
 pub(crate) use report::{forget, reports};
 pub(crate) use run::{Drill, drill};
-pub(crate) use schedule::{Schedule, alarm, run, status};
+pub(crate) use schedule::{Interrupted, Schedule, alarm, run, status};

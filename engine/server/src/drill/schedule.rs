@@ -98,35 +98,49 @@ pub(crate) fn alarm(services: &Services, unit: &Unit) -> Result<Option<Alarm>> {
     Ok(is_overdue.then_some(Alarm { kind: "drill", words }))
 }
 
-/// Plays the drills that are due, one at a time, until `stop` is heard. One that is called off then is played anew after
-/// the next start.
-pub(crate) async fn run(services: Arc<Services>, stop: Stop) {
-    let (mut is_first, mut failures) = (true, Failures::default());
+/// Plays the drills that are due, one at a time, until `stop` is heard, having taken away those that were `interrupted`. One
+/// that is called off then is played anew after the next start.
+pub(crate) async fn run(services: Arc<Services>, interrupted: Interrupted, stop: Stop) {
+    let (mut interrupted, mut failures) = (Some(interrupted), Failures::default());
     let work = move |stopping: &AtomicBool| {
-        if std::mem::take(&mut is_first) {
-            take_away_interrupted(&services);
+        if let Some(interrupted) = interrupted.take() {
+            interrupted.take_away(&services);
         }
         play_due(&services, &mut failures, stopping);
     };
     again_and_again("playing drills", stop, || LOOK_EVERY, work).await;
 }
 
-/// The server ended in the middle of drills: nobody waits for them any more.
-fn take_away_interrupted(services: &Services) {
-    let sessions = services.sessions.list().unwrap_or_else(|error| {
-        tracing::error!(%error, "whether drills were interrupted cannot be told");
-        Vec::new()
-    });
-    for session in sessions.into_iter().filter(|session| session.drill) {
-        let Ok((_, unit)) = services.sessions.unit_of(&session.session) else { continue };
-        let is_ours = |record: StandInRecord| record.in_drill;
-        match StandInRecord::load(&unit, &session.session).map(|record| record.is_some_and(is_ours)) {
-            Ok(false) => continue,
-            Ok(true) => tracing::warn!(session = session.session, "an interrupted drill is taken away"),
-            Err(error) => tracing::error!(%error, "what a drill has left cannot be told"),
+/// The sessions of drills in whose middle a server ended: nobody waits for them any more.
+pub(crate) struct Interrupted(Vec<(String, Arc<Unit>)>);
+
+impl Interrupted {
+    /// Those that are there. Call before anybody can ask for a drill: its session would be taken for one of them.
+    pub fn find(services: &Services) -> Interrupted {
+        let sessions = services.sessions.list().unwrap_or_else(|error| {
+            tracing::error!(%error, "whether drills were interrupted cannot be told");
+            Vec::new()
+        });
+        let mut found = Vec::new();
+        for session in sessions.into_iter().filter(|session| session.drill) {
+            let Ok((_, unit)) = services.sessions.unit_of(&session.session) else { continue };
+            let is_ours = |record: StandInRecord| record.in_drill;
+            match StandInRecord::load(&unit, &session.session).map(|record| record.is_some_and(is_ours)) {
+                Ok(false) => continue,
+                Ok(true) => {}
+                Err(error) => tracing::error!(%error, "what a drill has left cannot be told"),
+            }
+            found.push((session.session, unit));
         }
-        if let Err(error) = take_away(services, &unit, &session.session) {
-            tracing::error!(%error, session = session.session, "an interrupted drill is left");
+        Interrupted(found)
+    }
+
+    fn take_away(self, services: &Services) {
+        for (session, unit) in self.0 {
+            tracing::warn!(session, "an interrupted drill is taken away");
+            if let Err(error) = take_away(services, &unit, &session) {
+                tracing::error!(%error, session, "an interrupted drill is left");
+            }
         }
     }
 }

@@ -283,8 +283,14 @@ impl Drop for Zram {
 /// Device-mapper and md take bios too, but this kernel has neither; writes to zram take the same way.
 #[test]
 fn a_disk_that_takes_bios_is_tracked_by_them() {
+    for loops in [Mutant::None, Mutant::BySteps] {
+        bios_are_tracked(loops);
+    }
+}
+
+fn bios_are_tracked(loops: Mutant) {
     let zram = Zram::new(16 << 20);
-    let tracker = cbt::open_mutant(&zram.device, Mutant::None).unwrap();
+    let tracker = cbt::open_mutant(&zram.device, loops).unwrap();
     let scan = tracker.begin_scan(PATIENCE).unwrap();
     tracker.finish_scan(scan, base()).unwrap();
     let device = open_direct(&zram.device);

@@ -6,7 +6,7 @@
 mod tracker_support;
 
 use blocks::ByteLen;
-use cbt::{Agreement, Tracker, TrackerKind, TrackerWish};
+use cbt::{Agreement, Mutant, Tracker, TrackerKind, TrackerWish};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::fs::{File, OpenOptions};
@@ -59,10 +59,13 @@ fn sized(file: &Path) -> u64 {
 }
 
 fn random_changes_are_marked(disk: &Loop, node: &Path, seed: u64) {
+    random_changes_are_marked_by(&*ebpf(disk), disk, node, seed);
+}
+
+fn random_changes_are_marked_by(tracker: &dyn Tracker, disk: &Loop, node: &Path, seed: u64) {
     println!("seed {seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let tracker = ebpf(disk);
-    let mut copy = Copy::begin(&*tracker, disk);
+    let mut copy = Copy::begin(tracker, disk);
     let direct = open_direct(node);
     let cached = OpenOptions::new().write(true).open(node).unwrap();
     let mut differing = 0;
@@ -70,12 +73,12 @@ fn random_changes_are_marked(disk: &Loop, node: &Path, seed: u64) {
         for _ in 0..40 {
             scribble(&mut random, &direct, &cached, sized(node));
             if random.random_bool(0.2) {
-                copy.drain(&*tracker);
+                copy.drain(tracker);
             }
         }
         cached.sync_all().unwrap();
-        differing += copy.assert_marked(&*tracker, disk);
-        copy.barrier(&*tracker);
+        differing += copy.assert_marked(tracker, disk);
+        copy.barrier(tracker);
         assert_eq!(copy.differing(disk), Vec::<u64>::new());
         assert_eq!(tracker.backlog().unwrap(), ByteLen::ZERO);
         assert!(tracker.trust().is_trusted());
@@ -96,6 +99,23 @@ fn random_changes_through_a_partition_are_marked() {
     let disk = Loop::new(48 << 20);
     let partition = disk.partition(1, (7 << 20) + 512, 30 << 20);
     random_changes_are_marked(&disk, &partition, rand::random());
+}
+
+#[test]
+fn random_changes_are_marked_without_the_newer_kernels_loops() {
+    let disk = Loop::new((48 << 20) + 3 * 512);
+    let tracker = cbt::open_mutant(&disk.device, Mutant::BySteps).unwrap();
+    random_changes_are_marked_by(&*tracker, &disk, &disk.device, rand::random());
+    // 192 words in one request.
+    let mut copy = Copy::begin(&*tracker, &disk);
+    copy.barrier(&*tracker);
+    let device = open_direct(&disk.device);
+    let range = [0_u64, 48 << 20];
+    // SAFETY: takes a pointer to two u64, which lives through the call.
+    let done = unsafe { libc::ioctl(device.as_raw_fd(), BLKDISCARD, range.as_ptr()) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    assert_eq!(tracker.backlog().unwrap(), ByteLen::new(48 << 20));
+    assert!(tracker.trust().is_trusted());
 }
 
 #[test]

@@ -42,6 +42,8 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 #define KERNEL __attribute__((preserve_access_index))
 
+struct bpf_map;
+
 struct gendisk {
 	int major;
 	int first_minor;
@@ -105,6 +107,8 @@ const volatile struct config config = {};
 #define MUTANT_MARK_ONLY_QUEUED 1
 #define MUTANT_LOSE_COMPLETIONS 2
 #define MUTANT_LOSE_QUEUED 3
+/* No defect: as on kernels that have no bpf_loop. */
+#define MUTANT_BY_STEPS 4
 
 /* What user space must know; tracker/ebpf.rs has the same numbers. */
 #define FLAG_MEDIA_CHANGED 1
@@ -151,6 +155,27 @@ struct {
 	__type(value, struct range);
 } ranges SEC(".maps");
 
+/*
+ * An element for each step of a loop, where the kernel has no bpf_loop (before 5.17); the loader makes it large enough
+ * there.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u8);
+} steps SEC(".maps");
+
+/* The kernel's list of helpers, as far as it is asked about. */
+enum bpf_func_id___newer { BPF_FUNC_loop___newer = 181 };
+
+/* A constant to the verifier, which looks at no call behind the branch that is not taken. */
+static __always_inline bool by_steps(void)
+{
+	return config.mutant == MUTANT_BY_STEPS ||
+	       !bpf_core_enum_value_exists(enum bpf_func_id___newer, BPF_FUNC_loop___newer);
+}
+
 static __always_inline struct counters *counts(void)
 {
 	__u32 zero = 0;
@@ -191,6 +216,8 @@ static long mark_word(__u32 index, struct span *span)
 	__u32 key = word;
 	__u64 *bits;
 
+	if (word > span->last >> 6)
+		return 1;
 	if (word == span->first >> 6)
 		mask &= ~0ULL << (span->first & 63);
 	if (word == span->last >> 6)
@@ -205,6 +232,11 @@ static long mark_word(__u32 index, struct span *span)
 	if (__sync_fetch_and_or(bits, mask) == ~0ULL)
 		return 0;
 	return 0;
+}
+
+static long mark_word_step(struct bpf_map *map, const void *key, void *value, void *span)
+{
+	return mark_word(*(const __u32 *)key, span);
 }
 
 static __always_inline void mark(__u64 sector, __u64 bytes)
@@ -225,8 +257,10 @@ static __always_inline void mark(__u64 sector, __u64 bytes)
 	words = (span.last >> 6) - (span.first >> 6) + 1;
 	if (words == 1)
 		mark_word(0, &span);
-	else
+	else if (!by_steps())
 		bpf_loop(words, mark_word, &span, 0);
+	else if ((__u64)bpf_for_each_map_elem(&steps, mark_word_step, &span, 0) < words)
+		flag(FLAG_RANGE_LOST);
 }
 
 struct walk {
@@ -237,13 +271,16 @@ static long mark_merged(__u32 index, struct walk *walk)
 {
 	struct bio *bio = (struct bio *)walk->bio;
 
-	if (!bio)
+	if (!bio || index >= MERGED_BIOS_MAX)
 		return 1;
 	mark(BPF_CORE_READ(bio, bi_iter.bi_sector), BPF_CORE_READ(bio, bi_iter.bi_size));
 	walk->bio = (__u64)BPF_CORE_READ(bio, bi_next);
-	if (walk->bio && index == MERGED_BIOS_MAX - 1)
-		flag(FLAG_RANGE_LOST);
 	return 0;
+}
+
+static long mark_merged_step(struct bpf_map *map, const void *key, void *value, void *walk)
+{
+	return mark_merged(*(const __u32 *)key, walk);
 }
 
 /* Merged discards need not touch: only their bios know where they are. */
@@ -254,7 +291,12 @@ static __always_inline void mark_request(struct request *rq, __u64 bytes)
 	if ((rq->cmd_flags & REQ_OP_MASK) == REQ_OP_DISCARD && bio && bio->bi_next) {
 		struct walk walk = { .bio = (__u64)bio };
 
-		bpf_loop(MERGED_BIOS_MAX, mark_merged, &walk, 0);
+		if (!by_steps())
+			bpf_loop(MERGED_BIOS_MAX, mark_merged, &walk, 0);
+		else
+			bpf_for_each_map_elem(&steps, mark_merged_step, &walk, 0);
+		if (walk.bio)
+			flag(FLAG_RANGE_LOST);
 	} else {
 		mark(rq->__sector, bytes);
 	}

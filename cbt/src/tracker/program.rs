@@ -5,7 +5,9 @@ use super::disk::{DiskIdentity, Plumbing};
 use super::ledger::{LEDGER_BYTES, Ledger};
 use super::words::Words;
 use blocks::{BlockShift, Error, ErrorKind, Result};
-use libbpf_rs::{Link, MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, OpenObject, Program};
+use libbpf_rs::{
+    Link, MapCore, MapFlags, MapHandle, MapType, ObjectBuilder, OpenObject, Program, ProgramType,
+};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
@@ -14,6 +16,8 @@ static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/tracker.bpf.o")
 
 /// Bios that may be under way at once on a bio-based disk; more raise a flag.
 const RANGES_MAX: u32 = 1 << 16;
+/// Steps of a loop on kernels without `bpf_loop`: more words than the largest request (4 GiB) has in the finest map.
+const STEPS_MAX: u32 = 1 << 15;
 /// `struct counters`: where each count is, in words.
 const COUNTER_WORDS: usize = 24;
 const QUEUED: usize = 0;
@@ -40,6 +44,8 @@ pub enum Mutant {
     LoseCompletions = 2,
     /// Neither marks nor counts when a write is queued.
     LoseQueued = 3,
+    /// No defect: loops as on kernels before 5.17, which have no `bpf_loop`.
+    BySteps = 4,
 }
 
 /// What is pinned, opened.
@@ -99,12 +105,20 @@ fn configure(object: &mut OpenObject, ledger: &Ledger, mutant: Mutant) -> Result
         let done = match name.as_str() {
             "marks" => map.set_max_entries(words),
             "ranges" if ledger.plumbing == Plumbing::Bios => map.set_max_entries(RANGES_MAX),
+            "steps" if needs_steps(mutant)? => map.set_max_entries(STEPS_MAX),
             _ if name.ends_with(".rodata") => map.set_initial_value(&config(ledger, mutant)),
             _ => Ok(()),
         };
         done.map_err(|error| failed(&format!("configure {name}"), error))?;
     }
     Ok(())
+}
+
+/// Whether the programs will loop over a map. Should this be mistaken, they raise [`FLAG_RANGE_LOST`].
+fn needs_steps(mutant: Mutant) -> Result<bool> {
+    let has_loop = ProgramType::Kprobe.is_helper_supported(libbpf_rs::libbpf_sys::BPF_FUNC_loop);
+    let has_loop = has_loop.map_err(|error| failed("ask for the kernel's helpers", error))?;
+    Ok(mutant == Mutant::BySteps || !has_loop)
 }
 
 /// `struct config`, as the programs' compiler lays it out.

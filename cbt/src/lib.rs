@@ -11,15 +11,19 @@ mod hooks;
 mod inventory;
 mod link;
 mod mounts;
+mod reboot;
 mod restore;
 mod tracker;
 mod watchdog;
 
-pub use agent::{Agent, AgentConfig, DiskConfig, SendMode, Stop, StopHandle, share_one_heap, stop_pair};
+pub use agent::{
+    Agent, AgentConfig, DEFAULT_STATE_DIR, DiskConfig, SendMode, Stop, StopHandle, share_one_heap, stop_pair,
+};
 pub use barrier::BarrierSettings;
 pub use disk::{DeviceNumber, Disk, IoCounts};
 pub use doctor::{Finding, Verdict, examine};
 pub use inventory::collect as collect_inventory;
+pub use reboot::{Carried, at_boot, at_shutdown};
 pub use tracker::{
     Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, TrackerWish, Trust, best as best_tracker,
     detach as detach_tracker,

@@ -145,4 +145,24 @@ pub enum AgentCommand {
         #[arg(long, value_parser = ["auto", "ebpf", "scan"])]
         tracker: Option<String>,
     },
+    /// Record what is known of this machine's disks, so that its next start needs no scan. For systemd's
+    /// shutdown hook: the agent has been stopped and nothing is mounted for writing any more.
+    AtShutdown {
+        /// Where the agent keeps its state [default: as configured].
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
+    },
+    /// Go on tracking where the last shutdown left off. For the initramfs: nothing has been written and
+    /// root is not mounted yet.
+    AtBoot {
+        /// The device of the root file system.
+        #[arg(long, value_name = "DEVICE")]
+        root: PathBuf,
+        /// A protected disk. May be repeated [default: as configured].
+        #[arg(long = "disk", value_name = "DEVICE")]
+        disks: Vec<PathBuf>,
+        /// Where the agent keeps its state [default: as configured].
+        #[arg(long, value_name = "DIR")]
+        state: Option<PathBuf>,
+    },
 }

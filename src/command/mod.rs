@@ -11,6 +11,7 @@ mod mount;
 mod nbd;
 mod package;
 mod print;
+mod restart;
 mod serve;
 mod server;
 mod store;
@@ -32,6 +33,12 @@ pub fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Server(flags) => server::run(flags, configuration, arguments.control),
         Command::Agent { command: Some(AgentCommand::Doctor { disks, tracker }), .. } => {
             doctor::run(disks, tracker, configuration.agent, json)
+        }
+        Command::Agent { command: Some(AgentCommand::AtShutdown { state }), .. } => {
+            restart::at_shutdown(state, configuration.agent, json)
+        }
+        Command::Agent { command: Some(AgentCommand::AtBoot { root, disks, state }), .. } => {
+            restart::at_boot(&root, disks, state, configuration.agent, json)
         }
         Command::Agent { flags, command: None } => agent::run(*flags, configuration.agent),
         Command::Serve { file, disk, nbd, read_only, format, security } => {

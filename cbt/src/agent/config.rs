@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 use wire::{Address, AgentIdentity};
 
+/// Where an agent keeps its state unless told otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/understudy/agent";
+
 /// How an agent runs. [`AgentConfig::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -92,7 +95,7 @@ impl AgentConfig {
             barrier: BarrierSettings::default(),
             hooks_dir: PathBuf::from("/etc/understudy/freeze-hook.d"),
             hook_timeout: Duration::from_secs(10),
-            state_dir: PathBuf::from("/var/lib/understudy/agent"),
+            state_dir: PathBuf::from(DEFAULT_STATE_DIR),
             run_dir: PathBuf::from("/run/understudy"),
             watchdog: vec![program.unwrap_or_else(|_| "understudy".into()), "agent-watchdog".into()],
             silence_max: Duration::from_secs(60),

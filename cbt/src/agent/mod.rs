@@ -22,7 +22,7 @@ mod verify;
 mod vitals;
 mod worker;
 
-pub use config::{AgentConfig, DiskConfig, SendMode};
+pub use config::{AgentConfig, DEFAULT_STATE_DIR, DiskConfig, SendMode};
 pub use heap::share_one_heap;
 pub use run::Agent;
 pub use stop::{Stop, StopHandle, stop_pair};

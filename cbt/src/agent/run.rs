@@ -12,6 +12,7 @@ use super::vitals::Vitals;
 use super::worker::{End, Worker};
 use crate::inventory;
 use crate::link::{Inbox, link};
+use crate::reboot;
 use blocks::{DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, Seq};
 use rand::Rng;
 use std::sync::Arc;
@@ -48,9 +49,20 @@ enum Ended {
 impl Agent {
     /// Protects the disks until `stop` is asked for (then `Ok`) or the agent cannot go on: a disk that cannot be
     /// protected, a final refusal. A lost connection is no reason to end.
-    pub async fn run(config: AgentConfig, mut stop: Stop) -> Result<()> {
+    pub async fn run(config: AgentConfig, stop: Stop) -> Result<()> {
         wire::check_machine_name(&config.name)?;
         let config = Arc::new(config);
+        if config.restore_only {
+            return Agent::serve(config, stop).await;
+        }
+        if let Err(error) = reboot::forget(&config.state_dir) {
+            tracing::warn!("what was planned for a restart cannot be forgotten: {error}");
+        }
+        Agent::serve(Arc::clone(&config), stop).await?;
+        on_thread(move || plan_restart(&config)).await
+    }
+
+    async fn serve(config: Arc<AgentConfig>, mut stop: Stop) -> Result<()> {
         let vitals = Arc::new(Vitals::default());
         let opened = Arc::clone(&config);
         let replicas = on_thread(move || protect_all(&opened)).await??;
@@ -94,6 +106,22 @@ impl Agent {
                 () = tokio::time::sleep(jittered) => {}
             }
         }
+    }
+}
+
+/// The machine may be about to restart. What cannot be planned costs a scan then, and nothing now.
+fn plan_restart(config: &AgentConfig) {
+    let devices: Vec<_> = config.disks.iter().map(|disk| disk.device.clone()).collect();
+    match reboot::plan(&config.state_dir, &devices) {
+        Ok(refused) => {
+            for (device, error) in refused {
+                tracing::info!(
+                    "{}: will be scanned after a restart of the machine: {error}",
+                    device.display()
+                );
+            }
+        }
+        Err(error) => tracing::warn!("the machine's disks will be scanned after its restart: {error}"),
     }
 }
 

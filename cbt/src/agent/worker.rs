@@ -450,7 +450,11 @@ enum Start {
 /// What to do first: what the server says, but never less than what the agent's own knowledge asks for.
 fn how_to_start(known: &Continuity, welcome: &DiskWelcome, receiver: Receiver) -> Start {
     let fits = match known {
-        Continuity::Tracked { store, acked, .. } => *store == receiver.store && welcome.durable >= *acked,
+        // A store that has more than was ever sent from here knows a later state of this disk than the map does: the disk
+        // was set back.
+        Continuity::Tracked { store, acked, sent } => {
+            *store == receiver.store && (*acked..=*sent).contains(&welcome.durable)
+        }
         Continuity::Unknown { .. } => false,
     };
     match welcome.start {

@@ -53,6 +53,11 @@ impl Disk {
         &self.path
     }
 
+    /// The kernel's name of it, such as `sda`.
+    pub(crate) fn kernel_name(&self) -> String {
+        self.sysfs.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Major and minor number.
     pub fn number(&self) -> DeviceNumber {
         self.number

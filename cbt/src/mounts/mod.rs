@@ -6,4 +6,4 @@ mod swap;
 
 pub(crate) use mountinfo::{MountEntry, own_mounts};
 pub(crate) use superblock::{Superblock, members, superblocks};
-pub(crate) use swap::{swap_devices, swap_extents};
+pub(crate) use swap::{file_extents, swap_devices, swap_extents};

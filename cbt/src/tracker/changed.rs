@@ -155,6 +155,26 @@ impl Changed {
         Ok(())
     }
 
+    /// Marks what is set in these words. `Corrupt`, and nothing is marked, if there are more or fewer than the map has.
+    pub fn mark_words(&self, words: &[u64]) -> Result<()> {
+        if words.len() != self.marks.len() {
+            return Err(Error::corrupt(format!("{} words for a map of {}", words.len(), self.marks.len())));
+        }
+        for (marks, word) in self.marks.iter().zip(words) {
+            marks.fetch_or(*word, SeqCst);
+        }
+        Ok(())
+    }
+
+    /// What is marked or pending, a bit a block.
+    pub fn words(&self) -> Vec<u64> {
+        self.marks
+            .iter()
+            .zip(self.pending.iter())
+            .map(|(marks, pending)| marks.load(Acquire) | pending.load(Acquire))
+            .collect()
+    }
+
     /// Bytes marked or pending.
     pub fn backlog(&self) -> ByteLen {
         let blocks: u64 = self.changed_words().map(|(_, word)| u64::from(word.count_ones())).sum();

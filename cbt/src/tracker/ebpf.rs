@@ -83,6 +83,51 @@ impl EbpfTracker {
         Ok((EbpfTracker::assemble(disk, pins, ledger, kernel), how))
     }
 
+    /// How many words the map of a disk of this length has.
+    pub fn words_for(len: ByteLen) -> usize {
+        Changed::words_for(program::grain_for(len), len)
+    }
+
+    /// What is marked or pending, a bit a block.
+    pub fn changed_words(&self) -> Vec<u64> {
+        self.changed.words()
+    }
+
+    /// `Unsupported` where the disk was written in this boot before this tracker was there.
+    pub fn require_unwritten(&self) -> Result<()> {
+        match self.lock().ledger.kernel_at_attach {
+            0 => Ok(()),
+            bytes => {
+                let context = format!("{bytes} bytes were written to it before it was tracked");
+                Err(Error::new(ErrorKind::Unsupported, context))
+            }
+        }
+    }
+
+    /// Takes over what a tracker of an earlier boot knew at its end: the disk differs from `base` at most where it is marked
+    /// now, where `words` of that grain say, and in `suspects`. The caller vouches that nobody wrote in between;
+    /// `Unsupported` where somebody has in this boot, or the grain is another.
+    pub fn inherit(&self, base: Base, grain: BlockShift, words: &[u64], suspects: &[Extent]) -> Result<()> {
+        self.require_same_disk()?;
+        self.require_unwritten()?;
+        let mut book = self.lock();
+        if grain != self.changed.shift() {
+            let context = format!("its map had blocks of {} bytes", grain.bytes());
+            return Err(Error::new(ErrorKind::Unsupported, context));
+        }
+        self.changed.mark_words(words)?;
+        self.changed.mark(suspects)?;
+        let reference = self.settled(RESET_WITHIN)?;
+        if let Some(reason) = self.fault() {
+            return Err(Error::new(ErrorKind::Unsupported, reason));
+        }
+        self.amend(&mut book, |ledger| {
+            ledger.trust = Trust::Trusted;
+            ledger.base = Some(base);
+            ledger.reference = Some(reference);
+        })
+    }
+
     /// What is pinned, if it is this very disk's.
     fn adopt(disk: &WholeDisk, pins: &Pins) -> Result<(Ledger, Pinned)> {
         let ledger = program::read_ledger(&pins.live())?;

@@ -35,10 +35,13 @@ mod program;
 mod scan;
 mod words;
 
+pub(crate) use ebpf::EbpfTracker;
 pub use ladder::{TrackerWish, best};
 pub(crate) use ledger::Ledger;
 pub use pins::detach;
 pub(crate) use pins::is_pinned;
+#[cfg(not(debug_assertions))]
+pub(crate) use program::Mutant;
 
 #[cfg(debug_assertions)]
 #[doc(hidden)]

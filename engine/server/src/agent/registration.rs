@@ -176,7 +176,10 @@ fn comes_from_another_store(hello: &Hello, ours: StoreId) -> bool {
 fn welcome_disk(continuity: &Continuity, known: &KnownDisk, ours: StoreId) -> DiskWelcome {
     let start = match continuity {
         _ if known.empty => StartFrom::Everything,
-        Continuity::Tracked { store, acked, .. } if *store == ours && *acked <= known.durable => {
+        // More than was ever sent from there: the disk was set back together with what its agent remembers.
+        Continuity::Tracked { store, acked, sent }
+            if *store == ours && (*acked..=*sent).contains(&known.durable) =>
+        {
             StartFrom::Marked
         }
         Continuity::Tracked { .. } | Continuity::Unknown { .. } => StartFrom::Scan,

@@ -1,0 +1,29 @@
+//! A machine that is shut down in order needs no scan: what its trackers knew is carried over to the next boot.
+//! docs/design/0021-clean-shutdown.md has the reasons.
+//!
+//! ```text
+//!  agent stops ──► plan ──► everything read-only ──► record ──► next boot, nothing written yet ──► inherit
+//! ```
+
+mod boot;
+mod content;
+mod layout;
+mod plan;
+mod record;
+mod shutdown;
+mod survey;
+
+pub use boot::at_boot;
+pub(crate) use plan::{forget, plan};
+pub use shutdown::at_shutdown;
+
+use std::path::PathBuf;
+
+/// What became of one disk's record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Carried {
+    /// The disk.
+    pub device: PathBuf,
+    /// Why it will have to be scanned; `None` where it will not.
+    pub refused: Option<String>,
+}

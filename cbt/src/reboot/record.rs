@@ -1,0 +1,199 @@
+//! What one disk's tracker knew when everything stood still.
+//!
+//! | bytes | field |
+//! | --- | --- |
+//! | 4, 2 | magic `USBR`, format: 1 |
+//! | 8, 32 | length of what follows, and its BLAKE3 |
+//! | 16 | boot id |
+//! | 4 + n, 4 + n, 8 | device, serial number, bytes of the disk |
+//! | 16, 8, 8, 8, 16 | base: store, acked, sent, generation, machine |
+//! | 4 + 16 n, 32 | witnesses: offset and length of each; the BLAKE3 over them (survey.rs) |
+//! | 4 + 16 n | suspects |
+//! | 1, 4, 8 n | grain, log2 bytes; the changed blocks, a bit each, in words |
+
+use crate::tracker::Base;
+use blocks::{
+    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Extent, ExtentSet, Generation,
+    Id, MachineId, Result, Seq, StoreId,
+};
+use std::path::PathBuf;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"USBR");
+const FORMAT: u16 = 1;
+/// Before the body.
+const HEAD_BYTES: usize = 4 + 2 + 8 + 32;
+
+/// See the module.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Record {
+    pub boot: Id,
+    pub device: PathBuf,
+    pub serial: String,
+    pub len: ByteLen,
+    pub base: Base,
+    pub witnesses: ExtentSet,
+    pub digest: [u8; 32],
+    pub suspects: ExtentSet,
+    pub shift: BlockShift,
+    pub changed: Vec<u64>,
+}
+
+impl Record {
+    /// How long a record may become for a map of so many words.
+    pub fn room(words: usize) -> u64 {
+        // Some 4,000 extents and the names.
+        (words as u64 * 8 + (128 << 10)).next_multiple_of(4096)
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        let mut body = ByteWriter::new();
+        body.id(Some(self.boot)).text(&self.device.to_string_lossy()).text(&self.serial).u64(self.len.get());
+        let base = &self.base;
+        body.id(Some(base.store.0)).u64(base.acked.0).u64(base.sent.0).u64(base.generation.0);
+        body.id(Some(base.machine.0));
+        put_extents(&mut body, &self.witnesses);
+        body.bytes(&self.digest);
+        put_extents(&mut body, &self.suspects);
+        body.u8(self.shift.get()).u32(self.changed.len() as u32);
+        self.changed.iter().for_each(|word| {
+            body.u64(*word);
+        });
+        let body = body.into_bytes();
+        let mut whole = ByteWriter::new();
+        whole.u32(MAGIC).u16(FORMAT).u64(body.len() as u64).bytes(blake3::hash(&body).as_bytes());
+        whole.bytes(&body);
+        whole.into_bytes()
+    }
+
+    /// `NotFound` where there is none, or it was struck out; `Corrupt` where it is not whole.
+    pub fn decode(bytes: &[u8]) -> Result<Record> {
+        let mut head = ByteReader::new(bytes, "shutdown record");
+        match (head.u32()?, head.u16()?) {
+            (0, 0) => return Err(Error::new(ErrorKind::NotFound, "no shutdown was recorded")),
+            (MAGIC, FORMAT) => {}
+            (MAGIC, other) => {
+                let context = format!("a shutdown record of format {other}; this is {FORMAT}");
+                return Err(Error::new(ErrorKind::Unsupported, context));
+            }
+            _ => return Err(Error::corrupt("no shutdown record")),
+        }
+        let len = usize::try_from(head.u64()?).unwrap_or(usize::MAX);
+        let hash: [u8; 32] = head.array()?;
+        let body = head.bytes(len)?;
+        if *blake3::hash(body).as_bytes() != hash {
+            return Err(Error::corrupt("a shutdown record that is not whole"));
+        }
+        let mut from = ByteReader::new(body, "shutdown record");
+        let record = Record {
+            boot: some_id(&mut from)?,
+            device: PathBuf::from(from.text()?),
+            serial: from.text()?.to_owned(),
+            len: ByteLen::new(from.u64()?),
+            base: Base {
+                store: StoreId(some_id(&mut from)?),
+                acked: Seq(from.u64()?),
+                sent: Seq(from.u64()?),
+                generation: Generation(from.u64()?),
+                machine: MachineId(some_id(&mut from)?),
+            },
+            witnesses: take_extents(&mut from)?,
+            digest: from.array()?,
+            suspects: take_extents(&mut from)?,
+            shift: BlockShift::new(from.u8()?).ok_or_else(|| Error::corrupt("shutdown record: grain"))?,
+            changed: take_words(&mut from)?,
+        };
+        from.finish()?;
+        Ok(record)
+    }
+
+    /// What overwrites the start of a record that must not be read again.
+    pub fn struck_out() -> &'static [u8] {
+        &[0; HEAD_BYTES]
+    }
+}
+
+fn put_extents(to: &mut ByteWriter, extents: &ExtentSet) {
+    to.u32(extents.extents() as u32);
+    for (extent, ()) in extents.iter() {
+        to.u64(extent.start().get()).u64(extent.len().get());
+    }
+}
+
+fn take_extents(from: &mut ByteReader<'_>) -> Result<ExtentSet> {
+    let count = from.u32()?;
+    (0..count)
+        .map(|_| {
+            let (start, len) = (ByteOffset::new(from.u64()?), ByteLen::new(from.u64()?));
+            Extent::new(start, len).map_err(|_| Error::corrupt("shutdown record: an extent"))
+        })
+        .collect()
+}
+
+fn take_words(from: &mut ByteReader<'_>) -> Result<Vec<u64>> {
+    let count = from.u32()?;
+    (0..count).map(|_| from.u64()).collect()
+}
+
+fn some_id(from: &mut ByteReader<'_>) -> Result<Id> {
+    from.id()?.ok_or_else(|| Error::corrupt("shutdown record: no identity"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let id = Id::from_bytes([7; 16]).unwrap();
+        let extents = |starts: &[u64]| -> ExtentSet {
+            let extent = |at: &u64| Extent::new(ByteOffset::new(*at), ByteLen::new(4096)).unwrap();
+            starts.iter().map(extent).collect()
+        };
+        Record {
+            boot: id,
+            device: "/dev/vda".into(),
+            serial: "s-1".into(),
+            len: ByteLen::new(1 << 30),
+            base: Base {
+                store: StoreId(id),
+                acked: Seq(5),
+                sent: Seq(6),
+                generation: Generation(2),
+                machine: MachineId(id),
+            },
+            witnesses: extents(&[0, 1 << 20]),
+            digest: [9; 32],
+            suspects: extents(&[1 << 25]),
+            shift: BlockShift::KIB_4,
+            changed: vec![0, u64::MAX, 5],
+        }
+    }
+
+    /// The bytes of format 1, made once by that format's code, by `UNDERSTUDY_WRITE_FIXTURES=1`.
+    #[test]
+    fn a_record_of_format_1_stays_readable() {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1/shutdown-record");
+        if std::env::var_os("UNDERSTUDY_WRITE_FIXTURES").is_some() && !path.exists() {
+            std::fs::write(&path, record().encode()).unwrap();
+        }
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert_eq!(Record::decode(&bytes).unwrap(), record());
+        assert_eq!(record().encode(), bytes);
+    }
+
+    #[test]
+    fn one_that_was_struck_out_torn_or_changed_is_none() {
+        let whole = record().encode();
+        let mut padded = whole.clone();
+        padded.resize(8192, 0);
+        assert_eq!(Record::decode(&padded).unwrap(), record());
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x40;
+            assert!(Record::decode(&damaged).is_err(), "byte {at}");
+        }
+        assert!(Record::decode(&whole[..whole.len() - 1]).is_err());
+        let mut struck = whole;
+        struck[..HEAD_BYTES].copy_from_slice(Record::struck_out());
+        assert_eq!(Record::decode(&struck).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+}

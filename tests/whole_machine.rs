@@ -156,6 +156,10 @@ impl Story {
         run(Command::new("strip").args(["-s", "-o"]).arg(tools.join("understudy")).arg(ours));
         let hook = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/freeze-hook.d/postgresql");
         run(Command::new("cp").args(["-p", hook]).arg(&tools));
+        for part in ["initramfs-tools", "systemd-shutdown"] {
+            let packaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging").join(part);
+            run(Command::new("cp").arg("-rp").arg(packaged).arg(&tools));
+        }
         let configuration = format!(
             "[agent]\nserver = \"{HOST}:{}\"\nname = \"{NAME}\"\ndisks = [\"/dev/vda\"]\nheartbeat = \"2s\"\n\
              checkpoint-every = \"1h\"\nfreeze-budget = \"15s\"\nhook-timeout = \"60s\"\n",
@@ -330,7 +334,7 @@ impl Story {
     fn home_again(&mut self, rescue: Computer, worked: String) {
         rescue.shut_down();
         let before = self.received();
-        let mut machine = self.machine("home", false);
+        let mut machine = self.machine("home", true);
         wait_console(&mut machine.console, "pg_isready -q", 120);
         assert_eq!(sql(&mut machine.console, LEDGER), worked, "everything is home");
         self.wait_state("protected", 600);
@@ -340,27 +344,53 @@ impl Story {
         self.figures
             .note("sent when it was protected again", format!("{} MiB of a disk of 2 GiB", sent >> 20));
         assert!(sent < 200 << 20, "protected again without a new full copy");
-        let machine = match self.layout {
+        // What comes of either is the same for both layouts.
+        match self.layout {
             Layout::Bios => self.power_fails_again(machine),
-            Layout::Uefi | Layout::Rescue => machine,
-        };
-        machine.shut_down();
-        self.wait_state("stopped", 60);
+            Layout::Uefi | Layout::Rescue => self.restarts_in_order(machine),
+        }
     }
 
-    /// After a power cut nobody knows what the disk holds: it is scanned, and equals its stand-in block by block. Whether
-    /// that takes one layout or another makes no difference.
-    fn power_fails_again(&self, machine: Computer) -> Computer {
+    /// With the hooks for it nothing is scanned after a shutdown in order, and the disk equals its stand-in block by block.
+    fn restarts_in_order(&mut self, mut machine: Computer) {
+        let console = &mut machine.console;
+        console.run("mount -o ro /dev/vdb /tools; cp -r /tools/initramfs-tools /etc/");
+        console.run("cp /tools/systemd-shutdown/* /usr/lib/systemd/system-shutdown/; umount /tools");
+        console.type_last("update-initramfs -u >/root/initramfs.log 2>&1; touch /root/initramfs.done");
+        wait_console(console, "test -e /root/initramfs.done", 600);
+        machine.shut_down();
+        self.wait_state("stopped", 60);
+        let before = self.received();
+        let mut machine = self.machine("restarted", false);
+        let log = machine.console.run("cat /run/understudy-at-boot.log");
+        assert!(log.contains("no scan"), "{log}");
+        self.wait_state("protected", 120);
+        self.verify();
+        let sent = self.received() - before;
+        self.figures.note("sent after a restart in order", format!("{} MiB, nothing scanned", sent >> 20));
+        let whole = "journalctl -b -u understudy-agent | grep -c 'going through the whole disk'";
+        assert_eq!(machine.console.ask(whole).1.trim(), "0");
+        machine.shut_down();
+    }
+
+    /// The stand-in equals the disk, outside of what is swap.
+    fn verify(&self) {
+        let verified = self.well(&["verify", NAME]);
+        let disk = &verified["disks"][0];
+        assert_eq!(disk["differing"], serde_json::json!([]), "{verified}");
+        assert!(disk["equal_bytes"].as_u64().unwrap() > 1 << 30, "{verified}");
+    }
+
+    /// After a power cut nobody knows what the disk holds: it is scanned, and equals its stand-in block by block.
+    fn power_fails_again(&self, machine: Computer) {
         self.well(&["machine", "set", NAME, "--on-failure", "notify"]);
         machine.cut_power();
         let machine = self.machine("again", false);
         self.wait_state("scanning", 120);
         self.wait_state("protected", 600);
-        let verified = self.well(&["verify", NAME]);
-        let disk = &verified["disks"][0];
-        assert_eq!(disk["differing"], serde_json::json!([]), "{verified}");
-        assert!(disk["equal_bytes"].as_u64().unwrap() > 1 << 30, "{verified}");
-        machine
+        self.verify();
+        machine.shut_down();
+        self.wait_state("stopped", 60);
     }
 
     /// What the server has ever received of the machine's disk.

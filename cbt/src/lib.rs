@@ -13,6 +13,7 @@ mod link;
 mod mounts;
 mod reboot;
 mod restore;
+mod session;
 mod tracker;
 mod watchdog;
 

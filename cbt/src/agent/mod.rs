@@ -14,7 +14,6 @@ mod orders;
 mod pace;
 mod protect;
 mod run;
-mod session;
 mod state;
 mod stop;
 mod trouble;

@@ -94,7 +94,7 @@ impl Worker {
         state: State,
         vitals: Arc<Vitals>,
     ) -> Worker {
-        let inside_session = super::session::own_session().is_some();
+        let inside_session = crate::session::own_session().is_some();
         let hooks = Hooks::new(&config.hooks_dir, &config.run_dir, config.hook_timeout);
         hooks.recover();
         Worker {

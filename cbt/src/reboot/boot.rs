@@ -1,11 +1,11 @@
 //! Before anything is written in a new boot: the trackers go on where they were.
 
-use super::Carried;
 use super::content::Content;
-use super::plan::{boot_id, folder};
+use super::plan::{DiskPlan, Plan, boot_id, folder};
 use super::record::Record;
 use super::shutdown::overwrite;
 use super::survey::digest;
+use super::{Carried, require_source};
 use crate::disk::Disk;
 use crate::tracker::{self, EbpfTracker};
 use blocks::{Error, ErrorKind, Result};
@@ -22,35 +22,20 @@ const LOOK_INTO: &str = "/run/understudy/root";
 /// [`Carried`], left alone. Must be called before anything writes to these disks in this boot; that is checked. `NotFound` where
 /// nothing was recorded.
 pub fn at_boot(root: &Path, state_dir: &Path, disks: &[PathBuf]) -> Result<Vec<Carried>> {
+    require_source()?;
     let mounted = Mounted::new(root)?;
-    let folder = folder(&mounted.inside(state_dir));
-    let mut records = Vec::new();
-    for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension().is_none() {
-            records.push(path);
-        }
-    }
-    if records.is_empty() {
-        let context = format!("{}: no shutdown was planned", folder.display());
-        return Err(Error::new(ErrorKind::NotFound, context));
-    }
-    records.sort();
-    records.iter().map(|path| carry(path, disks)).collect()
-}
-
-fn carry(path: &Path, disks: &[PathBuf]) -> Result<Carried> {
-    let bytes = fs::read(path).map_err(|error| Error::io(path.display().to_string(), error))?;
-    let record = match Record::decode(&bytes) {
-        Ok(record) => record,
-        Err(error) => return Ok(Carried { device: path.to_owned(), refused: Some(error.to_string()) }),
+    let state_dir = mounted.inside(state_dir);
+    let carry = |plan: &DiskPlan| {
+        let refused = inherit(&folder(&state_dir).join(&plan.record), disks).err();
+        Carried { device: plan.device.clone(), refused: refused.map(|error| error.to_string()) }
     };
-    let refused = inherit(path, &record, disks).err().map(|error| error.to_string());
-    Ok(Carried { device: record.device, refused })
+    Ok(Plan::read(&state_dir)?.disks.iter().map(carry).collect())
 }
 
-fn inherit(path: &Path, record: &Record, disks: &[PathBuf]) -> Result<()> {
-    let disk = find(record, disks)?;
+fn inherit(path: &Path, disks: &[PathBuf]) -> Result<()> {
+    let bytes = fs::read(path).map_err(|error| Error::io(path.display().to_string(), error))?;
+    let record = Record::decode(&bytes)?;
+    let disk = find(&record, disks)?;
     if record.boot == boot_id()?.parse()? {
         return Err(Error::new(ErrorKind::InvalidInput, "it was recorded in this very boot"));
     }
@@ -95,8 +80,8 @@ impl Mounted {
         let content = Content::of(root).map_err(failed)?;
         // Neither replays a journal.
         let (kind, options): (&str, &CStr) = match content {
-            Content::FileSystem(shown_by) if shown_by.len() == 1 => ("ext4", c"noload"),
-            Content::FileSystem(_) => ("xfs", c"norecovery"),
+            Content::FileSystem(kind @ "xfs", _) => (kind, c"norecovery"),
+            Content::FileSystem(kind, _) => (kind, c"noload"),
             _ => {
                 let context = format!("{} is neither ext4 nor XFS", root.display());
                 return Err(Error::new(ErrorKind::Unsupported, context));

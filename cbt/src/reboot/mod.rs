@@ -17,7 +17,19 @@ pub use boot::at_boot;
 pub(crate) use plan::{forget, plan};
 pub use shutdown::at_shutdown;
 
+use crate::session::own_session;
+use blocks::{Error, ErrorKind, Result};
 use std::path::PathBuf;
+
+/// A stand-in is never a second source, so it has nothing to carry over.
+fn require_source() -> Result<()> {
+    match own_session() {
+        Some(session) => {
+            Err(Error::new(ErrorKind::Unsupported, format!("this is a stand-in, of session {session}")))
+        }
+        None => Ok(()),
+    }
+}
 
 /// What became of one disk's record.
 #[derive(Clone, PartialEq, Eq, Debug)]

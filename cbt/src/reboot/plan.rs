@@ -43,20 +43,25 @@ impl DiskPlan {
 }
 
 impl Plan {
-    /// The plan that the agent left when it was stopped. `NotFound` where there is none from this boot.
-    pub fn load(state_dir: &Path) -> Result<Plan> {
+    /// The plan that the agent left when it was stopped in this boot. `NotFound` where there is none.
+    pub fn of_this_boot(state_dir: &Path) -> Result<Plan> {
+        let plan = Plan::read(state_dir)?;
+        match plan.boot == boot_id()? {
+            true => Ok(plan),
+            false => Err(Error::new(ErrorKind::NotFound, "the agent made its plan in another boot")),
+        }
+    }
+
+    /// The plan that the agent left when it was last stopped. `NotFound` where there is none.
+    pub fn read(state_dir: &Path) -> Result<Plan> {
         let path = folder(state_dir).join(NAME);
         let missing = |error| {
             let context = format!("{}: the agent made no plan when it stopped", path.display());
             Error::with_source(ErrorKind::NotFound, context, error)
         };
         let text = fs::read(&path).map_err(missing)?;
-        let plan: Plan = serde_json::from_slice(&text)
-            .map_err(|error| Error::with_source(ErrorKind::Corrupt, path.display().to_string(), error))?;
-        match plan.boot == boot_id()? {
-            true => Ok(plan),
-            false => Err(Error::new(ErrorKind::NotFound, format!("{}: of another boot", path.display()))),
-        }
+        serde_json::from_slice(&text)
+            .map_err(|error| Error::with_source(ErrorKind::Corrupt, path.display().to_string(), error))
     }
 }
 

@@ -4,7 +4,7 @@ use super::layout::node;
 use super::plan::{DiskPlan, Plan, boot_id, folder};
 use super::record::Record;
 use super::survey::digest;
-use super::{Carried, layout};
+use super::{Carried, layout, require_source};
 use crate::disk::{DeviceNumber, Disk, read_u64, sysfs_dir};
 use crate::mounts::{file_extents, members, superblocks, swap_devices};
 use crate::tracker::{self, Agreement, EbpfTracker, Tracker, Trust};
@@ -21,7 +21,8 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(2);
 /// the machine's end: what is written afterwards is not in the record. Nothing is recorded for a disk where that cannot be relied on;
 /// the reason is in its [`Carried`]. `NotFound` where no agent was stopped in order in this boot.
 pub fn at_shutdown(state_dir: &Path) -> Result<Vec<Carried>> {
-    let plan = Plan::load(state_dir)?;
+    require_source()?;
+    let plan = Plan::of_this_boot(state_dir)?;
     let carry = |disk: &DiskPlan| {
         let refused = record(state_dir, disk).err().map(|error| error.to_string());
         Carried { device: disk.device.clone(), refused }

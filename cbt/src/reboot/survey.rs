@@ -69,7 +69,7 @@ impl Survey {
         let content = Content::of(&node).map_err(|error| Error::io(node.display().to_string(), error))?;
         let above = holders(&sysfs);
         match content {
-            Content::FileSystem(shown_by) => {
+            Content::FileSystem(_, shown_by) => {
                 for extent in shown_by {
                     layout.place(extent).into_iter().for_each(|extent| self.witnesses.insert(extent, ()));
                 }

@@ -10,7 +10,7 @@ const MARKS: [&str; 2] =
 const PREFIX: &str = "understudy-session-";
 
 /// The session that this machine runs in.
-pub(super) fn own_session() -> Option<SessionId> {
+pub(crate) fn own_session() -> Option<SessionId> {
     MARKS.iter().filter_map(read_text).find_map(|text| parse(&text))
 }
 

@@ -43,6 +43,12 @@ fn play(layout: Layout) {
     let mut story = Story::begin(layout);
     scene("a Debian machine with PostgreSQL under load gets an agent; three checkpoints are taken");
     let (machine, promised) = story.protect();
+    if layout == Layout::Bios {
+        scene(
+            "while it works on, a drill: its stand-in boots apart from everything until PostgreSQL answers on its port",
+        );
+        story.drill();
+    }
     scene("the power is cut in the middle of writes; the server notices, recovers, and the stand-in boots");
     let (session, mut stand_in) = story.lose_and_boot(machine);
     scene("PostgreSQL answers in the stand-in and holds every transaction committed before the checkpoint");
@@ -210,6 +216,19 @@ impl Story {
         assert!(last_row > 0);
         self.wait("commits after the checkpoint", 60, |story| story.told() > told);
         (machine, Promised { last_row })
+    }
+
+    /// A stand-in that nobody else reaches starts beside the machine, is asked by its port, and is taken away.
+    fn drill(&mut self) {
+        let drill = ["recover", NAME, "--boot", "--drill", "--probe", "tcp:5432", "--probe-timeout", "400s"];
+        let report = self.well(&drill);
+        assert_eq!(report["passed"], true, "{report}");
+        let rto = Duration::from_millis(report["rto_ms"].as_u64().unwrap());
+        self.figures.note(
+            "RTO of a drill beside the working machine, to PostgreSQL's port",
+            format!("{:.1} s", rto.as_secs_f64()),
+        );
+        assert!(self.state().starts_with("protected"), "{}", self.state());
     }
 
     /// The last row of the ledger that the machine has called committed.

@@ -375,8 +375,8 @@ impl Story {
         let console = &mut machine.console;
         console.run("mount -o ro /dev/vdb /tools; cp -r /tools/initramfs-tools /etc/");
         console.run("cp /tools/systemd-shutdown/* /usr/lib/systemd/system-shutdown/; umount /tools");
-        console.type_last("update-initramfs -u >/root/initramfs.log 2>&1; touch /root/initramfs.done");
-        wait_console(console, "test -e /root/initramfs.done", 600);
+        console.run("(update-initramfs -u; touch /root/initramfs.done) >/root/initramfs.log 2>&1 &");
+        wait_console(console, "test -e /root/initramfs.done", 900);
         machine.shut_down();
         self.wait_state("stopped", 60);
         let before = self.received();

@@ -7,6 +7,7 @@ mod boot_loader;
 mod drivers;
 mod kernel;
 mod names;
+mod restarts;
 mod scope;
 mod tracking;
 
@@ -99,6 +100,7 @@ fn examine_boot(root: &Root, inventory: &Inventory, disks: &[PathBuf]) -> Vec<Fi
     let mut findings = vec![boot_loader::examine(root, inventory.firmware, disks)];
     findings.extend(drivers::examine(root, &inventory.kernel));
     findings.extend(names::examine(root));
+    findings.push(restarts::examine(root));
     findings
 }
 

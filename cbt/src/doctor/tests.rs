@@ -115,3 +115,14 @@ fn an_old_kernel_and_one_that_lets_nobody_look_are_named() {
     let (_folder, nobody) = root(&[("proc/self/status", "CapEff:\t0000000000000000\n")]);
     assert_eq!(verdicts(&kernel::examine(&nobody)), [Verdict::Doubtful, Verdict::Bad]);
 }
+
+#[test]
+fn a_machine_without_the_hooks_is_told_what_its_restarts_cost() {
+    let half = [("usr/lib/systemd/system-shutdown/understudy", "#!/bin/sh\n")];
+    let (_folder, without) = root(&half);
+    let found = restarts::examine(&without);
+    assert!(found.what.contains("local-premount") && found.advice.is_some(), "{found:?}");
+    let both = [half[0], ("etc/initramfs-tools/scripts/local-premount/understudy", "#!/bin/sh\n")];
+    let (_folder, with) = root(&both);
+    assert_eq!(restarts::examine(&with).advice, None);
+}

@@ -2,7 +2,7 @@
 
 use super::layout::unsupported;
 use super::record::Record;
-use super::survey::Survey;
+use super::survey::{Survey, digest};
 use crate::disk::Disk;
 use crate::tracker::{self, EbpfTracker};
 use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentSet, Result};
@@ -30,11 +30,25 @@ pub(super) struct DiskPlan {
     pub record: String,
     witnesses: Vec<(u64, u64)>,
     suspects: Vec<(u64, u64)>,
+    structure: Vec<(u64, u64)>,
+    /// The BLAKE3 over the last, as they were.
+    structure_was: [u8; 32],
 }
 
 impl DiskPlan {
     pub fn witnesses(&self) -> Result<ExtentSet> {
         set(&self.witnesses)
+    }
+
+    /// `Busy` where the disk was divided anew since the plan was made: then it is none for this disk.
+    pub fn require_structure(&self, disk: &Disk) -> Result<()> {
+        match digest(disk, &set(&self.structure)?)? == self.structure_was {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Busy,
+                "its partitions or volumes were changed after the agent was stopped",
+            )),
+        }
     }
 
     pub fn suspects(&self) -> Result<ExtentSet> {
@@ -99,8 +113,17 @@ pub(crate) fn plan(state_dir: &Path, devices: &[PathBuf]) -> Result<Vec<(PathBuf
     for (device, mut survey, record) in surveys {
         records.iter().try_for_each(|record| survey.suspect_file(record))?;
         let record = record.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let (witnesses, suspects) = (pairs(&survey.witnesses), pairs(&survey.suspects));
-        disks.push(DiskPlan { device: device.clone(), record, witnesses, suspects });
+        let structure_was = digest(&Disk::open(device)?, &survey.structure)?;
+        let [witnesses, suspects, structure] =
+            [&survey.witnesses, &survey.suspects, &survey.structure].map(pairs);
+        disks.push(DiskPlan {
+            device: device.clone(),
+            record,
+            witnesses,
+            suspects,
+            structure,
+            structure_was,
+        });
     }
     let json = serde_json::to_vec(&Plan { boot: boot_id()?, disks }).expect("numbers and text");
     wire::write_private_file(&folder.join(NAME), &json)?;

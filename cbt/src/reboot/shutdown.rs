@@ -36,6 +36,7 @@ fn record(state_dir: &Path, plan: &DiskPlan) -> Result<()> {
         return Err(Error::new(ErrorKind::NotFound, "it is not tracked any more"));
     }
     require_still(&disk)?;
+    plan.require_structure(&disk)?;
     let (tracker, _) = EbpfTracker::open(&plan.device, tracker::Mutant::None)?;
     if let Trust::Untrusted { reason } = tracker.trust() {
         return Err(Error::new(ErrorKind::Unsupported, format!("its map is not trusted: {reason}")));

@@ -11,6 +11,8 @@ use std::path::Path;
 
 /// GRUB writes its environment block itself, before any kernel runs.
 const WRITTEN_BY_BOOT_LOADERS: [&str; 2] = ["/boot/grub/grubenv", "/boot/grub2/grubenv"];
+/// More than a GPT takes, at either end.
+const TABLE: ByteLen = ByteLen::new(64 << 10);
 /// With more to send at each boot, a scan is the better way.
 const SUSPECTS_MAX: ByteLen = ByteLen::new(1 << 30);
 
@@ -21,6 +23,8 @@ pub(super) struct Survey {
     pub witnesses: ExtentSet,
     /// Firmware and boot loaders may change this.
     pub suspects: ExtentSet,
+    /// Says how the disk is divided; while it is the same, so is what follows from it.
+    pub structure: ExtentSet,
     layouts: BTreeMap<DeviceNumber, Layout>,
 }
 
@@ -62,6 +66,7 @@ impl Survey {
                 gaps.remove(part.extent);
                 self.look(part.device, Layout::of(part.extent))?;
             }
+            gaps.iter().for_each(|(gap, ())| both_ends(gap, &mut self.structure));
             self.suspects.union(&gaps);
             return Ok(());
         }
@@ -75,7 +80,10 @@ impl Survey {
                 }
             }
             Content::Container(head) => {
-                layout.place(head).into_iter().for_each(|extent| self.witnesses.insert(extent, ()));
+                for extent in layout.place(head) {
+                    self.witnesses.insert(extent, ());
+                    self.structure.insert(extent, ());
+                }
                 for volume in above {
                     self.look(volume, layout.volume(number, volume)?)?;
                 }
@@ -94,6 +102,14 @@ impl Survey {
     }
 }
 
+/// Where partition tables are: at the start or the end of what is in no partition.
+fn both_ends(gap: Extent, structure: &mut ExtentSet) {
+    let len = TABLE.min(gap.len());
+    let ends =
+        [Extent::new(gap.start(), len), Extent::new(ByteOffset::new(gap.end().get() - len.get()), len)];
+    ends.into_iter().flatten().for_each(|extent| structure.insert(extent, ()));
+}
+
 /// The bytes of a device, as they are on it, hashed together.
 pub(super) fn digest(disk: &Disk, extents: &ExtentSet) -> Result<[u8; 32]> {
     const STEP: ByteLen = ByteLen::new(1 << 20);
@@ -108,4 +124,59 @@ pub(super) fn digest(disk: &Disk, extents: &ExtentSet) -> Result<[u8; 32]> {
         }
     }
     Ok(*hasher.finalize().as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    fn sh(script: &str) -> String {
+        let output = Command::new("bash").args(["-ec", script]).output().unwrap();
+        assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    struct Loop(String);
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            let _ = Command::new("delpart").args([&self.0, "1"]).output();
+            let _ = Command::new("losetup").args(["-d", &self.0]).output();
+        }
+    }
+
+    fn extents(of: &[(u64, u64)]) -> ExtentSet {
+        let extent =
+            |(start, end): &(u64, u64)| Extent::between(ByteOffset::new(*start), ByteOffset::new(*end));
+        of.iter().filter_map(extent).collect()
+    }
+
+    #[test]
+    fn a_divided_disk_is_watched_where_it_is_mounted_and_suspected_where_nothing_is() {
+        const MIB: u64 = 1 << 20;
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("disk").display().to_string();
+        let made = format!("truncate -s 64M {file}; losetup --find --show {file}");
+        let device = Loop(sh(&made));
+        let divided = format!(
+            "addpart {0} 1 16384 65536; udevadm settle 2>&- || sleep 0.2; mkfs.ext4 -q {0}p1",
+            device.0
+        );
+        sh(&divided);
+        let disk = Disk::open(Path::new(&device.0)).unwrap();
+        let survey = Survey::of(&disk).unwrap();
+        assert_eq!(survey.witnesses, extents(&[(8 * MIB, 8 * MIB + 4096)]));
+        assert_eq!(survey.suspects, extents(&[(0, 8 * MIB), (40 * MIB, 64 * MIB)]));
+        let before = digest(&disk, &survey.structure).unwrap();
+        assert_eq!(digest(&disk, &survey.structure).unwrap(), before);
+        // As a mount does.
+        let shown = digest(&disk, &survey.witnesses).unwrap();
+        sh(&format!("mkdir {0}/m; mount {1}p1 {0}/m; umount {0}/m", folder.path().display(), device.0));
+        assert_ne!(digest(&disk, &survey.witnesses).unwrap(), shown);
+        assert_eq!(digest(&disk, &survey.structure).unwrap(), before);
+        // Where the header of a GPT is.
+        sh(&format!("echo 'EFI PART' | dd of={} bs=512 seek=1 conv=sync,fsync status=none", device.0));
+        assert_ne!(digest(&disk, &survey.structure).unwrap(), before, "a partition was made");
+    }
 }

@@ -55,7 +55,7 @@ pub fn requests(bytes: &[u8]) -> u64 {
     let read_only = choice & 0x80 != 0;
     let socket = Socket::memory(MemoryStream::new(bytes));
     let outbox = Outbox::default();
-    let mut receiver = Receiver::new(Patience::of(&Limits::default()));
+    let mut receiver = Receiver::new(Patience::of(&Limits::default()), headers);
     let mut answered = 0;
     while let Ok(Some(header)) = receiver.header(&socket, headers, || false) {
         let Some(request) = Request::decode(headers, &header) else { break };
@@ -66,11 +66,12 @@ pub fn requests(bytes: &[u8]) -> u64 {
         let reply = Reply {
             socket: &socket,
             outbox: &outbox,
-            more: receiver.holds_request(headers),
+            more: receiver.holds_request(&socket, headers),
             cookie: request.cookie,
             offset: request.offset,
             headers,
             failed: Cell::new(false),
+            sending: Cell::default(),
         };
         let outcome = match dispatch::check(&request, &agreed, export.len(), read_only) {
             Ok(action) => {

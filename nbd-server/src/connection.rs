@@ -88,6 +88,8 @@ struct Received {
     verdict: Result<Action, Refusal>,
     /// How much of its payload is in the buffer; the rest has been written.
     payload_bytes: usize,
+    /// How long it took to write the rest.
+    landing: Duration,
     /// Writing a part of its payload has failed.
     failure: Option<Error>,
     /// The next one is here already.
@@ -171,13 +173,13 @@ impl Connection {
             }
             // Whoever no longer leads has nobody to send its replies.
             let more = received.more && !side_by_side;
-            let mut sending = Duration::ZERO;
+            let (landing, mut sending) = (received.landing, Duration::ZERO);
             let answered = self.answer(received, more, buffer, &mut sending);
             // Whoever was relieved meanwhile leaves the new leader's number alone.
             let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
             let took = self.pace.end(begun, sending, bytes);
             let succeeded = matches!(answered, Ok(true)).then_some(bytes);
-            self.client.counters().end(operation, succeeded, took);
+            self.client.counters().end(operation, succeeded, landing + took);
             answered?;
             if buffer.len() > KEPT_BUFFER_BYTES {
                 *buffer = Vec::new();
@@ -231,14 +233,15 @@ impl Connection {
         let export = self.client.export();
         let mut verdict = dispatch::check(&request, &self.agreed, export.len(), self.read_only);
         let mut payload_len = request.payload_len(headers);
-        let mut permit = None;
-        let mut failure = None;
+        let (mut permit, mut failure, mut landing_took) = (None, None, Duration::ZERO);
         match &mut verdict {
             Ok(action) => {
                 if self.pace.is_slow() {
                     receiver.expect_landing(false);
                 } else {
-                    match landing.receive(receiver, socket, export, (&request, action))? {
+                    let landed = landing.receive(receiver, socket, export, (&request, action))?;
+                    landing_took = landing.took();
+                    match landed {
                         Landed::Bytes(landed) => {
                             payload_len = payload_len - landed;
                             action.skip_written(landed);
@@ -264,7 +267,15 @@ impl Connection {
         }
         let more = receiver.holds_request(socket, headers);
         let payload_bytes = payload_len.as_usize();
-        Ok(Some(Received { request, verdict, payload_bytes, failure, more, _permit: permit }))
+        Ok(Some(Received {
+            request,
+            verdict,
+            payload_bytes,
+            landing: landing_took,
+            failure,
+            more,
+            _permit: permit,
+        }))
     }
 
     /// Whether another request may be read: always, but for a little while only once the export is removed.

@@ -17,10 +17,11 @@ use crate::reply::Reply;
 use crate::request::{Command, Headers, Request};
 use crate::security::Access;
 use crate::socket::Socket;
+use crate::traffic::{Counters, Operation};
 use blocks::{ByteLen, MemoryVolume};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const DISK_BYTES: u64 = 128 << 10;
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -42,6 +43,18 @@ pub fn handshake(bytes: &[u8]) -> Option<String> {
         .find(|name| exports.get(name).is_some_and(|export| Arc::ptr_eq(&export, &chosen.export)));
     assert!(name.is_some(), "an export that was never offered");
     name
+}
+
+/// Counts so many requests as a connection does, clock included, for benches/counting.rs. How many were counted.
+pub fn count(requests: u64) -> u64 {
+    let counters = Counters::default();
+    for number in 0..requests {
+        let begun = Instant::now();
+        counters.begin();
+        let took = begun.elapsed() + Duration::from_nanos(number & 0xffff);
+        counters.end(Operation::Read, Some(4096), took);
+    }
+    counters.look().requests()
 }
 
 /// One transmission phase: the first byte chooses the headers, the rest are requests. How many were answered.

@@ -12,6 +12,7 @@ use crate::request::Request;
 use crate::socket::Socket;
 use blocks::{Arrived, ByteLen, Error, Extent, Place, SECTOR_BYTES};
 use std::io;
+use std::time::{Duration, Instant};
 
 /// Once a volume has refused a piece, so many payloads that it might take go through the buffer before it is asked again:
 /// receiving ahead is quicker where nothing lands.
@@ -24,6 +25,8 @@ const WAITED_FOR_BYTES_MIN: u64 = 64 << 10;
 pub struct Landing {
     /// How many more go through the buffer.
     refused_for: u32,
+    /// How long the volume had the last one, which is part of what its request took.
+    took: Duration,
 }
 
 /// What became of a payload.
@@ -45,6 +48,7 @@ impl Landing {
         export: &Export,
         (request, action): (&Request, &Action),
     ) -> io::Result<Landed> {
+        self.took = Duration::ZERO;
         let nothing = Ok(Landed::Bytes(ByteLen::ZERO));
         let is_candidate = matches!(action, Action::Write { fua: false, .. })
             && export.arrived_len_min().is_some_and(|min| request.len >= min)
@@ -56,6 +60,11 @@ impl Landing {
             return nothing;
         }
         self.land(receiver, socket, export, request)
+    }
+
+    /// How long the volume had what landed of the last payload.
+    pub fn took(&self) -> Duration {
+        self.took
     }
 
     fn land(
@@ -81,7 +90,9 @@ impl Landing {
                 break;
             }
             let mut queue = Queue { receiver: &mut *receiver, socket, left: rest.len().as_usize() };
+            let begun = Instant::now();
             let written = export.with_disk(|disk| disk.write_arrived(piece, &mut queue));
+            self.took += begun.elapsed();
             let left = ByteLen::new(queue.left as u64);
             match written {
                 Some(Ok(true)) => at = piece.end(),

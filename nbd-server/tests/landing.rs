@@ -26,6 +26,8 @@ struct Taking {
     /// Pieces that it takes before it fails.
     works: AtomicU64,
     landed: AtomicU64,
+    /// Milliseconds that it takes for each piece.
+    delay: AtomicU64,
     /// Bytes that came the usual way.
     written: AtomicU64,
     pieces: Mutex<Vec<Extent>>,
@@ -39,6 +41,7 @@ impl Taking {
             takes: never(),
             works: never(),
             landed: zero(),
+            delay: zero(),
             written: zero(),
             pieces: Mutex::default(),
         })
@@ -86,6 +89,7 @@ impl Volume for Taking {
             self.takes.store(u64::MAX, Ordering::SeqCst);
             return Ok(false);
         }
+        std::thread::sleep(Duration::from_millis(self.delay.load(Ordering::SeqCst)));
         let mut bytes = vec![0; extent.len().as_usize()];
         assert_eq!(from.put(Place::over(&mut bytes)).unwrap(), bytes.len(), "all of it has arrived");
         self.landed.fetch_add(extent.len().get(), Ordering::SeqCst);
@@ -270,6 +274,25 @@ fn a_volume_that_fails_in_the_middle_is_told_and_the_stream_stays_in_step() {
         assert_eq!(raw.simple_reply(), (0, 2));
         assert!(disk.disk.snapshot()[..4096].iter().all(|byte| *byte == 7));
     }
+}
+
+#[test]
+fn the_time_that_a_volume_takes_is_counted_where_payloads_land() {
+    let disk = Taking::new();
+    let served = served(&disk, Limits::default());
+    let mut raw = landing(&served, &disk);
+    disk.delay.store(30, Ordering::SeqCst);
+    let before = disk.landed();
+    for cookie in 0..3 {
+        raw.request(0, 1, cookie, 0, 4096);
+        raw.send(&[1; 4096]);
+        assert_eq!(raw.simple_reply(), (0, cookie));
+    }
+    assert!(disk.landed() > before, "none of them has landed");
+    drop(raw);
+    let traffic = served.traffic();
+    let longest = traffic.seen().map(|(_, traffic)| traffic.latency.longest()).max().unwrap();
+    assert!(longest >= Duration::from_millis(30), "{longest:?}");
 }
 
 #[test]

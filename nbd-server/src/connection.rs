@@ -15,6 +15,7 @@ use crate::budget::{Allowance, Permit, TINY_REQUEST_BYTES};
 use crate::dispatch::{self, Action, Agreed, Refusal};
 use crate::export::Client;
 use crate::handshake::Chosen;
+use crate::landing::{Landed, Landing};
 use crate::limits::Limits;
 use crate::outbox::Outbox;
 use crate::pace::Pace;
@@ -26,11 +27,11 @@ use crate::reply::Reply;
 use crate::request::{Command, Request};
 use crate::server::Slot;
 use crate::traffic::{Operation, Peer};
-use blocks::ByteLen;
+use blocks::{ByteLen, Error};
 use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -48,13 +49,14 @@ pub(crate) struct Connection {
     client: Client,
     read_only: bool,
     agreed: Agreed,
-    receiver: Mutex<Receiver>,
+    receiver: Mutex<(Receiver, Landing)>,
     outbox: Outbox,
     removed_since: Mutex<Option<Instant>>,
     pace: Pace,
     relief: Arc<Relief>,
-    /// The thread that leads.
+    /// The thread that leads, and its number in the system.
     leader: AtomicU64,
+    leader_thread: AtomicI32,
     /// The number of the request that the leader is at; 0 while it is at none.
     at: AtomicU64,
     /// The number of the newest request.
@@ -84,6 +86,12 @@ struct Roles {
 struct Received {
     request: Request,
     verdict: Result<Action, Refusal>,
+    /// How much of its payload is in the buffer; the rest has been written.
+    payload_bytes: usize,
+    /// How long it took to write the rest.
+    landing: Duration,
+    /// Writing a part of its payload has failed.
+    failure: Option<Error>,
     /// The next one is here already.
     more: bool,
     _permit: Option<Permit>,
@@ -101,17 +109,19 @@ impl Connection {
         }
         let peer = Peer::of(slot.socket(), chosen.client);
         let client = chosen.export.connect(slot.number(), peer, chosen.pass);
+        let headers = chosen.agreed.headers;
         let connection = Arc::new(Connection {
             slot,
             client,
             read_only: chosen.read_only,
             agreed: chosen.agreed,
-            receiver: Mutex::new(Receiver::new(patience)),
+            receiver: Mutex::new((Receiver::new(patience, headers), Landing::default())),
             outbox: Outbox::default(),
             removed_since: Mutex::new(None),
             pace: Pace::default(),
             relief: relief.clone(),
             leader: AtomicU64::new(0),
+            leader_thread: AtomicI32::new(0),
             at: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             roles: Mutex::new(Roles { threads: 1, waiting: 0, vacant: false, ended: false, next: 1 }),
@@ -146,6 +156,7 @@ impl Connection {
 
     /// Leads until another thread does, or until nothing further is read.
     fn lead(self: &Arc<Connection>, me: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.leader_thread.store(rustix::thread::gettid().as_raw_pid(), Ordering::SeqCst);
         while self.leader.load(Ordering::SeqCst) == me {
             let Some(received) = self.receive(me, buffer)? else {
                 return Ok(());
@@ -162,12 +173,13 @@ impl Connection {
             }
             // Whoever no longer leads has nobody to send its replies.
             let more = received.more && !side_by_side;
-            let answered = self.answer(received, more, buffer);
+            let (landing, mut sending) = (received.landing, Duration::ZERO);
+            let answered = self.answer(received, more, buffer, &mut sending);
             // Whoever was relieved meanwhile leaves the new leader's number alone.
             let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
-            let took = self.pace.end(begun, bytes);
+            let took = self.pace.end(begun, sending, bytes);
             let succeeded = matches!(answered, Ok(true)).then_some(bytes);
-            self.client.counters().end(operation, succeeded, took);
+            self.client.counters().end(operation, succeeded, landing + took);
             answered?;
             if buffer.len() > KEPT_BUFFER_BYTES {
                 *buffer = Vec::new();
@@ -180,25 +192,29 @@ impl Connection {
     /// The next request; `None` when there will be none, or when another thread leads.
     fn receive(&self, me: u64, buffer: &mut Vec<u8>) -> io::Result<Option<Received>> {
         let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        if receiver.ended || self.leader.load(Ordering::SeqCst) != me {
+        if receiver.0.ended || self.leader.load(Ordering::SeqCst) != me {
             return Ok(None);
         }
         let received = self.receive_one(&mut receiver, buffer);
         if !matches!(received, Ok(Some(_))) {
-            receiver.ended = true;
+            receiver.0.ended = true;
             drop(receiver);
             self.end();
         }
         received
     }
 
-    fn receive_one(&self, receiver: &mut Receiver, buffer: &mut Vec<u8>) -> io::Result<Option<Received>> {
+    fn receive_one(
+        &self,
+        (receiver, landing): &mut (Receiver, Landing),
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Option<Received>> {
         let socket = self.slot.socket();
         if !self.may_go_on() {
             return Ok(None);
         }
         let headers = self.agreed.headers;
-        if !receiver.holds_request(headers) {
+        if !receiver.holds_request(socket, headers) {
             self.outbox.flush(socket)?;
         }
         let keep_waiting = || {
@@ -215,11 +231,28 @@ impl Connection {
             return Ok(None);
         }
         let export = self.client.export();
-        let verdict = dispatch::check(&request, &self.agreed, export.len(), self.read_only);
-        let payload_len = request.payload_len(headers);
-        let mut permit = None;
-        match &verdict {
+        let mut verdict = dispatch::check(&request, &self.agreed, export.len(), self.read_only);
+        let mut payload_len = request.payload_len(headers);
+        let (mut permit, mut failure, mut landing_took) = (None, None, Duration::ZERO);
+        match &mut verdict {
             Ok(action) => {
+                if self.pace.is_slow() {
+                    receiver.expect_landing(false);
+                } else {
+                    let landed = landing.receive(receiver, socket, export, (&request, action))?;
+                    landing_took = landing.took();
+                    match landed {
+                        Landed::Bytes(landed) => {
+                            payload_len = payload_len - landed;
+                            action.skip_written(landed);
+                        }
+                        Landed::Failed { error, left } => {
+                            receiver.skip(socket, left.get())?;
+                            payload_len = ByteLen::ZERO;
+                            failure = Some(error);
+                        }
+                    }
+                }
                 let wanted = payload_len.as_usize().max(dispatch::reply_bytes(action, &self.agreed));
                 permit = self.budget.take(wanted);
                 if buffer.len() < wanted {
@@ -232,8 +265,17 @@ impl Connection {
             }
             Err(refusal) => return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.reason)),
         }
-        let more = receiver.holds_request(headers);
-        Ok(Some(Received { request, verdict, more, _permit: permit }))
+        let more = receiver.holds_request(socket, headers);
+        let payload_bytes = payload_len.as_usize();
+        Ok(Some(Received {
+            request,
+            verdict,
+            payload_bytes,
+            landing: landing_took,
+            failure,
+            more,
+            _permit: permit,
+        }))
     }
 
     /// Whether another request may be read: always, but for a little while only once the export is removed.
@@ -245,9 +287,15 @@ impl Connection {
         since.get_or_insert_with(Instant::now).elapsed() < REMOVED_GRACE
     }
 
-    /// Whether the client got what it asked for, rather than an error.
-    fn answer(&self, received: Received, more: bool, buffer: &mut [u8]) -> io::Result<bool> {
-        let Received { request, verdict, _permit, .. } = received;
+    /// Whether the client got what it asked for, rather than an error; and how long it took to send that.
+    fn answer(
+        &self,
+        received: Received,
+        more: bool,
+        buffer: &mut [u8],
+        sending: &mut Duration,
+    ) -> io::Result<bool> {
+        let Received { request, verdict, payload_bytes, failure, _permit, .. } = received;
         let reply = Reply {
             socket: self.slot.socket(),
             outbox: &self.outbox,
@@ -256,16 +304,18 @@ impl Connection {
             offset: request.offset,
             headers: self.agreed.headers,
             failed: Cell::new(false),
+            sending: Cell::default(),
         };
         let sent = match verdict {
-            Ok(Action::Write { .. }) if request.len.is_zero() => reply.done(),
+            Ok(_) if let Some(error) = failure => dispatch::tell(&error, &reply),
+            Ok(Action::Write { .. }) if payload_bytes == 0 => reply.done(),
             Ok(action) => {
-                let payload_len = request.payload_len(self.agreed.headers).as_usize();
-                let used = payload_len.max(dispatch::reply_bytes(&action, &self.agreed));
+                let used = payload_bytes.max(dispatch::reply_bytes(&action, &self.agreed));
                 dispatch::serve(action, &self.agreed, self.client.export(), &mut buffer[..used], &reply)
             }
             Err(refusal) => reply.error(refusal.error, refusal.reason),
         };
+        *sending = reply.sending.get();
         sent.map(|()| !reply.failed.get())
     }
 
@@ -322,6 +372,14 @@ impl Connection {
     /// The newest request, and the one that the leader is at, for the watch.
     pub fn progress(&self) -> (u64, u64) {
         (self.requests.load(Ordering::SeqCst), self.at.load(Ordering::SeqCst))
+    }
+
+    /// Whether the leader waits for something, rather than computing or waiting for a core.
+    pub fn leader_waits(&self) -> bool {
+        let thread = self.leader_thread.load(Ordering::SeqCst);
+        let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat")).unwrap_or_default();
+        // Behind the name, which may have anything in it. Where it cannot be told, better one thread too many.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| !rest.starts_with('R'))
     }
 
     /// The leader is stuck at this request: another thread leads, if there can be one.

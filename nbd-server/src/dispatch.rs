@@ -52,6 +52,15 @@ pub enum Action {
     FilteredBlockStatus { offset: ByteOffset, one: bool },
 }
 
+impl Action {
+    /// So many bytes of a write's payload are written already.
+    pub fn skip_written(&mut self, written: ByteLen) {
+        if let Action::Write { offset, .. } = self {
+            *offset += written;
+        }
+    }
+}
+
 /// Why a request is answered with an error by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refusal {
@@ -263,13 +272,16 @@ fn ask<T>(
 ) -> io::Result<Option<T>> {
     let failed = match export.with_backing(question) {
         Some(Ok(answer)) => return Ok(Some(answer)),
-        Some(Err(error)) => {
-            log(&error);
-            reply.error(NbdError::of(error.kind()), &error.to_string())
-        }
+        Some(Err(error)) => tell(&error, reply),
         None => reply.error(NbdError::Shutdown, REMOVED),
     };
     failed.map(|()| None)
+}
+
+/// Answers with what the volume has said.
+pub fn tell(error: &Error, reply: &Reply<'_>) -> io::Result<()> {
+    log(error);
+    reply.error(NbdError::of(error.kind()), &error.to_string())
 }
 
 const REMOVED: &str = "the export was removed";

@@ -32,6 +32,7 @@ pub struct Export {
     backing: RwLock<Option<Backing>>,
     len: ByteLen,
     preferred_block_bytes: u32,
+    arrived_len_min: Option<ByteLen>,
     description: String,
     read_only: bool,
     hidden: bool,
@@ -66,6 +67,7 @@ impl Export {
             len: volume.len(),
             preferred_block_bytes: u32::try_from(preferred).unwrap_or(4096),
             read_only: volume.is_read_only(),
+            arrived_len_min: volume.arrived_len_min(),
             backing: RwLock::new(Some(Backing { disk: ByteAccess::new(volume), metadata: None })),
             hidden: false,
             description: String::new(),
@@ -152,6 +154,11 @@ impl Export {
 
     pub(crate) fn preferred_block_bytes(&self) -> u32 {
         self.preferred_block_bytes
+    }
+
+    /// The shortest write that the volume may take from the socket itself.
+    pub(crate) fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.arrived_len_min
     }
 
     /// Runs `work` on the disk; `None` once the export is removed. `work` must not send anything: removing waits for it.

@@ -16,6 +16,7 @@ mod fields;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod handshake;
+mod landing;
 mod limits;
 mod listener;
 #[cfg(any(test, feature = "fuzzing"))]

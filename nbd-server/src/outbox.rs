@@ -9,7 +9,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Longer bodies are sent at once from where they are; shorter ones are copied behind their heads.
-const COPIED_BYTES_MAX: usize = 16 << 10;
+pub const COPIED_BYTES_MAX: usize = 16 << 10;
 /// What waits at most.
 const WAITING_BYTES_MAX: usize = 128 << 10;
 

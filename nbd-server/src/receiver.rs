@@ -3,9 +3,10 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
-use crate::patience::Patience;
+use crate::patience::{Patience, Underway};
 use crate::request::{Headers, Request};
 use crate::socket::Socket;
+use blocks::{ByteLen, Place};
 use std::io::{self, IoSliceMut};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,11 @@ pub struct Receiver {
     end: usize,
     /// How much is received ahead.
     window: usize,
+    header_bytes: usize,
+    /// Payloads are left where they arrive.
+    lands: bool,
+    /// So many bytes at least are there to be received.
+    arrived: usize,
     patience: Patience,
     /// Nothing further is read: the client has left, said goodbye, or is out of step.
     pub ended: bool,
@@ -32,18 +38,89 @@ pub struct Receiver {
 
 impl Receiver {
     /// Nothing arrived yet. A message that takes too long is an error.
-    pub fn new(patience: Patience) -> Receiver {
+    pub fn new(patience: Patience, headers: Headers) -> Receiver {
         let buffer = vec![0; BUFFER_BYTES].into_boxed_slice();
-        Receiver { buffer, start: 0, end: 0, window: BUFFER_BYTES, patience, ended: false }
+        Receiver {
+            buffer,
+            start: 0,
+            end: 0,
+            window: BUFFER_BYTES,
+            header_bytes: headers.request_bytes(),
+            lands: false,
+            arrived: 0,
+            patience,
+            ended: false,
+        }
     }
 
     /// Whether the next request has arrived whole, so that receiving it will not wait.
-    pub fn holds_request(&self, headers: Headers) -> bool {
-        let arrived = &self.buffer[self.start..self.end];
-        Request::decode(headers, arrived).is_some_and(|request| {
-            let rest = (arrived.len() - headers.request_bytes()) as u64;
-            request.payload_len(headers).get() <= rest
-        })
+    pub fn holds_request(&mut self, socket: &Socket, headers: Headers) -> bool {
+        let held = &self.buffer[self.start..self.end];
+        let Some(request) = Request::decode(headers, held) else { return false };
+        let held_of_payload = held.len() - headers.request_bytes();
+        let Some(missing) = request.payload_len(headers).get().checked_sub(held_of_payload as u64) else {
+            return true;
+        };
+        // Only where payloads land is one left where it has arrived.
+        missing == 0
+            || (self.lands
+                && self.arrived(socket, ByteLen::new(missing)).is_ok_and(|arrived| arrived.get() == missing))
+    }
+
+    /// Whether all that was received is consumed.
+    pub fn holds_nothing(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether the next payload is to be left where it arrives: then only a header is received ahead.
+    pub fn expect_landing(&mut self, expected: bool) {
+        self.lands = expected;
+    }
+
+    /// A payload of that length begins.
+    pub fn underway(&self, len: ByteLen) -> Underway {
+        self.patience.message(len.get())
+    }
+
+    /// How many of the next `wanted` bytes can be received without waiting. Nothing may be held.
+    pub fn arrived(&mut self, socket: &Socket, wanted: ByteLen) -> io::Result<ByteLen> {
+        if (self.arrived as u64) < wanted.get() {
+            self.arrived = socket.arrived()?;
+        }
+        Ok(ByteLen::new(wanted.get().min(self.arrived as u64)))
+    }
+
+    /// Waits until something arrives, for as long as a message may stand still.
+    pub fn wait(&mut self, socket: &Socket, underway: &mut Underway) -> io::Result<()> {
+        let begun = Instant::now();
+        loop {
+            match socket.wait_for_bytes() {
+                Ok(true) => return underway.goes_on(),
+                Ok(false) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if is_timeout(&error) => {
+                    if begun.elapsed() >= self.patience.stall {
+                        return Err(io::ErrorKind::TimedOut.into());
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Receives into the place what has arrived, and behind the last of a payload the next header. Nothing may be held.
+    pub fn land(&mut self, socket: &Socket, place: &Place<'_>, is_last: bool) -> io::Result<usize> {
+        let ahead = if is_last { self.header_bytes } else { 0 };
+        let count = loop {
+            match socket.receive_at(place, &mut self.buffer[..ahead]) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                received => break received?,
+            }
+        };
+        self.arrived = self.arrived.saturating_sub(count);
+        let landed = count.min(place.len());
+        (self.start, self.end) = (0, count - landed);
+        Ok(landed)
     }
 
     /// The next request's header, followed by zeroes; `None` where the client has left between requests or
@@ -55,10 +132,13 @@ impl Receiver {
         mut keep_waiting: impl FnMut() -> bool,
     ) -> io::Result<Option<[u8; HEADER_BYTES_MAX]>> {
         while self.start == self.end {
-            let window = self.window;
+            let window = if self.lands { self.header_bytes } else { self.window };
             match socket.read(&mut self.buffer[..window]) {
                 Ok(0) => return Ok(None),
-                Ok(count) => (self.start, self.end) = (0, count),
+                Ok(count) => {
+                    (self.start, self.end) = (0, count);
+                    self.arrived = self.arrived.saturating_sub(count);
+                }
                 Err(error) if is_timeout(&error) => {
                     if !keep_waiting() {
                         return Ok(None);
@@ -79,6 +159,11 @@ impl Receiver {
         if wanted.len() > HEADER_BYTES_MAX {
             self.window = if wanted.len() >= LONG_BYTES { WINDOW_BYTES_MIN } else { BUFFER_BYTES };
         }
+        let ahead_bytes = match (self.lands, wanted.len() > HEADER_BYTES_MAX) {
+            (false, _) => self.window,
+            (true, true) => self.header_bytes,
+            (true, false) => 0,
+        };
         let ready = wanted.len().min(self.end - self.start);
         wanted[..ready].copy_from_slice(&self.buffer[self.start..self.start + ready]);
         self.start += ready;
@@ -87,12 +172,13 @@ impl Receiver {
         let mut underway = self.patience.message(wanted.len() as u64);
         while !wanted.is_empty() {
             let wanted_len = wanted.len();
-            let ahead = &mut self.buffer[..self.window];
+            let ahead = &mut self.buffer[..ahead_bytes];
             let mut buffers = [IoSliceMut::new(wanted), IoSliceMut::new(ahead)];
             match socket.read_vectored(&mut buffers) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
                     last_progress = None;
+                    self.arrived = self.arrived.saturating_sub(count);
                     (self.start, self.end) = (0, count.saturating_sub(wanted_len));
                     wanted = &mut wanted[count.min(wanted_len)..];
                     if !wanted.is_empty() {

@@ -1,5 +1,7 @@
 //! Nobody waits behind a stuck request: a look, every four milliseconds while there is traffic, at what each connection's
-//! leader is doing. Where it is still at what it was at before, another thread of the connection takes over the reading.
+//! leader is doing. Where it is still at what it was at before and waits, another thread of the connection takes over the
+//! reading; where it computes, or has lost its core to somebody else, only after a while: then there would be one more for
+//! the same cores.
 
 use crate::connection::Connection;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +9,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_millis(4);
+/// Looks at a leader that computes before it is relieved.
+const COMPUTING_LOOKS: u32 = 8;
 /// Looks without any traffic before the watch rests.
 const QUIET_LOOKS: u32 = 25;
 
@@ -18,11 +22,18 @@ pub struct Relief {
     resting: AtomicBool,
 }
 
+struct Watched {
+    connection: Weak<Connection>,
+    /// The newest request and the one that the leader was at.
+    seen: (u64, u64),
+    /// How often it has been at that one.
+    stuck: u32,
+}
+
 #[derive(Default)]
 struct State {
     ended: bool,
-    /// With what each was at when it was last looked at.
-    connections: Vec<(Weak<Connection>, (u64, u64))>,
+    connections: Vec<Watched>,
 }
 
 impl std::fmt::Debug for State {
@@ -38,7 +49,8 @@ impl Relief {
 
     /// Watches this connection too.
     pub fn watch(&self, connection: &Arc<Connection>) {
-        self.lock().connections.push((Arc::downgrade(connection), (0, 0)));
+        let watched = Watched { connection: Arc::downgrade(connection), seen: (0, 0), stuck: 0 };
+        self.lock().connections.push(watched);
     }
 
     /// There is traffic. Called for every request: costs next to nothing while the watch is awake.
@@ -84,15 +96,16 @@ impl State {
     /// Relieves the stuck; whether anybody is at anything, or was since the last look.
     fn look(&mut self) -> bool {
         let mut busy = false;
-        self.connections.retain_mut(|(connection, seen)| {
-            let Some(connection) = connection.upgrade() else { return false };
+        self.connections.retain_mut(|watched| {
+            let Some(connection) = watched.connection.upgrade() else { return false };
             let now = connection.progress();
             let (_, at) = now;
-            busy |= now != *seen || at != 0;
-            if at != 0 && now == *seen {
+            busy |= now != watched.seen || at != 0;
+            watched.stuck = if at != 0 && now == watched.seen { watched.stuck + 1 } else { 0 };
+            if watched.stuck >= COMPUTING_LOOKS || (watched.stuck > 0 && connection.leader_waits()) {
                 connection.relieve(at);
             }
-            *seen = now;
+            watched.seen = now;
             true
         });
         busy

@@ -2,7 +2,7 @@
 
 use crate::error_code::NbdError;
 use crate::metadata::MetadataRun;
-use crate::outbox::Outbox;
+use crate::outbox::{COPIED_BYTES_MAX, Outbox};
 use crate::protocol::{
     EXTENDED_REPLY_MAGIC, SIMPLE_REPLY_MAGIC, STRING_BYTES_MAX, STRUCTURED_REPLY_MAGIC, chunk,
 };
@@ -11,6 +11,7 @@ use crate::socket::Socket;
 use blocks::{ByteOffset, Extent, FileRange};
 use std::cell::Cell;
 use std::io;
+use std::time::{Duration, Instant};
 
 /// The descriptors of one chunk of block status at most; the client asks on from the last one's end.
 const DESCRIPTORS_MAX: usize = 32 << 10;
@@ -29,11 +30,24 @@ pub struct Reply<'a> {
     pub headers: Headers,
     /// Set once the answer is an error.
     pub failed: Cell<bool>,
+    /// How long it took to send what has been sent.
+    pub sending: Cell<Duration>,
 }
 
 impl Reply<'_> {
     fn message(&self, head: &[u8], body: &[u8], last: bool) -> io::Result<()> {
-        self.outbox.message(self.socket, head, body, self.more || !last)
+        let more = self.more || !last;
+        if more && body.len() <= COPIED_BYTES_MAX {
+            return self.outbox.message(self.socket, head, body, more);
+        }
+        self.timed(|| self.outbox.message(self.socket, head, body, more))
+    }
+
+    fn timed(&self, send: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let begun = Instant::now();
+        let sent = send();
+        self.sending.set(self.sending.get() + begun.elapsed());
+        sent
     }
 
     fn simple(&self, error: u32, body: &[u8]) -> io::Result<()> {
@@ -129,11 +143,11 @@ impl Reply<'_> {
     pub fn file(&self, extent: Extent, from: &FileRange, last: bool) -> io::Result<()> {
         let len = extent.len().get();
         if !self.headers.has_chunks() {
-            return self.outbox.file_message(self.socket, &self.simple_head(0), from, len);
+            return self.timed(|| self.outbox.file_message(self.socket, &self.simple_head(0), from, len));
         }
         let offset = extent.start().get().to_be_bytes();
         let (head, head_len) = self.chunk_head(chunk::OFFSET_DATA, last, &offset, extent.len().as_usize())?;
-        self.outbox.file_message(self.socket, &head[..head_len], from, len)
+        self.timed(|| self.outbox.file_message(self.socket, &head[..head_len], from, len))
     }
 
     /// Zeroes that need not be sent; only in chunks, shorter than 4 GiB.

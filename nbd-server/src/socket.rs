@@ -4,13 +4,13 @@
 use crate::memory_stream::MemoryStream;
 use crate::patience::{Patience, Underway};
 use crate::tls::Tls;
-use blocks::FileRange;
+use blocks::{FileRange, Place};
 use rustix::fs::sendfile;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -137,6 +137,52 @@ impl Socket {
             Some(buffer) => self.read(buffer),
             None => Ok(0),
         }
+    }
+
+    /// How many bytes have arrived and can be received without waiting. Only where [`Socket::takes_files`].
+    pub fn arrived(&self) -> io::Result<usize> {
+        let arrived = match &self.stream {
+            Stream::Tcp(stream) => rustix::io::ioctl_fionread(stream)?,
+            Stream::Unix(stream) => rustix::io::ioctl_fionread(stream)?,
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(usize::try_from(arrived).unwrap_or(usize::MAX))
+    }
+
+    /// Waits until something has arrived; `false` at the end. Only where [`Socket::takes_files`].
+    pub fn wait_for_bytes(&self) -> io::Result<bool> {
+        let mut byte = [0u8; 1];
+        let flags = rustix::net::RecvFlags::PEEK;
+        let (count, _) = match &self.stream {
+            Stream::Tcp(stream) => rustix::net::recv(stream, &mut byte, flags)?,
+            Stream::Unix(stream) => rustix::net::recv(stream, &mut byte, flags)?,
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        Ok(count > 0)
+    }
+
+    /// Receives into the place and then into the buffer, without waiting. `EFAULT` where nothing could be written to
+    /// the place. Only where [`Socket::takes_files`].
+    pub fn receive_at(&self, place: &Place<'_>, ahead: &mut [u8]) -> io::Result<usize> {
+        let descriptor: RawFd = match &self.stream {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
+        };
+        let mut parts = [
+            libc::iovec { iov_base: place.address().cast(), iov_len: place.len() },
+            libc::iovec { iov_base: ahead.as_mut_ptr().cast(), iov_len: ahead.len() },
+        ];
+        // SAFETY: a message header of zeroes has neither a name nor control data.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = if ahead.is_empty() { 1 } else { 2 };
+        // SAFETY: the kernel writes to the place, which is there for that, and to the buffer, which is ours alone.
+        let count = unsafe { libc::recvmsg(descriptor, &raw mut message, libc::MSG_DONTWAIT) };
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }
 
     /// Fails a read that waits longer with `WouldBlock`. Not zero.

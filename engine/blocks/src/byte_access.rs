@@ -6,7 +6,7 @@
 //! the lock and never wait for each other. Must be the only way to a volume that is written: two of them over the same
 //! volume have two locks.
 
-use crate::{ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume};
+use crate::{Arrived, ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume};
 use std::sync::{Arc, PoisonError, RwLock};
 
 const CLASS: RequestClass = RequestClass::Guest;
@@ -44,6 +44,15 @@ impl ByteAccess {
     /// The file range that holds the extent as it is, where there is one and the extent is of whole sectors.
     pub fn file_range(&self, extent: Extent) -> Option<FileRange> {
         extent.is_aligned(self.volume.alignment()).then(|| self.volume.file_range(extent)).flatten()
+    }
+
+    /// Writes bytes that have arrived, as [`Volume::write_arrived`]; `false` also where the extent is not of whole sectors.
+    pub fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived) -> Result<bool> {
+        if !extent.is_aligned(self.volume.alignment()) {
+            return Ok(false);
+        }
+        let _shared = self.changes.read().unwrap_or_else(PoisonError::into_inner);
+        self.volume.write_arrived(extent, from, CLASS)
     }
 
     /// Writes the buffer at `offset`.

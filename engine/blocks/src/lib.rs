@@ -5,6 +5,7 @@
 //! an agent or NBD is.
 
 mod aligned_buffer;
+mod arrived;
 mod byte_access;
 mod codec;
 mod compression;
@@ -24,6 +25,7 @@ mod units;
 mod volume;
 
 pub use aligned_buffer::AlignedBuffer;
+pub use arrived::{Arrived, Place};
 pub use byte_access::ByteAccess;
 pub use codec::{ByteReader, ByteWriter};
 pub use compression::{Compression, CompressionGauge};

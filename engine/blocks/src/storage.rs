@@ -4,7 +4,7 @@
 //! What was written is durable only after [`StorageFile::sync`]; that a file exists, is gone or has a new name only
 //! after [`Storage::sync_dir`] of its folder. Nothing here caches, retries or repairs.
 
-use crate::{ByteLen, ByteOffset, Extent, FileRange, Result, Synced, WallClock};
+use crate::{Arrived, ByteLen, ByteOffset, Extent, FileRange, Result, Synced, WallClock};
 use std::fmt::Debug;
 use std::fs::File;
 use std::sync::Arc;
@@ -95,6 +95,18 @@ pub trait StorageFile: Send + Sync + Debug {
             at += ByteLen::of(part);
         }
         Ok(())
+    }
+
+    /// The shortest write for which [`StorageFile::write_arrived`] is worth a try; `None` where it never is.
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        None
+    }
+
+    /// Writes as many arrived bytes as the extent is long as [`StorageFile::write_at`] does, but has the kernel put them
+    /// where they belong. `false` where that is not possible, or takes longer: then nothing was consumed. Unlike writes,
+    /// two that overlap, or one that overlaps with a write or a hole, may mix byte by byte.
+    fn write_arrived(&self, _extent: Extent, _from: &mut dyn Arrived) -> Result<bool> {
+        Ok(false)
     }
 
     /// Cuts the file, or grows it with zeroes that take no space.

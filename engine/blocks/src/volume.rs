@@ -1,6 +1,6 @@
 //! A disk, as everything that serves, copies or stacks disks sees it.
 
-use crate::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result};
+use crate::{Arrived, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result};
 use std::fs::File;
 use std::sync::Arc;
 
@@ -114,6 +114,18 @@ pub trait Volume: Send + Sync {
         None
     }
 
+    /// The shortest write for which [`Volume::write_arrived`] is worth a try; `None` where it never is.
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        None
+    }
+
+    /// Writes as many arrived bytes as the extent is long, as [`Volume::write_at`] does without FUA, but has the kernel put
+    /// them where they belong. Never waits for whoever sends them. `false` where that is not possible, here and now: then
+    /// nothing was consumed, and nothing has changed.
+    fn write_arrived(&self, _extent: Extent, _from: &mut dyn Arrived, _class: RequestClass) -> Result<bool> {
+        Ok(false)
+    }
+
     /// Writes the bytes of `from` to the extent as [`Volume::write_at`] does without FUA, but has them share the room
     /// that they have on the medium. `false` where that is not possible: then nothing is known of the extent until it is
     /// written.
@@ -161,6 +173,12 @@ impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
     }
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         (**self).file_range(extent)
+    }
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        (**self).arrived_len_min()
+    }
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, class: RequestClass) -> Result<bool> {
+        (**self).write_arrived(extent, from, class)
     }
     fn share(&self, extent: Extent, from: &FileRange) -> Result<bool> {
         (**self).share(extent, from)

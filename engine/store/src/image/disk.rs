@@ -3,7 +3,7 @@
 use super::poison::{Poison, check_writable};
 use super::status::{Runs, write_out_zeroes};
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume,
+    Arrived, BlockShift, ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume,
     check_request,
 };
 use std::fmt::Debug;
@@ -45,6 +45,16 @@ pub(super) trait Disk: Send + Sync + Debug {
     /// As [`Volume::file_range`], for an extent on the disk.
     fn file_range(&self, _extent: Extent) -> Option<FileRange> {
         None
+    }
+
+    /// As [`Volume::arrived_len_min`].
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        None
+    }
+
+    /// As [`Volume::write_arrived`], for an extent on the disk.
+    fn write_arrived(&self, _extent: Extent, _from: &mut dyn Arrived) -> Result<bool> {
+        Ok(false)
     }
 
     /// As [`Volume::share`], for an extent on the disk.
@@ -149,6 +159,19 @@ impl<D: Disk> Volume for DiskVolume<D> {
 
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         if extent.end() <= self.disk.len().end() { self.disk.file_range(extent) } else { None }
+    }
+
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        if self.writable { self.disk.arrived_len_min() } else { None }
+    }
+
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, _: RequestClass) -> Result<bool> {
+        let mut written = false;
+        self.change(extent.start(), extent.len(), false, |extent| {
+            written = self.disk.write_arrived(extent, from)?;
+            Ok(())
+        })?;
+        Ok(written)
     }
 
     fn share(&self, extent: Extent, from: &FileRange) -> Result<bool> {

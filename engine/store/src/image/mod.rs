@@ -23,6 +23,7 @@ mod status;
 mod sum_table;
 mod sums;
 mod table_cache;
+mod turns;
 mod vhd;
 mod vhdx;
 mod vmdk;

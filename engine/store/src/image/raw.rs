@@ -2,7 +2,8 @@
 
 use super::disk::Disk;
 use super::status::Runs;
-use blocks::{BlockShift, ByteLen, Error, Extent, FileRange, Result, StorageFile};
+use super::turns::Turns;
+use blocks::{Arrived, BlockShift, ByteLen, Error, Extent, FileRange, Result, StorageFile};
 use std::sync::Arc;
 
 /// A disk that lies in a file from its start on.
@@ -10,6 +11,8 @@ use std::sync::Arc;
 pub(super) struct RawDisk {
     file: Arc<dyn StorageFile>,
     len: ByteLen,
+    /// What arrives in place is not ordered by the kernel.
+    turns: Turns,
 }
 
 impl RawDisk {
@@ -25,7 +28,7 @@ impl RawDisk {
             let context = format!("{}: a disk of {len} bytes is not a multiple of 512", file.name());
             return Err(Error::corrupt(context));
         }
-        Ok(RawDisk { file, len })
+        Ok(RawDisk { file, len, turns: Turns::default() })
     }
 }
 
@@ -43,10 +46,12 @@ impl Disk for RawDisk {
     }
 
     fn write(&self, extent: Extent, data: &[u8]) -> Result<()> {
+        let _turn = self.turns.take(extent);
         self.file.write_at(extent.start(), data)
     }
 
     fn punch(&self, extent: Extent) -> Result<()> {
+        let _turn = self.turns.take(extent);
         self.file.punch_hole(extent)
     }
 
@@ -63,7 +68,17 @@ impl Disk for RawDisk {
         Some(FileRange { file, offset: extent.start() })
     }
 
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.file.arrived_len_min()
+    }
+
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived) -> Result<bool> {
+        let _turn = self.turns.take(extent);
+        self.file.write_arrived(extent, from)
+    }
+
     fn share(&self, extent: Extent, from: &FileRange) -> Result<bool> {
+        let _turn = self.turns.take(extent);
         self.file.share(extent.start(), from, extent.len())
     }
 }

@@ -1,10 +1,11 @@
 //! A file or block device of the host as a [`StorageFile`].
 
+use super::landing::Landing;
 use super::past_cache::PastCache;
 use super::sharing;
 use blocks::{
-    ByteLen, ByteOffset, Error, ErrorKind, Extent, FileRange, OpenMode, Result, StorageFile, Synced,
-    WallClock,
+    Arrived, ByteLen, ByteOffset, Error, ErrorKind, Extent, FileRange, OpenMode, Place, Result, StorageFile,
+    Synced, WallClock,
 };
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
@@ -28,6 +29,7 @@ pub struct HostFile {
     is_device: bool,
     known: Mutex<KnownData>,
     past_cache: PastCache,
+    landing: Landing,
     syncs: Syncs,
 }
 
@@ -87,6 +89,7 @@ impl HostFile {
             is_device,
             known: Mutex::default(),
             past_cache: PastCache::default(),
+            landing: Landing::default(),
             syncs,
         })
     }
@@ -123,6 +126,27 @@ impl HostFile {
         // A file that another process changes between the two calls may give an empty range: call it data.
         let start = ByteOffset::new(start);
         Ok(Some(Extent::between(start, hole).unwrap_or(rest)))
+    }
+
+    /// The rest of an extent whose pages could not be written from `put` bytes on: a write either can, or says why not.
+    pub(super) fn write_what_did_not_land(
+        &self,
+        extent: Extent,
+        put: usize,
+        from: &mut dyn Arrived,
+    ) -> Result<()> {
+        let mut rest = vec![0; extent.len().as_usize() - put];
+        let mut filled = 0;
+        while filled < rest.len() {
+            match from.put(Place::over(&mut rest[filled..])) {
+                Ok(0) => {
+                    return Err(self.failed("receiving", extent, std::io::ErrorKind::UnexpectedEof.into()));
+                }
+                Ok(count) => filled += count,
+                Err(error) => return Err(self.failed("receiving", extent, error)),
+            }
+        }
+        self.write_at(extent.start() + ByteLen::new(put as u64), &rest)
     }
 
     fn write_out_zeroes(&self, extent: Extent) -> Result<()> {
@@ -216,6 +240,22 @@ impl StorageFile for HostFile {
             }
         }
         Ok(())
+    }
+
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        if self.is_device { None } else { self.landing.len_min(&self.file) }
+    }
+
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived) -> Result<bool> {
+        if self.is_device || self.past_cache.has_begun() {
+            return Ok(false);
+        }
+        let Some(put) = self.landing.write(&self.file, extent, from) else { return Ok(false) };
+        let put = put.map_err(|error| self.failed("receiving", extent, error))?;
+        if put < extent.len().as_usize() {
+            self.write_what_did_not_land(extent, put, from)?;
+        }
+        Ok(true)
     }
 
     fn set_len(&self, len: ByteLen) -> Result<()> {

@@ -3,6 +3,7 @@
 mod counted_file;
 mod host;
 mod host_file;
+mod landing;
 mod past_cache;
 mod sharing;
 

@@ -31,6 +31,11 @@ impl PastCache {
         });
     }
 
+    /// Whether that was asked for.
+    pub(super) fn has_begun(&self) -> bool {
+        self.file.get().is_some()
+    }
+
     /// Writes the data if it can go this way: wholly, or `false` and nothing is known of the range. Whoever asked writes
     /// it again the usual way, and meets there what is wrong, if it is more than that this way is barred.
     pub(super) fn write(&self, offset: ByteOffset, data: &[u8]) -> bool {

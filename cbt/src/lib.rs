@@ -12,6 +12,7 @@ mod inventory;
 mod link;
 mod mounts;
 mod restore;
+mod tap;
 mod tracker;
 mod watchdog;
 
@@ -20,6 +21,7 @@ pub use barrier::BarrierSettings;
 pub use disk::{DeviceNumber, Disk, IoCounts};
 pub use doctor::{Finding, Verdict, examine};
 pub use inventory::collect as collect_inventory;
+pub use tap::{Shown, TapFront, TapSettings, never_wait_for_own_writes};
 pub use tracker::{
     Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, TrackerWish, Trust, best as best_tracker,
     detach as detach_tracker,

@@ -17,6 +17,7 @@ mod run;
 mod session;
 mod state;
 mod stop;
+mod tapped;
 mod trouble;
 mod verify;
 mod vitals;

@@ -14,6 +14,7 @@ mod print;
 mod serve;
 mod server;
 mod store;
+mod tap;
 
 use crate::arguments::{AgentCommand, Arguments, Command, StoreCommand};
 use crate::configuration::Configuration;

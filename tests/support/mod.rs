@@ -10,6 +10,7 @@ pub mod disk;
 pub mod guest;
 pub mod process;
 pub mod proxy;
+pub mod tapped;
 
 use disk::Disk;
 use process::Process;

@@ -150,6 +150,9 @@ impl Worker {
         // None are added while writes go into the queue, so this ends.
         while !self.copy_all_marked(session)?.is_zero() {
             session.link.check()?;
+            if order.mode() != Mode::Joining {
+                return Ok(true);
+            }
         }
         if order.joined() {
             tracing::info!("the tap sends writes in order");

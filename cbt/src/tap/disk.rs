@@ -209,8 +209,9 @@ impl Volume for TapDisk {
         let Some(extent) = self.extent(offset, ByteLen::of(buffer))? else { return Ok(()) };
         BUFFER.with_borrow_mut(|aligned| {
             let aligned = aligned.get_or_insert_with(|| AlignedBuffer::new(PIECE.as_usize()));
-            for (part, into) in extent.split(PIECE).zip(buffer.chunks_mut(PIECE.as_usize())) {
+            for part in extent.split(PIECE) {
                 self.medium.read(part, aligned)?;
+                let into = &mut buffer[within(extent, part)];
                 into.copy_from_slice(&aligned[..into.len()]);
             }
             Ok(())
@@ -219,8 +220,9 @@ impl Volume for TapDisk {
 
     fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, _: RequestClass) -> Result<()> {
         let Some(extent) = self.extent(offset, ByteLen::of(data))? else { return Ok(()) };
-        for (part, bytes) in extent.split(PIECE).zip(data.chunks(PIECE.as_usize())) {
-            self.change(part, Some(aligned(bytes)), |medium, bytes| match bytes {
+        for part in extent.split(PIECE) {
+            let bytes = aligned(&data[within(extent, part)]);
+            self.change(part, Some(bytes), |medium, bytes| match bytes {
                 Some(bytes) => medium.write(part, bytes),
                 None => Ok(()),
             })?;
@@ -254,4 +256,9 @@ impl Volume for TapDisk {
         let checked = self.extent(extent.start(), extent.len())?;
         Ok(checked.map(|extent| ExtentStatus { extent, allocation: Allocation::Data }).into_iter().collect())
     }
+}
+
+/// Where the part's bytes are among those of the whole.
+fn within(whole: Extent, part: Extent) -> std::ops::Range<usize> {
+    (part.start() - whole.start()).as_usize()..(part.end() - whole.start()).as_usize()
 }

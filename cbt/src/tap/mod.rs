@@ -105,3 +105,9 @@ fn known_as(disk: &Disk) -> String {
     let name = || disk.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     Some(disk.serial()).filter(|serial| !serial.is_empty()).unwrap_or_else(name)
 }
+
+/// For the fuzz targets: reads a slot of an activity log, and what it wrote of it; whether both are equal.
+pub(crate) fn read_slot_again(bytes: &[u8]) -> Result<bool> {
+    let slot = slot::Slot::decode(bytes)?;
+    Ok(slot::Slot::decode(&slot.encode())? == slot)
+}

@@ -137,8 +137,13 @@ impl Slot {
         let base = if from.bool()? { Some(decode_base(&mut from)?) } else { None };
         let on = Bits(from.blob()?.to_vec());
         from.finish()?;
-        if on.0.len() as u64 != len.blocks(region).div_ceil(8) {
+        let regions = len.blocks(region);
+        if on.0.len() as u64 != regions.div_ceil(8) || regions > REGIONS_MAX {
             return Err(Error::corrupt("activity log: regions"));
+        }
+        let reason = if let Trust::Untrusted { reason } = &trust { reason.len() } else { 0 };
+        if disk.len().max(reason) > TEXT_BYTES_MAX {
+            return Err(Error::corrupt("activity log: a text"));
         }
         Ok(Slot { number, disk, len, region, trust, base, on })
     }

@@ -550,3 +550,19 @@ fn a_full_queue_marks_and_says_why_and_what_was_in_it_stays_in_order() {
     play.arrive(play.server.coming.len());
     assert!(play.server.disk == *play.world.disk.lock().unwrap());
 }
+
+#[test]
+fn large_requests_at_any_sector_are_whole() {
+    let mut play = Play::new(7);
+    play.order.join();
+    assert!(play.order.joined());
+    let bytes: Vec<u8> = (0..3 * MIB as usize).map(|at| (at / 512 * 7 + at % 251) as u8).collect();
+    for (at, len) in [(MIB / 2, 2 * MIB + MIB / 2), (512, MIB), (MIB - 512, 1024)] {
+        let data = &bytes[..len as usize];
+        play.tap.write_at(ByteOffset::new(at), data, false, RequestClass::Guest).unwrap();
+        let mut back = vec![0; data.len()];
+        play.tap.read_at(ByteOffset::new(at), &mut back, RequestClass::Guest).unwrap();
+        assert!(back == data);
+        assert!(play.world.disk.lock().unwrap()[at as usize..][..data.len()] == *data);
+    }
+}

@@ -82,6 +82,8 @@ pub struct AgentSection {
     pub disks: Vec<PathBuf>,
     pub name: Option<String>,
     pub tracker: Option<String>,
+    pub tap_checkpoint_every: Option<String>,
+    pub tap_queue: Option<String>,
     pub send: Option<String>,
     pub compress: Option<String>,
     pub rate: Option<String>,

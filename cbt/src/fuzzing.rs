@@ -1,4 +1,4 @@
-//! The agent's decoder of what it finds pinned, as a function of bytes from anywhere, for the fuzz targets
+//! The agent's decoders of what it finds pinned and in its state folder, as functions of bytes from anywhere, for the fuzz targets
 //! (tests/support/decoders.rs). Panics where a promise is broken.
 
 use crate::tracker::Ledger;
@@ -6,6 +6,20 @@ use blocks::{ByteWriter, ErrorKind};
 
 /// What a tracker of before has left pinned, as it is and with its checksum put right.
 pub fn ledger(bytes: &[u8]) {
+    both(bytes, read);
+}
+
+/// A slot of a tap's activity log, likewise.
+pub fn activity_slot(bytes: &[u8]) {
+    both(bytes, |bytes| match crate::tap::read_slot_again(bytes) {
+        Ok(equal) => assert!(equal, "it reads what it writes"),
+        Err(error) => {
+            assert!(matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported), "{error:?}");
+        }
+    });
+}
+
+fn both(bytes: &[u8], read: impl Fn(&[u8])) {
     read(bytes);
     let Some((len, rest)) = bytes.split_first_chunk::<4>() else { return };
     let body_len = usize::try_from(u32::from_le_bytes(*len)).unwrap_or(usize::MAX).min(rest.len());

@@ -14,6 +14,7 @@ mod mounts;
 mod reboot;
 mod restore;
 mod session;
+mod tap;
 mod tracker;
 mod watchdog;
 
@@ -25,6 +26,7 @@ pub use disk::{DeviceNumber, Disk, IoCounts};
 pub use doctor::{Finding, Verdict, examine};
 pub use inventory::collect as collect_inventory;
 pub use reboot::{Carried, at_boot, at_shutdown};
+pub use tap::{Shown, TapFront, TapSettings, never_wait_for_own_writes};
 pub use tracker::{
     Agreement, Base, Census, Scan, Taking, Tracker, TrackerKind, TrackerWish, Trust, best as best_tracker,
     detach as detach_tracker,

@@ -40,12 +40,25 @@ pub(crate) struct Inbox {
     room: Semaphore,
 }
 
+/// Wakes the worker that waits for an order: there is something to send.
+#[derive(Clone, Debug)]
+pub(crate) struct Nudge(Arc<Inbox>);
+
+impl Nudge {
+    /// The worker's wait ends, or does not begin.
+    pub fn give(&self) {
+        self.0.lock().nudged = true;
+        self.0.news.notify_all();
+    }
+}
+
 #[derive(Debug, Default)]
 struct State {
     acked: Vec<Seq>,
     orders: VecDeque<ServerMessage>,
     closed: bool,
     stop: bool,
+    nudged: bool,
     heard: Option<Instant>,
 }
 
@@ -88,17 +101,25 @@ impl Link {
         self.inbox.acked(disk)
     }
 
-    /// The next order, if one is there within `timeout`; ends early when an acknowledgement comes.
+    /// What wakes the worker from [`Link::next_order`].
+    pub fn nudge(&self) -> Nudge {
+        Nudge(Arc::clone(&self.inbox))
+    }
+
+    /// The next order, if one is there within `timeout`; ends early when an acknowledgement or a nudge comes.
     pub fn next_order(&self, timeout: Duration) -> Result<Option<ServerMessage>> {
         let state = self.inbox.lock();
         if let Some(order) = self.take_order(state)? {
             return Ok(Some(order));
         }
-        let state = self.inbox.lock();
-        if timeout.is_zero() || state.closed || state.stop || !state.orders.is_empty() {
+        let mut state = self.inbox.lock();
+        let nudged = !timeout.is_zero() && std::mem::take(&mut state.nudged);
+        if timeout.is_zero() || nudged || state.closed || state.stop || !state.orders.is_empty() {
             return self.take_order(state);
         }
-        let (state, _) = self.inbox.news.wait_timeout(state, timeout).unwrap_or_else(PoisonError::into_inner);
+        let waited = self.inbox.news.wait_timeout(state, timeout);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.nudged = false;
         self.take_order(state)
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct Bridge<T> {
     next_handle: AtomicU64,
     /// The files that are open, by path: whoever opens one of them again shares it, and the lock over its sectors.
     files: Mutex<HashMap<Arc<str>, Weak<OpenFile>>>,
+    /// What is meant by a handle that an earlier server gave out.
+    adopted: RwLock<Option<Handle>>,
 }
 
 /// What somebody has open.
@@ -44,7 +46,28 @@ impl<T: Tree> Bridge<T> {
             handles: RwLock::default(),
             next_handle: AtomicU64::new(1),
             files: Mutex::default(),
+            adopted: RwLock::default(),
         }
+    }
+
+    /// The file may have been opened while another process served this mount: the kernel knows its number, and its
+    /// handles are still used.
+    pub fn adopt(&self, path: &str) -> blocks::Result<()> {
+        self.inodes.look_up(path);
+        let path: Arc<str> = path.into();
+        let file = self.open_file(&path, true)?;
+        *self.adopted.write().unwrap_or_else(PoisonError::into_inner) =
+            Some(Handle::File { path, file, writable: true });
+        // Handles of this server must not be taken for those of the one before: they begin with the time.
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let nanoseconds = u64::try_from(now.unwrap_or_default().as_nanos()).unwrap_or(1 << 62);
+        self.next_handle.store(nanoseconds, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn handle(&self, handle: FileHandle) -> Option<Handle> {
+        let found = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned();
+        found.or_else(|| self.adopted.read().unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     pub(crate) fn path(&self, number: INodeNo) -> Answer<Arc<str>> {
@@ -116,8 +139,7 @@ impl<T: Tree> Bridge<T> {
         handle: FileHandle,
         work: impl FnOnce(&OpenFile) -> blocks::Result<R>,
     ) -> Answer<R> {
-        let found = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned();
-        match found {
+        match self.handle(handle) {
             Some(Handle::File { file, path, .. }) => work(&file).map_err(|error| errno_of(&path, &error)),
             Some(Handle::Folder(_)) => Err(Errno::EISDIR),
             None => Err(Errno::EBADF),
@@ -130,8 +152,7 @@ impl<T: Tree> Bridge<T> {
         handle: FileHandle,
         work: impl FnOnce(&OpenFile) -> blocks::Result<R>,
     ) -> Answer<R> {
-        let found = self.handles.read().unwrap_or_else(PoisonError::into_inner).get(&handle.0).cloned();
-        match found {
+        match self.handle(handle) {
             Some(Handle::File { writable: false, .. }) => Err(Errno::EBADF),
             _ => self.with_file(handle, work),
         }

@@ -14,13 +14,13 @@ use fuser::{BackgroundSession, Config, Session, SessionACL};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 const DEVICE: &str = "/dev/fuse";
 const KIND: &str = "fuse.understudy";
-const THREADS: std::ops::RangeInclusive<usize> = 4..=16;
+pub(crate) const THREADS: std::ops::RangeInclusive<usize> = 4..=16;
 
 /// How a tree is mounted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -53,36 +53,9 @@ impl Mount {
     /// first, with a word in the log. Errors: `NotFound`; `Busy` where something is mounted there; `Unsupported` without
     /// `/dev/fuse`; those of mounting, for which root is needed.
     pub fn start(tree: impl Tree, folder: &Path, options: MountOptions) -> Result<Mount> {
-        if detach_dead(folder)? {
-            tracing::warn!("{} was a mount whose server is dead: it is taken over", folder.display());
-        }
-        let failed = |what: &str, error| Error::io(format!("{what} {}", folder.display()), error);
-        let folder = folder.canonicalize().map_err(|error| failed("looking at", error))?;
-        if !folder.is_dir() {
-            return Err(Error::new(ErrorKind::InvalidInput, format!("{} is no folder", folder.display())));
-        }
-        if device_at(&folder)?.is_some() {
-            return Err(Error::new(ErrorKind::Busy, format!("{} is a mount already", folder.display())));
-        }
-        let device =
-            rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
-                let context = format!("{DEVICE}: {error} (is the kernel's fuse module there?)");
-                Error::new(ErrorKind::Unsupported, context)
-            })?;
-        let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-        let other = if options.allow_other { ",allow_other" } else { "" };
-        let fd = device.as_raw_fd();
-        let data = format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid}{other}");
-        let data = std::ffi::CString::new(data).expect("numbers and letters");
-        let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
-        if options.read_only {
-            flags |= MountFlags::RDONLY;
-        }
-        rustix::mount::mount("understudy", &folder, KIND, flags, data.as_c_str()).map_err(|error| {
-            let hint = if error == Errno::PERM { " (only root may)" } else { "" };
-            Error::io(format!("mounting {}{hint}", folder.display()), error.into())
-        })?;
-        let session = serve(Bridge::new(tree, (uid, gid)), device, options);
+        let (folder, device) = mount_at(folder, options)?;
+        let owner = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let session = serve(Bridge::new(tree, owner), device, options);
         let session = session.map_err(|error| {
             if let Err(left) = rustix::mount::unmount(&folder, UnmountFlags::DETACH) {
                 tracing::error!("{} stays mounted: {left}", folder.display());
@@ -159,9 +132,43 @@ impl Drop for Mount {
     }
 }
 
+/// Mounts a connection that nobody serves yet at the folder: where that is without links, and the connection.
+pub(crate) fn mount_at(folder: &Path, options: MountOptions) -> Result<(PathBuf, OwnedFd)> {
+    if detach_dead(folder)? {
+        tracing::warn!("{} was a mount whose server is dead: it is taken over", folder.display());
+    }
+    let failed = |what: &str, error| Error::io(format!("{what} {}", folder.display()), error);
+    let folder = folder.canonicalize().map_err(|error| failed("looking at", error))?;
+    if !folder.is_dir() {
+        return Err(Error::new(ErrorKind::InvalidInput, format!("{} is no folder", folder.display())));
+    }
+    if device_at(&folder)?.is_some() {
+        return Err(Error::new(ErrorKind::Busy, format!("{} is a mount already", folder.display())));
+    }
+    let device =
+        rustix::fs::open(DEVICE, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
+            let context = format!("{DEVICE}: {error} (is the kernel's fuse module there?)");
+            Error::new(ErrorKind::Unsupported, context)
+        })?;
+    let (uid, gid) = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let other = if options.allow_other { ",allow_other" } else { "" };
+    let fd = device.as_raw_fd();
+    let data = format!("fd={fd},rootmode=40000,user_id={uid},group_id={gid}{other}");
+    let data = std::ffi::CString::new(data).expect("numbers and letters");
+    let mut flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    if options.read_only {
+        flags |= MountFlags::RDONLY;
+    }
+    rustix::mount::mount("understudy", &folder, KIND, flags, data.as_c_str()).map_err(|error| {
+        let hint = if error == Errno::PERM { " (only root may)" } else { "" };
+        Error::io(format!("mounting {}{hint}", folder.display()), error.into())
+    })?;
+    Ok((folder, device))
+}
+
 fn serve<T: Tree>(
     bridge: Bridge<T>,
-    device: std::os::fd::OwnedFd,
+    device: OwnedFd,
     options: MountOptions,
 ) -> std::io::Result<BackgroundSession> {
     let mut config = Config::default();

@@ -28,23 +28,27 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Says what the kernel is to do, and how much at once.
+pub(crate) fn negotiate(config: &mut KernelConfig) -> std::io::Result<()> {
+    // Each is left out where the kernel does not know it; what it stands for then only is slower.
+    for wanted in [InitFlags::FUSE_ASYNC_READ, InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS] {
+        if config.add_capabilities(wanted).is_err() {
+            tracing::debug!("the kernel has no {wanted:?}");
+        }
+    }
+    let set = config
+        .set_max_write(REQUEST_BYTES_MAX)
+        .and_then(|_| config.set_max_background(BACKGROUND_MAX).map(u32::from).map_err(u32::from));
+    set.map_err(|near| std::io::Error::other(format!("a limit of the mount is to be {near}")))?;
+    if let Err(near) = config.set_max_readahead(REQUEST_BYTES_MAX) {
+        tracing::debug!("the kernel reads {near} bytes ahead at most");
+    }
+    Ok(())
+}
+
 impl<T: Tree> Filesystem for Bridge<T> {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        // Each is left out where the kernel does not know it; what it stands for then only is slower.
-        for wanted in [InitFlags::FUSE_ASYNC_READ, InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_PARALLEL_DIROPS]
-        {
-            if config.add_capabilities(wanted).is_err() {
-                tracing::debug!("the kernel has no {wanted:?}");
-            }
-        }
-        let set = config
-            .set_max_write(REQUEST_BYTES_MAX)
-            .and_then(|_| config.set_max_background(BACKGROUND_MAX).map(u32::from).map_err(u32::from));
-        set.map_err(|near| std::io::Error::other(format!("a limit of the mount is to be {near}")))?;
-        if let Err(near) = config.set_max_readahead(REQUEST_BYTES_MAX) {
-            tracing::debug!("the kernel reads {near} bytes ahead at most");
-        }
-        Ok(())
+        negotiate(config)
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {

@@ -85,15 +85,22 @@ pub struct AgentArguments {
     /// The server: host:port or unix:PATH.
     #[arg(long, env = "UNDERSTUDY_SERVER", value_name = "ADDR")]
     pub server: Option<String>,
-    /// A whole disk to protect. May be repeated; the order numbers the disks.
+    /// A whole disk to protect, or with a tap a partition. May be repeated; the order numbers the disks.
     #[arg(long = "disk", value_name = "DEVICE")]
     pub disks: Vec<PathBuf>,
     /// The machine's name [default: its host name].
     #[arg(long, env = "UNDERSTUDY_NAME")]
     pub name: Option<String>,
-    /// How changes are found: auto, ebpf or scan [default: auto].
-    #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan"])]
+    /// How changes are found: auto, ebpf, scan, or tap, in the way of the writes: then a loop device is used
+    /// in the disk's place [default: auto].
+    #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan", "tap"])]
     pub tracker: Option<String>,
+    /// Tap: how far apart the checkpoints that flushes make are at least [default: 5s].
+    #[arg(long, env = "UNDERSTUDY_TAP_CHECKPOINT_EVERY", value_name = "DURATION")]
+    pub tap_checkpoint_every: Option<humantime::Duration>,
+    /// Tap: memory for writes that the server has not acknowledged; past it they are marked [default: 64MiB].
+    #[arg(long, env = "UNDERSTUDY_TAP_QUEUE", value_name = "SIZE")]
+    pub tap_queue: Option<bytesize::ByteSize>,
     /// Only take a failback, and end: for a rescue system. `enroll --rescue` prints its token.
     #[arg(long)]
     pub restore: bool,

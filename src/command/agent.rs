@@ -1,13 +1,15 @@
 //! `understudy agent` and its watchdog.
 
 use super::stop_signal;
+use super::tap::{Front, hold};
 use crate::arguments::{AgentArguments, UsageError};
 use crate::configuration::{AgentSection, parse};
 use anyhow::Context;
 use blocks::ErrorKind;
-use cbt::{Agent, AgentConfig, SendMode};
+use cbt::{Agent, AgentConfig, SendMode, TrackerKind, TrackerWish};
 use humantime::Duration;
 use std::path::Path;
+use std::sync::Arc;
 use wire::{Address, AgentIdentity, Token};
 
 /// Protects disks until SIGTERM or an interrupt, after which the server is told that this is no failure.
@@ -17,17 +19,70 @@ pub fn run(flags: AgentArguments, file: AgentSection) -> anyhow::Result<()> {
     let token = flags.token.as_deref().map(str::parse::<Token>).transpose();
     let token = token.map_err(|error| UsageError(format!("--token: {error}")))?;
     let mut config = config(flags, file, token.as_ref())?;
+    let tap = tap(&mut config)?;
+    if matches!(tap, Tap::Hold) {
+        let devices: Vec<_> = config.disks.iter().map(|disk| disk.device.clone()).collect();
+        return hold(&devices, &config.run_dir);
+    }
     // One thread for the connection; disks have threads of their own.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
         config.identity = identity(&config, token.as_ref()).await?;
         let (stop, stopping) = cbt::stop_pair();
         tokio::spawn(async move {
             if stop_signal().await.is_ok() {
+                if let Tap::Serve(front) = tap {
+                    released(&front).await;
+                }
                 stop.stop();
             }
         });
         Ok(Agent::run(config, stopping).await?)
     })
+}
+
+/// What this process is to a machine whose disks are tapped.
+#[derive(Clone)]
+enum Tap {
+    /// Nothing: they are not.
+    None,
+    /// It keeps the mounts, and another one serves them.
+    Hold,
+    /// It serves them.
+    Serve(Arc<Front>),
+}
+
+fn tap(config: &mut AgentConfig) -> anyhow::Result<Tap> {
+    if config.tracker != TrackerWish::Only(TrackerKind::Tap) {
+        return Ok(Tap::None);
+    }
+    let refuse = |text: &str| Err(UsageError(text.to_owned()).into());
+    if config.restore_only {
+        return refuse(
+            "--restore writes onto disks, which a tapped disk does not allow: leave --tracker tap out",
+        );
+    }
+    if config.send != SendMode::Continuous {
+        return refuse("a tap sends each write as it is made: --send every=... cannot be had with it");
+    }
+    let Some(front) = Front::given(&config.run_dir)? else { return Ok(Tap::Hold) };
+    if let Err(error) = cbt::never_wait_for_own_writes() {
+        tracing::warn!("{error}: with little memory left the tap may have to wait for its own writes");
+    }
+    let front = Arc::new(front);
+    config.tap.front = Some(front.clone());
+    Ok(Tap::Serve(front))
+}
+
+/// Returns when nothing uses the tapped disks any more.
+async fn released(front: &Front) {
+    let mut said = false;
+    while let Err(error) = front.release() {
+        if !said {
+            tracing::warn!("not stopping yet: {error}: unmount it; until then the tap goes on");
+        }
+        said = true;
+        tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+    }
 }
 
 /// Runs the process that thaws what a dying agent left frozen.
@@ -92,6 +147,13 @@ fn config(flags: AgentArguments, file: AgentSection, token: Option<&Token>) -> a
         &mut config.checkpoint_every,
         flags.checkpoint_every.or(parse("checkpoint-every", file.checkpoint_every)?),
     );
+    set(
+        &mut config.tap.checkpoint_every,
+        flags.tap_checkpoint_every.or(parse("tap-checkpoint-every", file.tap_checkpoint_every)?),
+    );
+    if let Some(queue) = flags.tap_queue.or(parse("tap-queue", file.tap_queue)?) {
+        config.tap.queue_bytes = blocks::ByteLen::new(queue.as_u64());
+    }
     set(&mut config.heartbeat, flags.heartbeat.or(parse("heartbeat", file.heartbeat)?));
     set(&mut config.barrier.budget, flags.freeze_budget.or(parse("freeze-budget", file.freeze_budget)?));
     set(&mut config.hook_timeout, flags.hook_timeout.or(parse("hook-timeout", file.hook_timeout)?));

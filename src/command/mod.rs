@@ -15,6 +15,7 @@ mod restart;
 mod serve;
 mod server;
 mod store;
+mod tap;
 
 use crate::arguments::{AgentCommand, Arguments, Command, StoreCommand};
 use crate::configuration::Configuration;

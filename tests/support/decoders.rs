@@ -104,6 +104,12 @@ pub const DECODERS: &[Decoder] = &[
     Decoder { name: "signing-request", run: server::fuzzing::signing_request, seeds: &[], made: Vec::new },
     Decoder { name: "control-request", run: server::fuzzing::control_request, seeds: &[], made: Vec::new },
     Decoder {
+        name: "activity-slot",
+        run: cbt::fuzzing::activity_slot,
+        seeds: &["cbt/tests/fixtures/v1/activity-slot"],
+        made: Vec::new,
+    },
+    Decoder {
         name: "ledger",
         run: cbt::fuzzing::ledger,
         seeds: &["cbt/tests/fixtures/v1/ledger"],

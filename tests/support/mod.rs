@@ -11,6 +11,7 @@ pub mod guest;
 pub mod process;
 pub mod proxy;
 pub mod shown;
+pub mod tapped;
 
 use disk::Disk;
 use process::Process;

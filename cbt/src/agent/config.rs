@@ -1,6 +1,7 @@
 //! What an agent is told.
 
 use crate::barrier::BarrierSettings;
+use crate::tap::TapSettings;
 use crate::tracker::TrackerWish;
 use blocks::{ByteLen, Compression, Extent};
 use std::path::PathBuf;
@@ -23,6 +24,8 @@ pub struct AgentConfig {
     pub disks: Vec<DiskConfig>,
     /// Which rung of the tracker ladder.
     pub tracker: TrackerWish,
+    /// How disks are tapped, where that is the wish.
+    pub tap: TapSettings,
     /// Only takes a failback and ends, as on a rescue system: nothing is ever sent as the machine's.
     pub restore_only: bool,
     /// When changes are sent.
@@ -86,6 +89,7 @@ impl AgentConfig {
                 .map(|device| DiskConfig { device: device.clone(), exclude: Vec::new() })
                 .collect(),
             tracker: TrackerWish::Auto,
+            tap: TapSettings::default(),
             restore_only: false,
             send: SendMode::Continuous,
             compress: Compression::Auto,

@@ -16,6 +16,7 @@ mod protect;
 mod run;
 mod state;
 mod stop;
+mod tapped;
 mod trouble;
 mod verify;
 mod vitals;

@@ -67,6 +67,9 @@ impl Worker {
     /// What the server let go of meanwhile is sent again.
     fn resume(&mut self, session: &mut Session) -> Result<()> {
         session.held_by_server = false;
+        if let Some(order) = &self.order {
+            order.rewind(self.replicas.iter().any(|replica| !replica.takings.is_empty()));
+        }
         for replica in &mut self.replicas {
             replica.take_acks(&session.link)?;
             match replica.phase {
@@ -84,6 +87,11 @@ impl Worker {
 
     fn begin_restore(&mut self, session: &mut Session, begin: &RestoreBegin) -> Result<()> {
         session.restore = None;
+        if self.order.is_some() {
+            let what = "the disks of this machine are tapped, so nothing can be written onto them from outside: unmount what is \
+                        on the tap, stop the agent, and start it without --tracker tap until the failback is through";
+            return fail(session, begin.restore, &Error::new(ErrorKind::Busy, what));
+        }
         match Restore::begin(begin, &self.replicas) {
             Ok((restore, ready)) => {
                 tracing::info!(
@@ -186,7 +194,7 @@ impl Worker {
             let exclude = self.replicas[position].excluded_by_user.clone();
             let disk = DiskConfig { device: target.device.clone(), exclude };
             let before = self.replicas[position].disk.path().display().to_string();
-            self.replicas[position] = protect(&self.config, target.disk, &disk)?;
+            self.replicas[position] = protect(&self.config, target.disk, &disk, None)?;
             let now = target.device.display();
             tracing::warn!(
                 "disk {} is {now} now, not {before}: start the agent with it from now on",

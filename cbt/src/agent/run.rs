@@ -65,9 +65,9 @@ impl Agent {
     async fn serve(config: Arc<AgentConfig>, mut stop: Stop) -> Result<()> {
         let vitals = Arc::new(Vitals::default());
         let opened = Arc::clone(&config);
-        let replicas = on_thread(move || protect_all(&opened)).await??;
+        let protected = on_thread(move || protect_all(&opened)).await??;
         let state = State::load(&config.state_dir);
-        let mut worker = Worker::new(Arc::clone(&config), replicas, state, Arc::clone(&vitals));
+        let mut worker = Worker::new(Arc::clone(&config), protected, state, Arc::clone(&vitals));
         let mut backoff = BACKOFF_MIN;
         let mut welcomed = false;
         let mut trouble = Trouble::default();
@@ -80,7 +80,10 @@ impl Agent {
                 trouble.is_over();
             }
             match attempt.1 {
-                Ended::Stopped => return Ok(()),
+                Ended::Stopped => {
+                    worker.rest_at_the_end();
+                    return Ok(());
+                }
                 Ended::Lost(error) => {
                     if wire::refused_identity(&error) || error.kind() == ErrorKind::InvalidInput {
                         return Err(advice::unconnectable(error));
@@ -102,7 +105,10 @@ impl Agent {
             let jittered = backoff.mul_f64(rand::rng().random_range(0.5..1.5));
             backoff = (backoff * 2).min(config.backoff_max);
             tokio::select! {
-                () = stop.wait() => return Ok(()),
+                () = stop.wait() => {
+                    worker.rest_at_the_end();
+                    return Ok(());
+                }
                 () = tokio::time::sleep(jittered) => {}
             }
         }

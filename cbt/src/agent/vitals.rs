@@ -36,7 +36,12 @@ impl Vitals {
             churn: disks.iter().map(|disk| disk.tracker.written().unwrap_or_default()).collect(),
             trackers: disks
                 .iter()
-                .map(|disk| format!("{} ({})", disk.tracker.kind(), disk.tracker.trust()))
+                .map(|disk| match disk.tracker.remark() {
+                    None => format!("{} ({})", disk.tracker.kind(), disk.tracker.trust()),
+                    Some(remark) => {
+                        format!("{} ({}; {remark})", disk.tracker.kind(), disk.tracker.trust())
+                    }
+                })
                 .collect(),
         }
     }

@@ -12,6 +12,7 @@ use crate::hooks::Hooks;
 use crate::link::Link;
 use crate::mounts::superblocks;
 use crate::restore::Restore;
+use crate::tap::Order;
 use crate::tracker::Trust;
 use crate::watchdog::Watchdog;
 use blocks::{ByteLen, Error, ErrorKind, Result, WallClock};
@@ -63,7 +64,11 @@ pub(super) struct Worker {
     pub inside_session: bool,
     /// A failback has ended.
     pub restored: bool,
-    hooks: Hooks,
+    pub hooks: Hooks,
+    /// The order of the machine's writes, where its disks are tapped.
+    pub order: Option<Arc<Order>>,
+    /// When regions were last taken off the activity logs.
+    pub rested: Instant,
     /// Set by each welcome.
     pub was_connected: bool,
     next_request: u64,
@@ -80,17 +85,19 @@ pub(super) struct Session {
     pub restore: Option<Restore>,
     pub requests: VecDeque<Request>,
     pub verify: Option<Verify>,
-    next_checkpoint: Option<Instant>,
+    pub next_checkpoint: Option<Instant>,
     next_pass: Instant,
     next_trust: Instant,
     retry_at: Instant,
-    gap_since: Option<WallClock>,
+    pub gap_since: Option<WallClock>,
+    /// Which loss of the order of writes the server was told of.
+    pub fall_reported: Option<WallClock>,
 }
 
 impl Worker {
     pub fn new(
         config: Arc<AgentConfig>,
-        replicas: Vec<Replica>,
+        (replicas, order): (Vec<Replica>, Option<Arc<Order>>),
         state: State,
         vitals: Arc<Vitals>,
     ) -> Worker {
@@ -99,6 +106,8 @@ impl Worker {
         hooks.recover();
         Worker {
             hooks,
+            order,
+            rested: Instant::now(),
             config,
             replicas,
             watchdog: None,
@@ -143,6 +152,7 @@ impl Worker {
             next_trust: now,
             retry_at: now,
             gap_since: None,
+            fall_reported: None,
         };
         let begun = self.begin(&session, &welcome.disks);
         let ended = begun.and_then(|()| {
@@ -151,6 +161,9 @@ impl Worker {
             }
             Ok(())
         });
+        if let Some(order) = &self.order {
+            order.disconnected(self.replicas.iter().any(|replica| !replica.takings.is_empty()));
+        }
         for replica in &mut self.replicas {
             if let Err(error) = replica.disconnect() {
                 tracing::warn!("{}: {error}", replica.disk.path().display());
@@ -181,6 +194,9 @@ impl Worker {
                     replica.wanted = Some(manner);
                 }
             }
+        }
+        if let Some(order) = self.order.clone() {
+            self.begin_tapped(session, &order, disks);
         }
         Ok(())
     }
@@ -245,6 +261,9 @@ impl Worker {
                 session.verify = None;
             }
         }
+        if let Some(order) = self.order.clone() {
+            return Ok(self.replicate_tapped(session, &order)? || busy);
+        }
         if let Some(request) = self.due_request(session) {
             self.checkpoint(session, request)?;
             return Ok(true);
@@ -266,7 +285,8 @@ impl Worker {
         match replica.step_initial(&session.link) {
             Ok(worked) => {
                 if worked && replica.is_tracking() {
-                    tracing::info!("{}: the first copy is through", replica.disk.path().display());
+                    say_through(replica);
+                    replica.only = None;
                 }
                 Ok(worked)
             }
@@ -274,7 +294,9 @@ impl Worker {
                 tracing::warn!("{}: the pass was voided ({error})", replica.disk.path().display());
                 replica.phase = Phase::Idle;
                 replica.wanted = Some(Manner::Compare);
-                Ok(true)
+                replica.only = None;
+                let reason = error.to_string();
+                self.report_gap(session, reason).map(|()| true)
             }
             Err(error) => Err(error),
         }
@@ -304,23 +326,33 @@ impl Worker {
                 lost = Some(format!("{device}: {reason}"));
                 replica.phase = Phase::Idle;
                 replica.wanted = Some(Manner::Compare);
+                replica.only = None;
             }
         }
         match lost {
-            Some(reason) => self.report_gap(session, reason).map(|()| true),
+            Some(reason) => {
+                if let Some(order) = &self.order {
+                    self.abandon_order(order, &reason);
+                }
+                self.report_gap(session, reason).map(|()| true)
+            }
             None => Ok(false),
         }
     }
 
-    fn due_request(&mut self, session: &mut Session) -> Option<Request> {
+    pub fn new_request(&mut self) -> u64 {
+        self.next_request += 1;
+        self.next_request - 1
+    }
+
+    pub fn due_request(&mut self, session: &mut Session) -> Option<Request> {
         if let Some(request) = session.requests.pop_front() {
             return Some(request);
         }
         if session.next_checkpoint.is_some_and(|due| Instant::now() < due) {
             return None;
         }
-        let number = self.next_request;
-        self.next_request += 1;
+        let number = self.new_request();
         Some(Request { number, name: String::new(), verify: false })
     }
 
@@ -409,12 +441,12 @@ impl Worker {
     }
 
     /// Nothing is frozen without a living watchdog; one that died is replaced.
-    fn ensure_watchdog(&mut self) {
+    pub fn ensure_watchdog(&mut self) {
         if self.watchdog.as_mut().is_some_and(Watchdog::is_alive) {
             return;
         }
         self.watchdog = None;
-        let disks: Vec<_> = self.replicas.iter().map(|replica| replica.disk.number()).collect();
+        let disks: Vec<_> = self.replicas.iter().map(Replica::used_as).collect();
         if superblocks(&disks).is_empty() {
             return;
         }
@@ -432,13 +464,20 @@ impl Worker {
     pub fn note_vitals(&self) {
         let vitals = |replica: &Replica| DiskVitals {
             tracker: Arc::clone(&replica.tracker),
-            unscanned: match (&replica.wanted, replica.gone_through()) {
-                (Some(_), _) => replica.disk.len(),
-                (None, Some(done)) => replica.disk.len().saturating_sub(done),
-                (None, None) => ByteLen::ZERO,
-            },
+            unscanned: replica.unscanned(),
         };
         self.vitals.set(self.replicas.iter().map(vitals).collect());
+    }
+}
+
+fn say_through(replica: &Replica) {
+    let device = replica.disk.path().display();
+    match &replica.only {
+        None => tracing::info!("{device}: the first copy is through"),
+        Some(_) => {
+            let (compared, differed) = replica.compared;
+            tracing::info!("{device}: compared {compared} bytes, of which {differed} differed and were sent");
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //!   └──────────────────────────────────────────┴── thaw, send what is held, a few times ────────┘
 //! ```
 
+mod at_rest;
 mod freeze;
 mod settle;
 mod warm;
@@ -15,6 +16,7 @@ use crate::hooks::Hooks;
 use crate::link::Link;
 use crate::mounts::{Superblock, superblocks, swap_extents};
 use crate::watchdog::Watchdog;
+pub(crate) use at_rest::put_instant;
 use blocks::{Error, ErrorKind, Extent, ExtentSet, Result, WallClock};
 use freeze::FrozenSystems;
 use settle::{Settled, settle};

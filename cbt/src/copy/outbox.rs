@@ -54,6 +54,19 @@ impl Outbox {
         }
     }
 
+    /// Sends a write as it was made; its number.
+    pub fn write(
+        &mut self,
+        link: &Link,
+        tracker: &dyn Tracker,
+        extent: Extent,
+        payload: Payload,
+    ) -> Result<Seq> {
+        self.flush(link, tracker)?;
+        self.send(link, tracker, extent, payload)?;
+        Ok(self.last)
+    }
+
     /// Sends bytes.
     fn data(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent, bytes: Vec<u8>) -> Result<()> {
         self.flush(link, tracker)?;

@@ -5,13 +5,15 @@ use super::outbox::{Outbox, Receiver};
 use super::reader::{Reader, Shipment, Stretch, stretches};
 use super::scan::{InitialCopy, Manner};
 use super::{Digests, READ_BYTES, pieces};
-use crate::disk::{Disk, DiskLock};
+use crate::disk::{DeviceNumber, Disk, DiskLock};
 use crate::link::Link;
+use crate::tap::TapDisk;
 use crate::tracker::{Taking, Tracker, TrackerKind};
 use blocks::{AlignedBuffer, ByteLen, DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result, Seq};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
+use wire::Payload;
 
 /// How much is taken from the tracker at a time.
 pub(super) const TAKING_BYTES: ByteLen = ByteLen::new(32 << 20);
@@ -41,6 +43,12 @@ pub(crate) struct Replica {
     /// Set while the server is told what was written since: see verify.
     pub written_since: Option<ExtentSet>,
     pub reader: Reader,
+    /// What alone the next pass compares; `None`: the whole disk.
+    pub only: Option<ExtentSet>,
+    /// Bytes that the pass has compared, and of those that differed.
+    pub compared: (ByteLen, ByteLen),
+    /// The same disk as the tap's, and the device that shows it.
+    pub tap: Option<(Arc<TapDisk>, DeviceNumber)>,
     /// Kept only to be held.
     _lock: DiskLock,
 }
@@ -77,6 +85,9 @@ impl Replica {
             digests: None,
             written_since: None,
             reader: Reader::new(),
+            only: None,
+            compared: (ByteLen::ZERO, ByteLen::ZERO),
+            tap: None,
             _lock: lock,
         }
     }
@@ -91,6 +102,11 @@ impl Replica {
         self.tracker.kind() == TrackerKind::Scan
     }
 
+    /// The device that the machine's file systems are on.
+    pub fn used_as(&self) -> DeviceNumber {
+        self.tap.as_ref().map_or(self.disk.number(), |(_, shown)| *shown)
+    }
+
     /// Begins to send to this receiver, after what it has (`durable`) and what was ever sent.
     pub fn connect(&mut self, receiver: Receiver, durable: Seq) {
         let sent = self.tracker.base().map_or(Seq(0), |base| base.sent).max(self.last_sent());
@@ -101,6 +117,7 @@ impl Replica {
     pub fn disconnect(&mut self) -> Result<()> {
         self.phase = Phase::Idle;
         self.wanted = None;
+        self.only = None;
         self.written_since = None;
         if let Some(outbox) = &mut self.outbox {
             outbox.close(&*self.tracker)?;
@@ -158,6 +175,21 @@ impl Replica {
         if let Some(written) = &mut self.written_since {
             taking.extents.iter().for_each(|extent| written.insert(*extent, ()));
         }
+    }
+
+    /// Sends a write as it was made; its number.
+    pub fn send_write(&mut self, link: &Link, extent: Extent, payload: Payload) -> Result<Seq> {
+        if let Some(written) = &mut self.written_since {
+            written.insert(extent, ());
+        }
+        let tracker = Arc::clone(&self.tracker);
+        self.outbox()?.write(link, &*tracker, extent, payload)
+    }
+
+    /// The number of the last write, everything having been sent.
+    pub fn sent_all(&mut self, link: &Link) -> Result<Seq> {
+        let tracker = Arc::clone(&self.tracker);
+        self.outbox()?.flush(link, &*tracker)
     }
 
     /// Scan rung: goes through the whole disk and sends what differs from what was sent last.

@@ -10,7 +10,7 @@ use super::replica::{Phase, Replica};
 use super::{Digests, READ_BYTES};
 use crate::link::Link;
 use crate::tracker::Scan;
-use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, Seq};
+use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentSet, Result, Seq};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{AgentMessage, BlockHash, HashPurpose, HashReport};
@@ -40,6 +40,8 @@ pub(crate) struct InitialCopy {
     /// The tracker's; `None` on the scan rung.
     scan: Option<Scan>,
     next: ByteOffset,
+    /// What alone is gone through; `None`: the whole disk.
+    only: Option<ExtentSet>,
     unanswered: u32,
     /// Set once everything was sent: the number to wait for.
     last: Option<Seq>,
@@ -58,7 +60,9 @@ impl Replica {
             self.digests = Digests::new(self.disk.len());
         }
         let courtesy = Courtesy::begin(self.write_times()?);
-        let copy = InitialCopy { manner, scan, next: ByteOffset::ZERO, unanswered: 0, last: None, courtesy };
+        let (next, only) = (ByteOffset::ZERO, self.only.clone());
+        self.compared = (ByteLen::ZERO, ByteLen::ZERO);
+        let copy = InitialCopy { manner, scan, next, only, unanswered: 0, last: None, courtesy };
         self.phase = Phase::Initial(copy);
         Ok(())
     }
@@ -67,14 +71,12 @@ impl Replica {
     /// comparing.
     pub fn step_initial(&mut self, link: &Link) -> Result<bool> {
         let Phase::Initial(copy) = &self.phase else { return Ok(false) };
-        let (manner, scan, next, unanswered, last) =
-            (copy.manner, copy.scan, copy.next, copy.unanswered, copy.last);
+        let (manner, scan, unanswered, last) = (copy.manner, copy.scan, copy.unanswered, copy.last);
         if let Some(last) = last {
             return if link.acked(self.index) >= last { self.finish_initial(link, scan) } else { Ok(false) };
         }
         let step = if manner == Manner::Compare { REPORT_BYTES } else { STEP_BYTES };
-        let end = self.disk.len().end();
-        match Extent::between(next, end.min(ByteOffset::new(next.get().saturating_add(step)))) {
+        match copy.part(self.disk.len(), ByteLen::new(step)) {
             Some(_) if unanswered >= REPORTS_MAX || copy.courtesy.rests(Instant::now()) => Ok(false),
             Some(range) => {
                 let begun = Instant::now();
@@ -156,6 +158,7 @@ impl Replica {
             Ok(())
         })?;
         self.note_digests(range, &known);
+        self.compared.0 += range.len();
         let hashes = known.into_iter().map(Some).collect();
         let purpose = HashPurpose::Scan;
         let report = HashReport { purpose, disk: self.index, range, block: HASH_BLOCK, hashes };
@@ -177,6 +180,7 @@ impl Replica {
                 let context = format!("the server found {extent} to differ, but was asked about {range}");
                 return Err(Error::new(ErrorKind::InvalidInput, context));
             }
+            self.compared.1 += extent.len();
             for part in extent.split(ByteLen::new(READ_BYTES)) {
                 let bytes = self.disk.read(part, &mut self.buffer)?.to_vec();
                 if self.digests.is_some() {
@@ -188,14 +192,38 @@ impl Replica {
         if let Phase::Initial(copy) = &mut self.phase {
             copy.unanswered = copy.unanswered.saturating_sub(1);
         }
-        Ok(())
+        match &self.tap {
+            Some((tap, _)) => tap.note_differing(extents),
+            None => Ok(()),
+        }
     }
 
-    /// How far the pass has come: bytes gone through.
-    pub fn gone_through(&self) -> Option<ByteLen> {
-        match &self.phase {
-            Phase::Initial(copy) => Some(copy.next - ByteOffset::ZERO),
-            Phase::Idle | Phase::Tracking => None,
+    /// What a pass has not reached yet, or is still to begin with.
+    pub fn unscanned(&self) -> ByteLen {
+        let rest = |only: &Option<ExtentSet>, from: ByteOffset| match only {
+            None => self.disk.len().saturating_sub(from - ByteOffset::ZERO),
+            Some(only) => {
+                let left = Extent::between(from, self.disk.len().end());
+                only.iter().filter_map(|(extent, ())| extent.intersect(left?)).map(Extent::len).sum()
+            }
+        };
+        match (&self.phase, self.wanted) {
+            (_, Some(_)) => rest(&self.only, ByteOffset::ZERO),
+            (Phase::Initial(copy), None) => rest(&copy.only, copy.next),
+            (Phase::Idle | Phase::Tracking, None) => ByteLen::ZERO,
         }
+    }
+}
+
+impl InitialCopy {
+    /// The next part to go through, at most `step` long.
+    fn part(&self, len: ByteLen, step: ByteLen) -> Option<Extent> {
+        let rest = match &self.only {
+            None => Extent::between(self.next, len.end()),
+            Some(only) => only
+                .next_at_or_after(self.next)
+                .and_then(|(extent, ())| Extent::between(extent.start().max(self.next), extent.end())),
+        };
+        rest?.split(step).next()
     }
 }

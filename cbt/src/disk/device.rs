@@ -22,6 +22,17 @@ pub struct Disk {
 impl Disk {
     /// Opens the disk at `path`. `InvalidInput` for what is no block device or only a partition of one.
     pub fn open(path: &Path) -> Result<Disk> {
+        let disk = Disk::open_part(path)?;
+        if disk.sysfs.join("partition").exists() {
+            let whole = disk.sysfs.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+            let context = format!("{} is a partition; name the whole disk, /dev/{whole}", path.display());
+            return Err(Error::new(ErrorKind::InvalidInput, context));
+        }
+        Ok(disk)
+    }
+
+    /// The same, and a partition is taken for a disk of its own.
+    pub(crate) fn open_part(path: &Path) -> Result<Disk> {
         let name = path.display();
         let metadata = fs::metadata(path).map_err(|error| Error::io(format!("{name}"), error))?;
         if !metadata.file_type().is_block_device() {
@@ -29,11 +40,6 @@ impl Disk {
         }
         let number = DeviceNumber::from_raw(metadata.rdev());
         let sysfs = sysfs_dir(number)?;
-        if sysfs.join("partition").exists() {
-            let whole = sysfs.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
-            let context = format!("{name} is a partition; name the whole disk, /dev/{whole}");
-            return Err(Error::new(ErrorKind::InvalidInput, context));
-        }
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(libc::O_DIRECT | libc::O_CLOEXEC)

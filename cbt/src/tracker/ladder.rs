@@ -29,8 +29,9 @@ impl FromStr for TrackerWish {
             "auto" => Ok(TrackerWish::Auto),
             "ebpf" => Ok(TrackerWish::Only(TrackerKind::Ebpf)),
             "scan" => Ok(TrackerWish::Only(TrackerKind::Scan)),
+            "tap" => Ok(TrackerWish::Only(TrackerKind::Tap)),
             _ => {
-                let context = format!("'{text}' is not a tracker: auto, ebpf or scan");
+                let context = format!("'{text}' is not a tracker: auto, ebpf, tap or scan");
                 Err(Error::new(ErrorKind::InvalidInput, context))
             }
         }
@@ -41,13 +42,17 @@ impl FromStr for TrackerWish {
 /// disk is taken over; everything that process had taken is marked again.
 ///
 /// Errors: `Busy` if another process tracks the disk; `InvalidInput` for what is no whole disk; `Unsupported`, with the
-/// reason, where the wish cannot be had.
+/// reason, where the wish cannot be had, and for a tap, which is opened on its own.
 pub fn best(device: &Path, wish: TrackerWish) -> Result<(Arc<dyn Tracker>, String)> {
     let scan = |why: String| -> Result<(Arc<dyn Tracker>, String)> {
         Ok((Arc::new(ScanTracker::open(device)?), why))
     };
     if wish == TrackerWish::Only(TrackerKind::Scan) {
         return scan("scan: asked for".into());
+    }
+    if wish == TrackerWish::Only(TrackerKind::Tap) {
+        let context = format!("{}: a tap is in the way of the writes, not beside it", device.display());
+        return Err(Error::new(ErrorKind::Unsupported, context));
     }
     match EbpfTracker::open(device, Mutant::None) {
         Ok((tracker, how)) => {

@@ -35,6 +35,7 @@ mod program;
 mod scan;
 mod words;
 
+pub(crate) use changed::Changed;
 pub(crate) use ebpf::EbpfTracker;
 pub use ladder::{TrackerWish, best};
 pub(crate) use ledger::Ledger;
@@ -94,6 +95,17 @@ pub trait Tracker: Send + Sync {
     /// What is marked or pending.
     fn changed(&self) -> Result<ExtentSet>;
 
+    /// What has to be compared with the server before the marks say all: where an earlier process may have left something
+    /// unsent. Empty on a rung whose marks outlive the process; [`Tracker::finish_scan`] ends it.
+    fn doubtful(&self) -> ExtentSet {
+        ExtentSet::new()
+    }
+
+    /// What people should know of it beside its kind and trust.
+    fn remark(&self) -> Option<String> {
+        None
+    }
+
     /// Marks these extents: a read of them failed, or a scan found that they differ.
     fn mark(&self, extents: &[Extent]) -> Result<()>;
 
@@ -138,6 +150,8 @@ pub enum TrackerKind {
     Ebpf,
     /// Both sides hash; nothing is known between two scans.
     Scan,
+    /// Every write passes through this process, in order; by explicit wish only.
+    Tap,
 }
 
 impl fmt::Display for TrackerKind {
@@ -145,6 +159,7 @@ impl fmt::Display for TrackerKind {
         f.write_str(match self {
             TrackerKind::Ebpf => "ebpf",
             TrackerKind::Scan => "scan",
+            TrackerKind::Tap => "tap",
         })
     }
 }

@@ -79,9 +79,12 @@ impl Landing {
         let mut underway = receiver.underway(request.len);
         while let Some(rest) = Extent::between(at, end) {
             let arrived = receiver.arrived(socket, rest.len())?;
-            if arrived.is_zero() && request.len.get() >= WAITED_FOR_BYTES_MIN {
-                receiver.wait(socket, &mut underway)?;
-                continue;
+            let needed = rest.len().min(ByteLen::new(SECTOR_BYTES));
+            if arrived < needed && request.len.get() >= WAITED_FOR_BYTES_MIN {
+                if receiver.wait(socket, needed, &mut underway)? {
+                    continue;
+                }
+                break;
             }
             let whole_sectors = arrived.get() / SECTOR_BYTES * SECTOR_BYTES;
             let len = if arrived == rest.len() { arrived } else { ByteLen::new(whole_sectors) };

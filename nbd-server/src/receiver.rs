@@ -6,7 +6,7 @@
 use crate::patience::{Patience, Underway};
 use crate::request::{Headers, Request};
 use crate::socket::Socket;
-use blocks::{ByteLen, Place};
+use blocks::{ByteLen, Place, SECTOR_BYTES};
 use std::io::{self, IoSliceMut};
 use std::time::{Duration, Instant};
 
@@ -90,13 +90,16 @@ impl Receiver {
         Ok(ByteLen::new(wanted.get().min(self.arrived as u64)))
     }
 
-    /// Waits until something arrives, for as long as a message may stand still.
-    pub fn wait(&mut self, socket: &Socket, underway: &mut Underway) -> io::Result<()> {
+    /// Waits until so many bytes of a message have arrived, a sector at most, for as long as it may stand still; `false`
+    /// where only some of them have, and something else is to be done.
+    pub fn wait(&mut self, socket: &Socket, wanted: ByteLen, underway: &mut Underway) -> io::Result<bool> {
         let begun = Instant::now();
+        let mut seen = [0; SECTOR_BYTES as usize];
+        let seen = &mut seen[..wanted.as_usize()];
         loop {
-            match socket.wait_for_bytes() {
-                Ok(true) => return underway.goes_on(),
-                Ok(false) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            match socket.peek(seen) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(count) => return underway.goes_on().map(|()| count == seen.len()),
                 Err(error) if is_timeout(&error) => {
                     if begun.elapsed() >= self.patience.stall {
                         return Err(io::ErrorKind::TimedOut.into());

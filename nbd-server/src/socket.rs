@@ -7,7 +7,7 @@ use crate::tls::Tls;
 use blocks::{FileRange, Place};
 use rustix::fs::sendfile;
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -150,17 +150,17 @@ impl Socket {
         Ok(usize::try_from(arrived).unwrap_or(usize::MAX))
     }
 
-    /// Waits until something has arrived; `false` at the end. Only where [`Socket::takes_files`].
-    pub fn wait_for_bytes(&self) -> io::Result<bool> {
-        let mut byte = [0u8; 1];
-        let flags = rustix::net::RecvFlags::PEEK;
+    /// Waits until as many bytes have arrived as there is room for, and leaves them there; fewer at the end and where it
+    /// took too long. Only where [`Socket::takes_files`].
+    pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        let flags = RecvFlags::PEEK | RecvFlags::WAITALL;
         let (count, _) = match &self.stream {
-            Stream::Tcp(stream) => rustix::net::recv(stream, &mut byte, flags)?,
-            Stream::Unix(stream) => rustix::net::recv(stream, &mut byte, flags)?,
+            Stream::Tcp(stream) => rustix::net::recv(stream, buffer, flags)?,
+            Stream::Unix(stream) => rustix::net::recv(stream, buffer, flags)?,
             #[cfg(any(test, feature = "fuzzing"))]
             Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
-        Ok(count > 0)
+        Ok(count)
     }
 
     /// Receives into the place and then into the buffer, without waiting. `EFAULT` where nothing could be written to

@@ -11,7 +11,7 @@
 
 use blocks::{Arrived, ByteLen, Extent, Place};
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
@@ -26,6 +26,9 @@ const REGION_BYTES: u64 = 2 << 20;
 const LEN_MAX: u64 = 16 << 40;
 /// How many regions may have tables before the mapping is made anew: 64 MiB of tables, over 32 GiB of the file.
 const REGIONS_MAX: usize = if cfg!(test) { 3 } else { 16 << 10 };
+
+/// From here on a piece's pages are made ready together.
+const AT_ONCE_LEN_MIN: ByteLen = ByteLen::new(64 << 10);
 
 /// File systems whose pages this was measured with.
 const TMPFS: u64 = 0x0102_1994;
@@ -118,6 +121,9 @@ impl Landing {
         let State::Mapped(mapping) = &*state else { return None };
         let place = mapping.place(extent)?;
         let has_too_many_tables = mapping.note(extent);
+        if extent.len() >= AT_ONCE_LEN_MIN {
+            mapping.make_ready(extent);
+        }
         let put = match from.put(place) {
             Err(error) if error.raw_os_error() == Some(Errno::FAULT.raw_os_error()) => Ok(0),
             put => put,
@@ -210,6 +216,18 @@ impl Mapping {
         }
         // SAFETY: it lies within the mapping, which lives as long as this does and which nobody uses otherwise.
         Some(unsafe { Place::mapped(self.address.as_ptr().cast::<u8>().add(start), len) })
+    }
+
+    /// Has the tables of the extent filled at once, which is quicker than page by page as they are met. A hint: where it
+    /// cannot be done, they are filled that way, or the call that writes there says why not.
+    fn make_ready(&self, extent: Extent) {
+        let start = extent.start().get() / PAGE_BYTES * PAGE_BYTES;
+        let end = extent.end().get().next_multiple_of(PAGE_BYTES);
+        // SAFETY: within the pages of the mapping; they only become accessible, nothing that is in them changes.
+        let _ = unsafe {
+            let address = self.address.as_ptr().cast::<u8>().add(start as usize).cast();
+            rustix::mm::madvise(address, (end - start) as usize, Advice::LinuxPopulateWrite)
+        };
     }
 
     /// The extent will have tables; whether there are too many now.

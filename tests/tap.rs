@@ -181,7 +181,7 @@ fn kills_of_the_agent_stall_the_machine_and_lose_no_flush() {
     ));
     stage.start_server(None);
     let port = stage.port;
-    let tapped = Tapped::start(&mut stage, port, &["--checkpoint-every", "1h"]);
+    let tapped = Tapped::start(&mut stage, port, &[]);
     stage.wait_protected();
     tapped.wait_in_order(&mut stage);
     let zeroed = vec![0; SLOTS as usize * BLOCK];
@@ -233,7 +233,7 @@ fn a_cut_network_is_a_gap_once_the_queue_is_full_and_nothing_before() {
     let mut stage = Stage::new(64);
     stage.start_server(None);
     let proxy = Proxy::new(stage.port);
-    let flags = ["--tap-queue", "4MiB", "--checkpoint-every", "1h"];
+    let flags = ["--tap-queue", "4MiB"];
     let tapped = Tapped::start(&mut stage, proxy.port(), &flags);
     stage.wait_protected();
     tapped.wait_in_order(&mut stage);

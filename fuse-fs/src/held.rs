@@ -11,7 +11,7 @@
 //! insists on it, is told the same by us.
 
 use crate::bridge::Bridge;
-use crate::mount::{MountOptions, THREADS, mount_at};
+use crate::mount::{MountOptions, mount_at};
 use crate::requests::negotiate;
 use crate::tree::Tree;
 use blocks::{Error, ErrorKind, Result};
@@ -24,6 +24,9 @@ use std::path::{Path, PathBuf};
 
 /// `FUSE_NOTIFY_RESEND`, from the kernel's interface.
 const NOTIFY_RESEND: i32 = 7;
+/// How many requests are served at once. Each waits for the disk meanwhile, so this is what a disk takes at once, however
+/// many processors there are.
+const SERVING: usize = 16;
 /// `FUSE_INIT`, likewise.
 const INIT: u32 = 26;
 /// The version of the interface that servers here speak.
@@ -98,8 +101,7 @@ pub fn serve_held(tree: impl Tree, file: &str, connection: OwnedFd) -> Result<Se
     let bridge = Bridge::new(tree, owner);
     bridge.adopt(file)?;
     let mut config = Config::default();
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    config.n_threads = Some((2 * threads).clamp(*THREADS.start(), *THREADS.end()));
+    config.n_threads = Some(SERVING);
     // One descriptor for all: those of its own would take their unanswered requests with them.
     config.clone_fd = false;
     let (kernel, ours) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)

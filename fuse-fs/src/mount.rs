@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 const DEVICE: &str = "/dev/fuse";
 const KIND: &str = "fuse.understudy";
-pub(crate) const THREADS: std::ops::RangeInclusive<usize> = 4..=16;
+const THREADS: std::ops::RangeInclusive<usize> = 4..=16;
 
 /// How a tree is mounted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

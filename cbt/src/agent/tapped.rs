@@ -21,6 +21,10 @@ use wire::{AgentMessage, CheckpointReport, DiskInstant, DiskWelcome, GapReport, 
 const PUMP_BYTES: u64 = 8 << 20;
 /// How many writes are sent between two looks.
 const PUMP_WRITES: u32 = 1024;
+/// Where fewer writes than these were waiting, others are let gather for a moment: waking for each one would take more of
+/// the processors than sending it.
+const GATHERED: u32 = 256;
+const GATHER: Duration = Duration::from_millis(2);
 /// With no more than this marked, writes go into the queue while the rest is copied.
 const JOIN_BYTES: ByteLen = ByteLen::new(8 << 20);
 /// How often regions are taken off the activity log.
@@ -107,6 +111,9 @@ impl Worker {
                     order.sent(None);
                 }
             }
+        }
+        if writes > 0 && writes < GATHERED {
+            std::thread::sleep(GATHER);
         }
         Ok(writes > 0)
     }

@@ -6,8 +6,15 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 /// The ranges under way; as many as there are threads that write, so they are looked through one by one.
 #[derive(Debug, Default)]
 pub(super) struct Ranges {
-    held: Mutex<Vec<Extent>>,
+    held: Mutex<Held>,
     freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    extents: Vec<Extent>,
+    /// How many wait: with none, letting go costs no system call.
+    waiting: usize,
 }
 
 /// A range that nobody else writes while this lives.
@@ -21,19 +28,21 @@ impl Ranges {
     /// Claims the range, waiting for those that overlap it.
     pub fn lock(&self, extent: Extent) -> Range<'_> {
         let mut held = self.held();
-        while held.iter().any(|other| other.overlaps(extent)) {
+        while held.extents.iter().any(|other| other.overlaps(extent)) {
+            held.waiting += 1;
             held = self.freed.wait(held).unwrap_or_else(PoisonError::into_inner);
+            held.waiting -= 1;
         }
-        held.push(extent);
+        held.extents.push(extent);
         Range { ranges: self, extent }
     }
 
     /// What is being written now.
     pub fn under_way(&self) -> ExtentSet {
-        self.held().iter().copied().collect()
+        self.held().extents.iter().copied().collect()
     }
 
-    fn held(&self) -> MutexGuard<'_, Vec<Extent>> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -41,11 +50,14 @@ impl Ranges {
 impl Drop for Range<'_> {
     fn drop(&mut self) {
         let mut held = self.ranges.held();
-        if let Some(at) = held.iter().position(|extent| *extent == self.extent) {
-            held.swap_remove(at);
+        if let Some(at) = held.extents.iter().position(|extent| *extent == self.extent) {
+            held.extents.swap_remove(at);
         }
+        let waiting = held.waiting;
         drop(held);
-        self.ranges.freed.notify_all();
+        if waiting > 0 {
+            self.ranges.freed.notify_all();
+        }
     }
 }
 

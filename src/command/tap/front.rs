@@ -19,7 +19,7 @@ pub struct Front {
 
 struct State {
     connections: VecDeque<OwnedFd>,
-    shown: Vec<(LoopDevice, Served)>,
+    shown: Vec<(PathBuf, Served)>,
 }
 
 impl Front {
@@ -40,7 +40,9 @@ impl Front {
     /// Detaches the devices. `Busy`, by name, while one is used.
     pub fn release(&self) -> Result<()> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.shown.iter().try_for_each(|(device, _)| device.detach())
+        // By the file: a device that is free already may be somebody else's now.
+        let devices = state.shown.iter().flat_map(|(file, _)| LoopDevice::of(file));
+        devices.into_iter().try_for_each(|device| device.detach())
     }
 }
 
@@ -59,7 +61,7 @@ impl TapFront for Front {
         };
         let number = DeviceNumber::from_raw(attached.number()?);
         let shown = Shown { device: attached.path().to_owned(), number };
-        state.shown.push((attached, served));
+        state.shown.push((file, served));
         Ok(shown)
     }
 }

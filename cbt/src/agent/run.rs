@@ -13,6 +13,7 @@ use crate::inventory;
 use crate::link::{Inbox, link};
 use crate::reboot;
 use crate::session::own_session;
+use crate::tracker::{TrackerKind, TrackerWish};
 use blocks::{DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, Seq};
 use rand::Rng;
 use std::sync::Arc;
@@ -59,6 +60,10 @@ impl Agent {
             tracing::warn!("what was planned for a restart cannot be forgotten: {error}");
         }
         Agent::serve(Arc::clone(&config), stop).await?;
+        if config.tracker == TrackerWish::Only(TrackerKind::Tap) {
+            // It keeps its own log, whatever ends it.
+            return Ok(());
+        }
         on_thread(move || plan_restart(&config)).await
     }
 

@@ -50,6 +50,7 @@ fn file_systems_and_fio_on_the_tap_leave_source_stand_in_and_tap_equal() {
                 "--iodepth=8",
                 "--verify=crc32c",
                 "--verify_fatal=1",
+                "--verify_state_save=0",
                 "--fsync=64",
                 &format!("--direct={direct}"),
                 &format!("--verify_async={threads}"),

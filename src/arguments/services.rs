@@ -85,7 +85,7 @@ pub struct AgentArguments {
     /// The server: host:port or unix:PATH.
     #[arg(long, env = "UNDERSTUDY_SERVER", value_name = "ADDR")]
     pub server: Option<String>,
-    /// A whole disk to protect, or with a tap a partition. May be repeated; the order numbers the disks.
+    /// A disk to protect (a tap: or a partition). May be repeated; the order numbers them.
     #[arg(long = "disk", value_name = "DEVICE")]
     pub disks: Vec<PathBuf>,
     /// The machine's name [default: its host name].

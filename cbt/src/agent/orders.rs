@@ -88,8 +88,9 @@ impl Worker {
     fn begin_restore(&mut self, session: &mut Session, begin: &RestoreBegin) -> Result<()> {
         session.restore = None;
         if self.order.is_some() {
-            let what = "the disks of this machine are tapped, so nothing can be written onto them from outside: unmount what is \
-                        on the tap, stop the agent, and start it without --tracker tap until the failback is through";
+            let what = "the disks of this machine are tapped, so nothing can be written onto them from outside: \
+                        unmount what is on the tap, stop the agent, and start it without --tracker tap until the \
+                        failback is through";
             return fail(session, begin.restore, &Error::new(ErrorKind::Busy, what));
         }
         match Restore::begin(begin, &self.replicas) {

@@ -39,7 +39,8 @@ impl BareDisk {
         let file = file.map_err(|error| match error.raw_os_error() {
             Some(libc::EBUSY) => {
                 let context = format!(
-                    "{shown} is in use: unmount what is on it, start the tap, and mount the device that it names instead"
+                    "{shown} is in use: unmount what is on it, start the tap, and mount the device that it \
+                     names instead"
                 );
                 Error::new(ErrorKind::Busy, context)
             }

@@ -130,6 +130,9 @@ impl Slots for Bare {
     }
 }
 
+/// A write, or an instant.
+type Message = Option<(Extent, Vec<u8>)>;
+
 /// The server's copy of the disk.
 struct Server {
     disk: Vec<u8>,
@@ -139,7 +142,7 @@ struct Server {
     last: Seq,
     acked: Seq,
     /// Sent, on its way: a write under its number, or an instant.
-    coming: VecDeque<(Seq, Option<(Extent, Vec<u8>)>)>,
+    coming: VecDeque<(Seq, Message)>,
 }
 
 struct Play {
@@ -553,7 +556,7 @@ fn a_full_queue_marks_and_says_why_and_what_was_in_it_stays_in_order() {
 
 #[test]
 fn large_requests_at_any_sector_are_whole() {
-    let mut play = Play::new(7);
+    let play = Play::new(7);
     play.order.join();
     assert!(play.order.joined());
     let bytes: Vec<u8> = (0..3 * MIB as usize).map(|at| (at / 512 * 7 + at % 251) as u8).collect();

@@ -187,7 +187,7 @@ fn a_loop_device_on_the_file_verifies_and_holds_file_systems() {
         let folder = tempfile::tempdir().unwrap();
         let (device, folder) = (&device.0, folder.path().display());
         sh(&format!(
-            "fio --name=v --filename={device} --rw=randwrite --bsrange=512-256k --size=24m --direct=1 \
+            "fio --name=v --verify_state_save=0 --filename={device} --rw=randwrite --bsrange=512-256k --size=24m --direct=1 \
                      --ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal"
         ));
         for (make, check) in [("mkfs.ext4 -q -F", "e2fsck -f -n"), ("mkfs.xfs -q -f", "xfs_repair -n")] {

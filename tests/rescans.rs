@@ -5,7 +5,7 @@
 mod support;
 
 use std::os::unix::fs::FileExt;
-use support::{Stage, sh};
+use support::Stage;
 
 fn tracker(stage: &Stage) -> String {
     stage.status("/disks/0/tracker").as_str().unwrap_or_default().to_owned()
@@ -29,12 +29,11 @@ fn a_device_that_was_attached_again_under_its_number_is_scanned() {
     stage.start_agent(None);
     stage.wait_protected();
     stage.agent.take().unwrap().stop();
-    let (device, file) = (stage.disk.device().to_owned(), stage.disk.file().to_owned());
-    sh(&format!("losetup -d {device}"));
-    // Nobody sees this write.
-    let image = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
-    image.write_all_at(&[7; 4096], 33 << 20).unwrap();
-    sh(&format!("losetup {device} {}", file.display()));
+    stage.disk.attach_again(|| {
+        // Nobody sees this write.
+        let image = std::fs::OpenOptions::new().write(true).open(stage.disk.file()).unwrap();
+        image.write_all_at(&[7; 4096], 33 << 20).unwrap();
+    });
     stage.start_agent(None);
     wait_scanned(&mut stage, "another medium is attached");
     let gaps = stage.status("/gaps").as_u64().unwrap();

@@ -14,7 +14,7 @@ use support::disk::Mount;
 use support::process::Process;
 use support::{NAME, Stage, program, run, sh};
 
-/// A device's number is given back and taken again: nobody else may look for one meanwhile.
+/// There is one place where root is looked into.
 static TURN: Mutex<()> = Mutex::new(());
 
 /// A protected machine whose only disk holds its root file system, with the agent's state on it.
@@ -111,14 +111,12 @@ impl Machine {
         let device = self.device();
         let number = device.trim_start_matches("/dev/loop");
         let _ = std::fs::remove_dir_all(format!("/sys/fs/bpf/understudy/loop{number}"));
-        sh(&format!("losetup -d {device}"));
         // LOOP_CTL_REMOVE, LOOP_CTL_ADD of linux/loop.h.
         let anew = format!(
             "import fcntl, os\ncontrol = os.open('/dev/loop-control', os.O_RDWR)\n\
              fcntl.ioctl(control, 0x4C81, {number})\nfcntl.ioctl(control, 0x4C80, {number})"
         );
-        run(Command::new("python3").args(["-c", &anew]));
-        sh(&format!("losetup {device} {}", self.stage.disk.file().display()));
+        self.stage.disk.attach_again(|| drop(run(Command::new("python3").args(["-c", &anew]))));
         self.boots += 1;
     }
 

@@ -3,6 +3,14 @@
 use super::sh;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A number that is free for a moment must not be given to another test's disk.
+static ATTACHING: Mutex<()> = Mutex::new(());
+
+fn attaching() -> MutexGuard<'static, ()> {
+    ATTACHING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 pub struct Disk {
     file: PathBuf,
@@ -14,8 +22,17 @@ impl Disk {
     pub fn new(folder: &Path, name: &str, mib: u64) -> Disk {
         let file = folder.join(name);
         sh(&format!("truncate -s {mib}M {}", file.display()));
+        let _alone = attaching();
         let device = sh(&format!("losetup --find --show {}", file.display())).trim().to_owned();
         Disk { file, device }
+    }
+
+    /// Takes the file from under the device, lets something happen meanwhile, and puts it under the same number again.
+    pub fn attach_again(&self, meanwhile: impl FnOnce()) {
+        let _alone = attaching();
+        sh(&format!("losetup -d {}", self.device));
+        meanwhile();
+        sh(&format!("losetup {} {}", self.device, self.file.display()));
     }
 
     /// The device's path.

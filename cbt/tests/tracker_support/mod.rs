@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// How long anything may take on this machine when others build on it too.
@@ -53,8 +54,9 @@ impl Loop {
 
     /// Puts a file under the same device number again.
     pub fn reattach(&self, backing: &Path) {
+        let _alone = attaching();
         run("losetup", &["-d", self.device.to_str().unwrap()]);
-        attach(&[self.device.to_str().unwrap(), backing.to_str().unwrap()]);
+        run("losetup", &[self.device.to_str().unwrap(), backing.to_str().unwrap()]);
     }
 }
 
@@ -70,7 +72,15 @@ impl Drop for Loop {
     }
 }
 
+/// A number that is free for a moment must not be given to another test's disk.
+static ATTACHING: Mutex<()> = Mutex::new(());
+
+fn attaching() -> MutexGuard<'static, ()> {
+    ATTACHING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn attach(arguments: &[&str]) -> PathBuf {
+    let _alone = attaching();
     let output = run("losetup", arguments);
     PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
 }

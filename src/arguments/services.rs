@@ -154,6 +154,7 @@ pub enum AgentCommand {
     },
     /// Record what is known of this machine's disks, so that its next start needs no scan. For systemd's
     /// shutdown hook: the agent has been stopped and nothing is mounted for writing any more.
+    #[command(after_help = "Example:\n  understudy agent at-shutdown")]
     AtShutdown {
         /// Where the agent keeps its state [default: as configured].
         #[arg(long, value_name = "DIR")]
@@ -161,6 +162,7 @@ pub enum AgentCommand {
     },
     /// Go on tracking where the last shutdown left off. For the initramfs: nothing has been written and
     /// root is not mounted yet.
+    #[command(after_help = "Example:\n  understudy agent at-boot --root /dev/sda1")]
     AtBoot {
         /// The device of the root file system.
         #[arg(long, value_name = "DEVICE")]

@@ -19,6 +19,19 @@ pub fn activity_slot(bytes: &[u8]) {
     });
 }
 
+/// The record of a shutdown, as it is and with its hash put right.
+pub fn shutdown_record(bytes: &[u8]) {
+    for bytes in [bytes, &crate::reboot::resealed(bytes)] {
+        match crate::reboot::read_record_again(bytes) {
+            Ok(equal) => assert!(equal, "it reads what it writes"),
+            Err(error) => {
+                let kinds = [ErrorKind::Corrupt, ErrorKind::Unsupported, ErrorKind::NotFound];
+                assert!(kinds.contains(&error.kind()), "{error:?}");
+            }
+        }
+    }
+}
+
 fn both(bytes: &[u8], read: impl Fn(&[u8])) {
     read(bytes);
     let Some((len, rest)) = bytes.split_first_chunk::<4>() else { return };

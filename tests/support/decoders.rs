@@ -115,4 +115,10 @@ pub const DECODERS: &[Decoder] = &[
         seeds: &["cbt/tests/fixtures/v1/ledger"],
         made: Vec::new,
     },
+    Decoder {
+        name: "shutdown-record",
+        run: cbt::fuzzing::shutdown_record,
+        seeds: &["cbt/tests/fixtures/v1/shutdown-record"],
+        made: Vec::new,
+    },
 ];

@@ -17,6 +17,8 @@ pub use boot::at_boot;
 pub(crate) use plan::{forget, plan};
 pub use shutdown::at_shutdown;
 
+pub(crate) use record::{read_record_again, resealed};
+
 use crate::session::own_session;
 use blocks::{Error, ErrorKind, Result};
 use std::path::PathBuf;

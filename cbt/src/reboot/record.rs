@@ -1,15 +1,4 @@
-//! What one disk's tracker knew when everything stood still.
-//!
-//! | bytes | field |
-//! | --- | --- |
-//! | 4, 2 | magic `USBR`, format: 1 |
-//! | 8, 32 | length of what follows, and its BLAKE3 |
-//! | 16 | boot id |
-//! | 4 + n, 4 + n, 8 | device, serial number, bytes of the disk |
-//! | 16, 8, 8, 8, 16 | base: store, acked, sent, generation, machine |
-//! | 4 + 16 n, 32 | witnesses: offset and length of each; the BLAKE3 over them (survey.rs) |
-//! | 4 + 16 n | suspects |
-//! | 1, 4, 8 n | grain, log2 bytes; the changed blocks, a bit each, in words |
+//! What one disk's tracker knew when everything stood still: docs/formats/shutdown-record.md.
 
 use crate::tracker::Base;
 use blocks::{
@@ -58,11 +47,7 @@ impl Record {
         self.changed.iter().for_each(|word| {
             body.u64(*word);
         });
-        let body = body.into_bytes();
-        let mut whole = ByteWriter::new();
-        whole.u32(MAGIC).u16(FORMAT).u64(body.len() as u64).bytes(blake3::hash(&body).as_bytes());
-        whole.bytes(&body);
-        whole.into_bytes()
+        seal(body.as_bytes())
     }
 
     /// `NotFound` where there is none, or it was struck out; `Corrupt` where it is not whole.
@@ -110,6 +95,24 @@ impl Record {
     pub fn struck_out() -> &'static [u8] {
         &[0; HEAD_BYTES]
     }
+}
+
+/// For the fuzz targets: whether a record that can be read is the same when it was written and read again.
+pub(crate) fn read_record_again(bytes: &[u8]) -> Result<bool> {
+    let record = Record::decode(bytes)?;
+    Ok(Record::decode(&record.encode())? == record)
+}
+
+/// For the fuzz targets: the same bytes after a head that says that they are whole.
+pub(crate) fn resealed(bytes: &[u8]) -> Vec<u8> {
+    seal(bytes.get(HEAD_BYTES..).unwrap_or_default())
+}
+
+fn seal(body: &[u8]) -> Vec<u8> {
+    let mut whole = ByteWriter::new();
+    whole.u32(MAGIC).u16(FORMAT).u64(body.len() as u64).bytes(blake3::hash(body).as_bytes());
+    whole.bytes(body);
+    whole.into_bytes()
 }
 
 fn put_extents(to: &mut ByteWriter, extents: &ExtentSet) {

@@ -42,7 +42,7 @@ fn inherit(path: &Path, disks: &[PathBuf]) -> Result<()> {
     if tracker::is_pinned(&disk.kernel_name()) {
         return Err(Error::new(ErrorKind::Busy, "it is tracked already"));
     }
-    let (tracker, _) = EbpfTracker::open(disk.path(), tracker::Mutant::None)?;
+    let (tracker, _) = EbpfTracker::open(disk.path())?;
     let taken_over = tracker.require_unwritten().and_then(|()| {
         if digest(&disk, &record.witnesses)? != record.digest {
             return Err(Error::new(ErrorKind::Busy, "somebody has written to it since it was recorded"));

@@ -1,9 +1,8 @@
 //! What one disk's tracker knew when everything stood still: docs/formats/shutdown-record.md.
 
-use crate::tracker::Base;
+use crate::tracker::{Base, identity};
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Extent, ExtentSet, Generation,
-    Id, MachineId, Result, Seq, StoreId,
+    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, Error, ErrorKind, Extent, ExtentSet, Id, Result,
 };
 use std::path::PathBuf;
 
@@ -37,9 +36,7 @@ impl Record {
     pub fn encode(&self) -> Vec<u8> {
         let mut body = ByteWriter::new();
         body.id(Some(self.boot)).text(&self.device.to_string_lossy()).text(&self.serial).u64(self.len.get());
-        let base = &self.base;
-        body.id(Some(base.store.0)).u64(base.acked.0).u64(base.sent.0).u64(base.generation.0);
-        body.id(Some(base.machine.0));
+        self.base.encode(&mut body);
         put_extents(&mut body, &self.witnesses);
         body.bytes(&self.digest);
         put_extents(&mut body, &self.suspects);
@@ -70,17 +67,11 @@ impl Record {
         }
         let mut from = ByteReader::new(body, "shutdown record");
         let record = Record {
-            boot: some_id(&mut from)?,
+            boot: identity(&mut from)?,
             device: PathBuf::from(from.text()?),
             serial: from.text()?.to_owned(),
             len: ByteLen::new(from.u64()?),
-            base: Base {
-                store: StoreId(some_id(&mut from)?),
-                acked: Seq(from.u64()?),
-                sent: Seq(from.u64()?),
-                generation: Generation(from.u64()?),
-                machine: MachineId(some_id(&mut from)?),
-            },
+            base: Base::decode(&mut from)?,
             witnesses: take_extents(&mut from)?,
             digest: from.array()?,
             suspects: take_extents(&mut from)?,
@@ -137,13 +128,10 @@ fn take_words(from: &mut ByteReader<'_>) -> Result<Vec<u64>> {
     (0..count).map(|_| from.u64()).collect()
 }
 
-fn some_id(from: &mut ByteReader<'_>) -> Result<Id> {
-    from.id()?.ok_or_else(|| Error::corrupt("shutdown record: no identity"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blocks::{Generation, MachineId, Seq, StoreId};
 
     fn record() -> Record {
         let id = Id::from_bytes([7; 16]).unwrap();

@@ -37,7 +37,7 @@ fn record(state_dir: &Path, plan: &DiskPlan) -> Result<()> {
     }
     require_still(&disk)?;
     plan.require_structure(&disk)?;
-    let (tracker, _) = EbpfTracker::open(&plan.device, tracker::Mutant::None)?;
+    let (tracker, _) = EbpfTracker::open(&plan.device)?;
     if let Trust::Untrusted { reason } = tracker.trust() {
         return Err(Error::new(ErrorKind::Unsupported, format!("its map is not trusted: {reason}")));
     }

@@ -3,11 +3,10 @@
 use super::activity::Activity;
 use super::medium::{Medium, aligned};
 use super::order::Order;
-use super::ranges::Ranges;
 use crate::tracker::{Changed, Trust};
 use blocks::{
     AlignedBuffer, Allocation, BlockShift, ByteLen, ByteOffset, DiskIndex, Extent, ExtentSet, ExtentStatus,
-    RequestClass, Result, Volume, check_request, is_zero,
+    RequestClass, Result, Turns, Volume, check_request, is_zero,
 };
 use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -39,7 +38,7 @@ pub(crate) struct TapDisk {
     pub(super) written: AtomicU64,
     sector: BlockShift,
     medium: Box<dyn Medium>,
-    ranges: Ranges,
+    turns: Turns,
     doubt: Mutex<Doubt>,
 }
 
@@ -82,8 +81,8 @@ impl TapDisk {
         ends.into_iter().flatten().for_each(|end| doubtful.insert(end, ()));
         let doubt = Mutex::new(Doubt { doubtful, logged, scan: 0, voided: false });
         let changed = Changed::owned(BlockShift::KIB_4, len);
-        let (ranges, written) = (Ranges::default(), AtomicU64::new(0));
-        TapDisk { index, name, len, sector, changed, order, activity, written, medium, ranges, doubt }
+        let (turns, written) = (Turns::default(), AtomicU64::new(0));
+        TapDisk { index, name, len, sector, changed, order, activity, written, medium, turns, doubt }
     }
 
     /// One change of the disk: the log, the disk, the order.
@@ -93,7 +92,7 @@ impl TapDisk {
         payload: Option<AlignedBuffer>,
         act: impl FnOnce(&dyn Medium, Option<&AlignedBuffer>) -> Result<()>,
     ) -> Result<()> {
-        let _range = self.ranges.lock(extent);
+        let _turn = self.turns.take(extent);
         self.activity.cover(extent)?;
         blocks::crash_point("tap.covered");
         match act(&*self.medium, payload.as_ref()) {
@@ -124,7 +123,7 @@ impl TapDisk {
     /// What the server may lack: marked, pending, under way, in the queue, or doubtful.
     pub(super) fn due(&self) -> ExtentSet {
         // In the order in which a write moves on, so that none is missed on its way.
-        let mut due = self.ranges.under_way();
+        let mut due = self.turns.under_way();
         self.order.each(self.index, |extent| due.insert(extent, ()));
         due.union(&self.changed.changed());
         due.union(&self.doubt().doubtful);
@@ -133,7 +132,7 @@ impl TapDisk {
 
     /// Writes that are under way: none where the file systems above stand still.
     pub(super) fn is_at_rest(&self) -> bool {
-        self.ranges.under_way().is_empty()
+        self.turns.under_way().is_empty()
     }
 
     /// What has to be compared before the marks say all.

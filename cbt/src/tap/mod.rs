@@ -13,7 +13,6 @@ mod disk;
 mod medium;
 mod memory;
 mod order;
-mod ranges;
 mod slot;
 mod tracker;
 

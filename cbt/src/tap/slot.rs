@@ -1,24 +1,7 @@
-//! A slot of the activity log: what its file holds twice, the newest valid one counts.
-//!
-//! | bytes | field |
-//! | --- | --- |
-//! | 4 | length of what follows, with the checksum |
-//! | 4 | magic `USTA` |
-//! | 2 | format: 1 |
-//! | 8 | number of this slot; the higher one is newer |
-//! | 4 + n | the disk's serial number or, where it has none, its name |
-//! | 8 | the disk's bytes |
-//! | 1 | region, log2 bytes |
-//! | 1, 4 + n | trusted; if not, why |
-//! | 1, 16, 8, 8, 8, 16 | base: present, store, acked, sent, generation, machine |
-//! | 4 + n | one bit for each region, from the lowest bit of each byte on; set: what is written there may be unacknowledged |
-//! | 4 | CRC32C |
+//! A slot of the activity log: what its file holds twice, the newest valid one counts. docs/formats/activity-log.md has its bytes.
 
-use crate::tracker::{Base, Trust};
-use blocks::{
-    BlockShift, ByteLen, ByteReader, ByteWriter, Error, ErrorKind, Generation, Id, MachineId, Result, Seq,
-    StoreId,
-};
+use crate::tracker::{Base, Trust, shorten};
+use blocks::{BlockShift, ByteLen, ByteReader, ByteWriter, Error, ErrorKind, Result};
 
 /// The size of a slot.
 pub(super) const SLOT_BYTES: usize = 8 << 10;
@@ -94,15 +77,14 @@ impl Slot {
     pub fn encode(&self) -> Vec<u8> {
         let mut body = ByteWriter::new();
         body.u32(MAGIC).u16(FORMAT).u64(self.number);
-        body.text(shorten(&self.disk)).u64(self.len.get()).u8(self.region.get());
+        body.text(shorten(&self.disk, TEXT_BYTES_MAX)).u64(self.len.get()).u8(self.region.get());
         body.bool(self.trust.is_trusted());
         if let Trust::Untrusted { reason } = &self.trust {
-            body.text(shorten(reason));
+            body.text(shorten(reason, TEXT_BYTES_MAX));
         }
         body.bool(self.base.is_some());
         if let Some(base) = &self.base {
-            body.id(Some(base.store.0)).u64(base.acked.0).u64(base.sent.0).u64(base.generation.0);
-            body.id(Some(base.machine.0));
+            base.encode(&mut body);
         }
         body.blob(&self.on.0).checksum();
         let mut framed = ByteWriter::new();
@@ -134,7 +116,7 @@ impl Slot {
             true => Trust::Trusted,
             false => Trust::Untrusted { reason: from.text()?.to_owned() },
         };
-        let base = if from.bool()? { Some(decode_base(&mut from)?) } else { None };
+        let base = if from.bool()? { Some(Base::decode(&mut from)?) } else { None };
         let on = Bits(from.blob()?.to_vec());
         from.finish()?;
         let regions = len.blocks(region);
@@ -149,32 +131,10 @@ impl Slot {
     }
 }
 
-fn decode_base(from: &mut ByteReader<'_>) -> Result<Base> {
-    Ok(Base {
-        store: StoreId(some_id(from)?),
-        acked: Seq(from.u64()?),
-        sent: Seq(from.u64()?),
-        generation: Generation(from.u64()?),
-        machine: MachineId(some_id(from)?),
-    })
-}
-
-fn some_id(from: &mut ByteReader<'_>) -> Result<Id> {
-    from.id()?.ok_or_else(|| Error::corrupt("activity log: no identity"))
-}
-
-/// As much of the text as fits, whole characters.
-fn shorten(text: &str) -> &str {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blocks::{Generation, Id, MachineId, Seq, StoreId};
 
     fn slot() -> Slot {
         let id = Id::from_bytes([7; 16]).unwrap();

@@ -44,12 +44,12 @@ struct Book {
 impl EbpfTracker {
     /// Takes over the pinned map of this disk, or attaches a new one; says which. `Busy` if another process has it,
     /// `Unsupported` where the disk or the kernel cannot be tracked.
-    pub fn open(device: &Path, mutant: Mutant) -> Result<(EbpfTracker, String)> {
+    pub fn open(device: &Path) -> Result<(EbpfTracker, String)> {
         let disk = WholeDisk::open(device)?;
         if let Some(reason) = disk.untrackable() {
             return Err(Error::new(ErrorKind::Unsupported, reason));
         }
-        EbpfTracker::open_disk(disk, mutant)
+        EbpfTracker::open_disk(disk, Mutant::None)
     }
 
     /// The same without asking whether the disk can be tracked.

@@ -3,6 +3,7 @@
 #[cfg(debug_assertions)]
 use super::disk::WholeDisk;
 use super::ebpf::EbpfTracker;
+#[cfg(debug_assertions)]
 use super::program::Mutant;
 use super::scan::ScanTracker;
 use super::{Tracker, TrackerKind};
@@ -54,7 +55,7 @@ pub fn best(device: &Path, wish: TrackerWish) -> Result<(Arc<dyn Tracker>, Strin
         let context = format!("{}: a tap is in the way of the writes, not beside it", device.display());
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
-    match EbpfTracker::open(device, Mutant::None) {
+    match EbpfTracker::open(device) {
         Ok((tracker, how)) => {
             let why = format!("ebpf: {how}; {}", tracker.trust());
             Ok((Arc::new(tracker), why))

@@ -16,12 +16,10 @@
 //! | 8 | the kernel's count when tracking began |
 //! | 4 | CRC32C |
 
+use super::base::identity;
 use super::disk::{DiskIdentity, Plumbing};
 use super::{Base, Trust};
-use blocks::{
-    BlockShift, ByteLen, ByteReader, ByteWriter, Error, ErrorKind, Generation, Id, MachineId, Result, Seq,
-    StoreId,
-};
+use blocks::{BlockShift, ByteLen, ByteReader, ByteWriter, Error, ErrorKind, Result};
 
 /// The size of the array's value.
 pub(crate) const LEDGER_BYTES: usize = 512;
@@ -62,12 +60,11 @@ impl Ledger {
         body.u32(disk.major).u32(disk.minor).u64(disk.diskseq).u64(disk.len.get()).id(Some(disk.boot));
         body.bool(self.trust.is_trusted());
         if let Trust::Untrusted { reason } = &self.trust {
-            body.text(shorten(reason));
+            body.text(shorten(reason, REASON_BYTES_MAX));
         }
         body.bool(self.base.is_some());
         if let Some(base) = &self.base {
-            body.id(Some(base.store.0)).u64(base.acked.0).u64(base.sent.0).u64(base.generation.0);
-            body.id(Some(base.machine.0));
+            base.encode(&mut body);
         }
         body.bool(self.reference.is_some());
         if let Some(reference) = &self.reference {
@@ -103,13 +100,13 @@ impl Ledger {
             minor: from.u32()?,
             diskseq: from.u64()?,
             len: ByteLen::new(from.u64()?),
-            boot: some_id(&mut from)?,
+            boot: identity(&mut from)?,
         };
         let trust = match from.bool()? {
             true => Trust::Trusted,
             false => Trust::Untrusted { reason: from.text()?.to_owned() },
         };
-        let base = if from.bool()? { Some(decode_base(&mut from)?) } else { None };
+        let base = if from.bool()? { Some(Base::decode(&mut from)?) } else { None };
         let reference = match from.bool()? {
             true => Some(Reference { queued: from.u64()?, completed: from.u64()?, kernel: from.u64()? }),
             false => None,
@@ -120,32 +117,19 @@ impl Ledger {
     }
 }
 
-fn decode_base(from: &mut ByteReader<'_>) -> Result<Base> {
-    Ok(Base {
-        store: StoreId(some_id(from)?),
-        acked: Seq(from.u64()?),
-        sent: Seq(from.u64()?),
-        generation: Generation(from.u64()?),
-        machine: MachineId(some_id(from)?),
-    })
-}
-
-fn some_id(from: &mut ByteReader<'_>) -> Result<Id> {
-    from.id()?.ok_or_else(|| Error::corrupt("tracker ledger: no identity"))
-}
-
-/// As much of the reason as fits, whole characters.
-fn shorten(reason: &str) -> &str {
-    let mut end = reason.len().min(REASON_BYTES_MAX);
-    while !reason.is_char_boundary(end) {
+/// As much of the text as fits into so many bytes, whole characters.
+pub(crate) fn shorten(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
         end -= 1;
     }
-    &reason[..end]
+    &text[..end]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blocks::{Generation, Id, MachineId, Seq, StoreId};
 
     fn ledger(trust: Trust) -> Ledger {
         let id = Id::from_bytes([7; 16]).unwrap();

@@ -24,6 +24,7 @@
 //! - after a resumption: compare [`Tracker::base`] with the server, then [`Tracker::requeue`];
 //! - restored: [`Tracker::reset`].
 
+mod base;
 mod changed;
 mod counts;
 mod disk;
@@ -35,20 +36,20 @@ mod program;
 mod scan;
 mod words;
 
+pub use base::Base;
+pub(crate) use base::identity;
 pub(crate) use changed::Changed;
 pub(crate) use ebpf::EbpfTracker;
 pub use ladder::{TrackerWish, best};
-pub(crate) use ledger::Ledger;
+pub(crate) use ledger::{Ledger, shorten};
 pub use pins::detach;
 pub(crate) use pins::is_pinned;
-#[cfg(not(debug_assertions))]
-pub(crate) use program::Mutant;
 
 #[cfg(debug_assertions)]
 #[doc(hidden)]
 pub use {ladder::open_mutant, program::Mutant};
 
-use blocks::{BlockShift, ByteLen, Extent, ExtentSet, Generation, MachineId, Result, Seq, StoreId};
+use blocks::{BlockShift, ByteLen, Extent, ExtentSet, Result};
 use std::fmt;
 use std::time::Duration;
 
@@ -211,21 +212,6 @@ impl Taking {
 /// A scan that has begun. Worth nothing to another tracker or process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Scan(pub(crate) u64);
-
-/// What the marks are relative to: outside of what is changed, the disk equals what this store acknowledged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Base {
-    /// The store that gave the acknowledgements.
-    pub store: StoreId,
-    /// The highest number that it acknowledged.
-    pub acked: Seq,
-    /// The highest number that was ever sent.
-    pub sent: Seq,
-    /// The machine's generation then.
-    pub generation: Generation,
-    /// The machine, as that store knows it.
-    pub machine: MachineId,
-}
 
 /// Three independent counts of the same writes, all since tracking began.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

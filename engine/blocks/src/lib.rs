@@ -21,6 +21,7 @@ mod planted_bug;
 pub mod simulation;
 mod storage;
 mod surroundings;
+mod turns;
 mod units;
 mod volume;
 
@@ -39,6 +40,7 @@ pub use memory_volume::MemoryVolume;
 pub use planted_bug::PlantedBug;
 pub use storage::{OpenMode, Storage, StorageFile};
 pub use surroundings::{monotonic_now, random_bytes};
+pub use turns::{Turn, Turns};
 pub use units::{
     BlockShift, ByteLen, ByteOffset, Generation, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq, WallClock,
 };

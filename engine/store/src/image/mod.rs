@@ -23,7 +23,6 @@ mod status;
 mod sum_table;
 mod sums;
 mod table_cache;
-mod turns;
 mod vhd;
 mod vhdx;
 mod vmdk;

@@ -2,8 +2,7 @@
 
 use super::disk::Disk;
 use super::status::Runs;
-use super::turns::Turns;
-use blocks::{Arrived, BlockShift, ByteLen, Error, Extent, FileRange, Result, StorageFile};
+use blocks::{Arrived, BlockShift, ByteLen, Error, Extent, FileRange, Result, StorageFile, Turns};
 use std::sync::Arc;
 
 /// A disk that lies in a file from its start on.
@@ -11,7 +10,8 @@ use std::sync::Arc;
 pub(super) struct RawDisk {
     file: Arc<dyn StorageFile>,
     len: ByteLen,
-    /// What arrives in place is not ordered by the kernel.
+    /// The kernel orders writes of one file, but not what it puts into a file's pages through a mapping: two of those, or one
+    /// of those and a write or a hole, could leave a sector that is partly from each.
     turns: Turns,
 }
 

@@ -1,14 +1,11 @@
 //! Changes of ranges that overlap, one after the other; others at once.
-//!
-//! The kernel orders writes of one file, but not what it puts into a file's pages through a mapping: two of those, or one
-//! of those and a write or a hole, could leave a sector that is partly from each.
 
-use blocks::Extent;
+use crate::{Extent, ExtentSet};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Who changes what.
+/// Who changes what of a disk or file. Ranges are looked through one by one: there are as many as threads at work.
 #[derive(Debug, Default)]
-pub(super) struct Turns {
+pub struct Turns {
     state: Mutex<State>,
     ended: Condvar,
 }
@@ -22,7 +19,7 @@ struct State {
 
 /// Leave to change a range, until it is dropped. Whoever holds it must not wait for anybody else.
 #[derive(Debug)]
-pub(super) struct Turn<'a> {
+pub struct Turn<'a> {
     turns: &'a Turns,
     extent: Extent,
 }
@@ -33,7 +30,7 @@ impl Turns {
     }
 
     /// Waits until nobody changes anything of the extent.
-    pub(super) fn take(&self, extent: Extent) -> Turn<'_> {
+    pub fn take(&self, extent: Extent) -> Turn<'_> {
         let mut state = self.lock();
         while state.taken.iter().any(|taken| taken.intersect(extent).is_some()) {
             state.waiting += 1;
@@ -43,6 +40,11 @@ impl Turns {
         state.taken.push(extent);
         Turn { turns: self, extent }
     }
+
+    /// What is being changed now.
+    pub fn under_way(&self) -> ExtentSet {
+        self.lock().taken.iter().copied().collect()
+    }
 }
 
 impl Drop for Turn<'_> {
@@ -50,7 +52,10 @@ impl Drop for Turn<'_> {
         let mut state = self.turns.lock();
         let at = state.taken.iter().position(|taken| *taken == self.extent);
         state.taken.swap_remove(at.expect("a turn is in the list until it ends"));
-        if state.waiting > 0 {
+        let waiting = state.waiting;
+        drop(state);
+        // With nobody waiting, letting go costs no system call.
+        if waiting > 0 {
             self.turns.ended.notify_all();
         }
     }
@@ -59,7 +64,7 @@ impl Drop for Turn<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blocks::{ByteLen, ByteOffset};
+    use crate::{ByteLen, ByteOffset};
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::sync::mpsc::channel;
 
@@ -71,7 +76,9 @@ mod tests {
     fn neighbours_change_at_once_and_who_overlaps_waits() {
         let turns = Turns::default();
         let first = turns.take(extent(0, 1024));
-        drop(turns.take(extent(1024, 512)));
+        let apart = turns.take(extent(1024, 512));
+        assert_eq!(turns.under_way().covered(), ByteLen::new(1536));
+        drop(apart);
         let (took, taken) = channel();
         std::thread::scope(|scope| {
             scope.spawn(|| {

@@ -100,11 +100,15 @@ pub(crate) fn plan(state_dir: &Path, devices: &[PathBuf]) -> Result<Vec<(PathBuf
     let folder = folder(state_dir);
     fs::create_dir_all(&folder).map_err(|error| Error::io(folder.display().to_string(), error))?;
     let (mut surveys, mut refused) = (Vec::new(), Vec::new());
-    for device in devices {
-        let record = folder.join(surveys.len().to_string());
+    for (number, device) in devices.iter().enumerate() {
+        let record = folder.join(number.to_string());
         match survey(device, &record) {
             Ok(survey) => surveys.push((device, survey, record)),
-            Err(error) => refused.push((device.clone(), error)),
+            Err(error) => {
+                // No room for it, perhaps: what there is of it takes up some.
+                let _ = fs::remove_file(&record);
+                refused.push((device.clone(), error));
+            }
         }
     }
     // The records are written to when the maps have been read already, and may lie on any of the disks.

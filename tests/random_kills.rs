@@ -7,6 +7,7 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use std::process::Command;
 use std::time::Duration;
 use support::disk::Mount;
@@ -38,10 +39,7 @@ impl Killer {
                 std::thread::spawn(move || {
                     std::thread::sleep(delay);
                     let _ = Command::new("kill").args(["-9", &process.to_string()]).output();
-                    // It dies a moment later, and must not be taken for alive until then.
-                    while is_running(process) {
-                        std::thread::sleep(Duration::from_millis(5));
-                    }
+                    wait_for_end(process);
                 })
             })
             .collect();
@@ -52,10 +50,12 @@ impl Killer {
     }
 }
 
-/// Whether it has not died; who has died stays a zombie until it is asked about.
-fn is_running(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+/// Waits until a child has died with all of its threads, and leaves the asking about it to whoever started it. Its state in
+/// /proc would not do: it says "zombie" as soon as the first thread is gone, and `revive` would still take it for alive.
+fn wait_for_end(child: u32) {
+    let child = Pid::from_raw(child.cast_signed()).unwrap();
+    // Whoever was asked about already is no child any more.
+    let _ = waitid(WaitId::Pid(child), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT);
 }
 
 #[test]

@@ -338,7 +338,7 @@ fn read_whole(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<
     let data = &mut buffer[..extent.len().as_usize()];
     let takes_files = reply.socket.takes_files();
     match ask(export, reply, |backing| fetch(&backing.disk, extent, data, takes_files))? {
-        Some(Some(file)) => reply.file(extent, &file, true),
+        Some(Some(file)) => reply.file(extent, &file, true, buffer),
         Some(None) => reply.data(extent.start(), &buffer[..extent.len().as_usize()], true),
         None => Ok(()),
     }
@@ -371,7 +371,7 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
         if run.allocation.reads_as_zero() {
             reply.hole(run.extent, last)?;
         } else if let Some(file) = file {
-            reply.file(run.extent, &file, last)?;
+            reply.file(run.extent, &file, last, buffer)?;
         } else {
             reply.data(run.extent.start(), &buffer[..run.extent.len().as_usize()], last)?;
         }

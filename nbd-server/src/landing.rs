@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 /// Once a volume has refused a piece, so many payloads that it might take go through the buffer before it is asked again:
 /// receiving ahead is quicker where nothing lands.
 const REFUSED_FOR: u32 = 64;
+/// After so many requests of other kinds none is expected to land, and more than one of them is received at a time again.
+const OTHERS_MAX: u32 = 8;
 /// A shorter payload that has not arrived whole is not waited for here.
 const WAITED_FOR_BYTES_MIN: u64 = 64 << 10;
 
@@ -25,6 +27,8 @@ const WAITED_FOR_BYTES_MIN: u64 = 64 << 10;
 pub struct Landing {
     /// How many more go through the buffer.
     refused_for: u32,
+    /// How many requests there were since the last that could have been received that way.
+    others: u32,
     /// How long the volume had the last one, which is part of what its request took.
     took: Duration,
 }
@@ -50,13 +54,23 @@ impl Landing {
     ) -> io::Result<Landed> {
         self.took = Duration::ZERO;
         let nothing = Ok(Landed::Bytes(ByteLen::ZERO));
+        let is_whole_sectors = (request.offset.get() | request.len.get()).is_multiple_of(SECTOR_BYTES);
         let is_candidate = matches!(action, Action::Write { fua: false, .. })
+            && is_whole_sectors
             && export.arrived_len_min().is_some_and(|min| request.len >= min)
             && socket.takes_files();
-        let is_refused = is_candidate && self.refused_for > 0;
+        if !is_candidate {
+            self.others += 1;
+            if self.others >= OTHERS_MAX {
+                receiver.expect_landing(false);
+            }
+            return nothing;
+        }
+        self.others = 0;
+        let is_refused = self.refused_for > 0;
         self.refused_for -= u32::from(is_refused);
-        receiver.expect_landing(is_candidate && !is_refused);
-        if !is_candidate || is_refused || !receiver.holds_nothing() {
+        receiver.expect_landing(!is_refused);
+        if is_refused || !receiver.holds_nothing() {
             return nothing;
         }
         self.land(receiver, socket, export, request)
@@ -79,19 +93,27 @@ impl Landing {
         let mut underway = receiver.underway(request.len);
         while let Some(rest) = Extent::between(at, end) {
             let arrived = receiver.arrived(socket, rest.len())?;
-            let needed = rest.len().min(ByteLen::new(SECTOR_BYTES));
-            if arrived < needed && request.len.get() >= WAITED_FOR_BYTES_MIN {
-                if receiver.wait(socket, needed, &mut underway)? {
-                    continue;
+            let whole_sectors = ByteLen::new(arrived.get() / SECTOR_BYTES * SECTOR_BYTES);
+            let len = if arrived == rest.len() { arrived } else { whole_sectors };
+            if len < rest.len() && request.len.get() < WAITED_FOR_BYTES_MIN {
+                break;
+            }
+            let Ok(piece) = Extent::new(at, len) else {
+                // Nothing, or the first bytes of a sector: the rest of that is waited for, outside of the volume.
+                let sector = Extent::new(at, rest.len().min(ByteLen::new(SECTOR_BYTES))).expect("not empty");
+                let held = receiver.hold(socket, sector.len())?;
+                underway.goes_on()?;
+                match export.with_disk(|disk| disk.write(at, held, false)) {
+                    Some(Ok(())) => at = sector.end(),
+                    Some(Err(error)) => {
+                        receiver.consume();
+                        return Ok(Landed::Failed { error, left: rest.len() - sector.len() });
+                    }
+                    None => break,
                 }
-                break;
-            }
-            let whole_sectors = arrived.get() / SECTOR_BYTES * SECTOR_BYTES;
-            let len = if arrived == rest.len() { arrived } else { ByteLen::new(whole_sectors) };
-            let Ok(piece) = Extent::new(at, len) else { break };
-            if piece != rest && request.len.get() < WAITED_FOR_BYTES_MIN {
-                break;
-            }
+                receiver.consume();
+                continue;
+            };
             let mut queue = Queue { receiver: &mut *receiver, socket, left: rest.len().as_usize() };
             let begun = Instant::now();
             let written = export.with_disk(|disk| disk.write_arrived(piece, &mut queue));

@@ -19,6 +19,7 @@ mod handshake;
 mod landing;
 mod limits;
 mod listener;
+mod look;
 #[cfg(any(test, feature = "fuzzing"))]
 mod memory_stream;
 mod metadata;

@@ -42,12 +42,17 @@ impl Outbox {
         send(socket, &mut waiting, &[])
     }
 
-    /// Sends a message whose body is that much of a file, without looking at it. After an error the stream is out of
-    /// step.
-    pub fn file_message(&self, socket: &Socket, head: &[u8], body: &FileRange, len: u64) -> io::Result<()> {
+    /// Sends a message whose body is that much of a file, as it is when it leaves. After an error the stream is out of step.
+    pub fn file_message(
+        &self,
+        socket: &Socket,
+        head: &[u8],
+        (body, len): (&FileRange, u64),
+        scratch: &mut [u8],
+    ) -> io::Result<()> {
         let mut waiting = self.lock();
         waiting.extend_from_slice(head);
-        let sent = socket.write_head_of_file(&waiting).and_then(|()| socket.write_file(body, len));
+        let sent = socket.write_head_of_file(&waiting).and_then(|()| socket.write_file(body, len, scratch));
         waiting.clear();
         sent
     }

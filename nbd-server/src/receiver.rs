@@ -3,10 +3,11 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
+use crate::look::Look;
 use crate::patience::{Patience, Underway};
 use crate::request::{Headers, Request};
 use crate::socket::Socket;
-use blocks::{ByteLen, Place, SECTOR_BYTES};
+use blocks::{ByteLen, Place};
 use std::io::{self, IoSliceMut};
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ pub struct Receiver {
     /// So many bytes at least are there to be received.
     arrived: usize,
     patience: Patience,
+    look: Look,
     /// Nothing further is read: the client has left, said goodbye, or is out of step.
     pub ended: bool,
 }
@@ -49,6 +51,7 @@ impl Receiver {
             lands: false,
             arrived: 0,
             patience,
+            look: Look::default(),
             ended: false,
         }
     }
@@ -90,27 +93,6 @@ impl Receiver {
         Ok(ByteLen::new(wanted.get().min(self.arrived as u64)))
     }
 
-    /// Waits until so many bytes of a message have arrived, a sector at most, for as long as it may stand still; `false`
-    /// where only some of them have, and something else is to be done.
-    pub fn wait(&mut self, socket: &Socket, wanted: ByteLen, underway: &mut Underway) -> io::Result<bool> {
-        let begun = Instant::now();
-        let mut seen = [0; SECTOR_BYTES as usize];
-        let seen = &mut seen[..wanted.as_usize()];
-        loop {
-            match socket.peek(seen) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(count) => return underway.goes_on().map(|()| count == seen.len()),
-                Err(error) if is_timeout(&error) => {
-                    if begun.elapsed() >= self.patience.stall {
-                        return Err(io::ErrorKind::TimedOut.into());
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// Receives into the place what has arrived, and behind the last of a payload the next header. Nothing may be held.
     pub fn land(&mut self, socket: &Socket, place: &Place<'_>, is_last: bool) -> io::Result<usize> {
         let ahead = if is_last { self.header_bytes } else { 0 };
@@ -136,7 +118,8 @@ impl Receiver {
     ) -> io::Result<Option<[u8; HEADER_BYTES_MAX]>> {
         while self.start == self.end {
             let window = if self.lands { self.header_bytes } else { self.window };
-            match socket.read(&mut self.buffer[..window]) {
+            let mut buffers = [IoSliceMut::new(&mut self.buffer[..window])];
+            match self.look.receive(|waiting| socket.receive(&mut buffers, waiting)) {
                 Ok(0) => return Ok(None),
                 Ok(count) => {
                     (self.start, self.end) = (0, count);
@@ -167,6 +150,27 @@ impl Receiver {
             (true, true) => self.header_bytes,
             (true, false) => 0,
         };
+        self.fill(socket, wanted, ahead_bytes)
+    }
+
+    /// Waits until so many bytes of a payload have arrived and holds them, and no more. Nothing may be held, and the buffer
+    /// must have room for them.
+    pub fn hold(&mut self, socket: &Socket, count: ByteLen) -> io::Result<&[u8]> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        (self.start, self.end) = (0, 0);
+        let filled = self.fill(socket, &mut buffer[..count.as_usize()], 0);
+        self.buffer = buffer;
+        filled?;
+        (self.start, self.end) = (0, count.as_usize());
+        Ok(&self.buffer[..count.as_usize()])
+    }
+
+    /// Forgets what is held.
+    pub fn consume(&mut self) {
+        self.start = self.end;
+    }
+
+    fn fill(&mut self, socket: &Socket, wanted: &mut [u8], ahead_bytes: usize) -> io::Result<()> {
         let ready = wanted.len().min(self.end - self.start);
         wanted[..ready].copy_from_slice(&self.buffer[self.start..self.start + ready]);
         self.start += ready;
@@ -177,7 +181,7 @@ impl Receiver {
             let wanted_len = wanted.len();
             let ahead = &mut self.buffer[..ahead_bytes];
             let mut buffers = [IoSliceMut::new(wanted), IoSliceMut::new(ahead)];
-            match socket.read_vectored(&mut buffers) {
+            match self.look.receive(|waiting| socket.receive(&mut buffers, waiting)) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => {
                     last_progress = None;

@@ -139,15 +139,16 @@ impl Reply<'_> {
         }
     }
 
-    /// Bytes of the disk that lie in a file as they are. Only where the socket takes files.
-    pub fn file(&self, extent: Extent, from: &FileRange, last: bool) -> io::Result<()> {
-        let len = extent.len().get();
+    /// Bytes of the disk that lie in a file as they are. Only where the socket takes files. `scratch` is written over.
+    pub fn file(&self, extent: Extent, from: &FileRange, last: bool, scratch: &mut [u8]) -> io::Result<()> {
+        let body = (from, extent.len().get());
         if !self.headers.has_chunks() {
-            return self.timed(|| self.outbox.file_message(self.socket, &self.simple_head(0), from, len));
+            let head = self.simple_head(0);
+            return self.timed(|| self.outbox.file_message(self.socket, &head, body, scratch));
         }
         let offset = extent.start().get().to_be_bytes();
         let (head, head_len) = self.chunk_head(chunk::OFFSET_DATA, last, &offset, extent.len().as_usize())?;
-        self.timed(|| self.outbox.file_message(self.socket, &head[..head_len], from, len))
+        self.timed(|| self.outbox.file_message(self.socket, &head[..head_len], body, scratch))
     }
 
     /// Zeroes that need not be sent; only in chunks, shorter than 4 GiB.

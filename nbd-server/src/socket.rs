@@ -1,5 +1,6 @@
 //! A connected stream, TCP or unix, encrypted from some moment on or not at all.
 
+use crate::look::Waiting;
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::memory_stream::MemoryStream;
 use crate::patience::{Patience, Underway};
@@ -7,19 +8,27 @@ use crate::tls::Tls;
 use blocks::{FileRange, Place};
 use rustix::fs::sendfile;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 use std::time::Duration;
+
+/// A client on this machine copies a file's bytes from the page cache itself, and waits for memory at each of them. Reading
+/// them first, a piece of this length at a time, puts them into the cache that the processors share while it is still busy with
+/// the piece before: docs/design/0020-landing.md has what that gains.
+const WARMED_BYTES: usize = 64 << 10;
 
 /// A connection that several threads may use at once: one reads, one writes.
 #[derive(Debug)]
 pub struct Socket {
     stream: Stream,
     tls: OnceLock<Tls>,
+    /// Whether the other side is on this machine.
+    is_local: bool,
     /// With what is sent; a client's side and a handshake have none but their timeouts.
     patience: OnceLock<Patience>,
 }
@@ -50,6 +59,10 @@ fn send(stream: impl AsFd, bytes: &[u8], flags: SendFlags) -> io::Result<usize> 
     Ok(rustix::net::send(stream, bytes, flags)?)
 }
 
+fn receive(stream: impl AsFd, buffers: &mut [IoSliceMut<'_>], flags: RecvFlags) -> io::Result<usize> {
+    Ok(rustix::net::recvmsg(stream, buffers, &mut RecvAncillaryBuffer::default(), flags)?.bytes)
+}
+
 /// Some of a message is sent and some is not.
 fn go_on(underway: &mut Option<Underway>) -> io::Result<()> {
     underway.as_mut().map_or(Ok(()), Underway::goes_on)
@@ -60,22 +73,23 @@ impl Socket {
     pub fn tcp(stream: TcpStream) -> io::Result<Socket> {
         stream.set_nodelay(true)?;
         rustix::net::sockopt::set_socket_keepalive(&stream, true)?;
-        Ok(Socket::over(Stream::Tcp(stream)))
+        let is_local = stream.peer_addr().is_ok_and(|peer| peer.ip().is_loopback());
+        Ok(Socket::over(Stream::Tcp(stream), is_local))
     }
 
     /// The unix stream.
     pub fn unix(stream: UnixStream) -> Socket {
-        Socket::over(Stream::Unix(stream))
+        Socket::over(Stream::Unix(stream), true)
     }
 
     /// Given bytes.
     #[cfg(any(test, feature = "fuzzing"))]
     pub fn memory(stream: MemoryStream) -> Socket {
-        Socket::over(Stream::Memory(stream))
+        Socket::over(Stream::Memory(stream), true)
     }
 
-    fn over(stream: Stream) -> Socket {
-        Socket { stream, tls: OnceLock::new(), patience: OnceLock::new() }
+    fn over(stream: Stream, is_local: bool) -> Socket {
+        Socket { stream, tls: OnceLock::new(), is_local, patience: OnceLock::new() }
     }
 
     /// What a fuzzed conversation has sent.
@@ -128,10 +142,16 @@ impl Socket {
         }
     }
 
-    /// The same into two buffers, the first one first.
-    pub fn read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+    /// What is there, up to the length of both buffers, the first one first; 0 at the end. Encrypted, it may always wait.
+    pub fn receive(&self, buffers: &mut [IoSliceMut<'_>], waiting: Waiting) -> io::Result<usize> {
+        let flags = if waiting == Waiting::Never { RecvFlags::DONTWAIT } else { RecvFlags::empty() };
         if self.tls.get().is_none() {
-            return on_stream!(self, stream => (&mut &*stream).read_vectored(buffers));
+            return match &self.stream {
+                Stream::Tcp(stream) => receive(stream, buffers, flags),
+                Stream::Unix(stream) => receive(stream, buffers, flags),
+                #[cfg(any(test, feature = "fuzzing"))]
+                Stream::Memory(stream) => (&mut &*stream).read_vectored(buffers),
+            };
         }
         match buffers.iter_mut().find(|buffer| !buffer.is_empty()) {
             Some(buffer) => self.read(buffer),
@@ -148,19 +168,6 @@ impl Socket {
             Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
         };
         Ok(usize::try_from(arrived).unwrap_or(usize::MAX))
-    }
-
-    /// Waits until as many bytes have arrived as there is room for, and leaves them there; fewer at the end and where it
-    /// took too long. Only where [`Socket::takes_files`].
-    pub fn peek(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        let flags = RecvFlags::PEEK | RecvFlags::WAITALL;
-        let (count, _) = match &self.stream {
-            Stream::Tcp(stream) => rustix::net::recv(stream, buffer, flags)?,
-            Stream::Unix(stream) => rustix::net::recv(stream, buffer, flags)?,
-            #[cfg(any(test, feature = "fuzzing"))]
-            Stream::Memory(_) => return Err(io::ErrorKind::Unsupported.into()),
-        };
-        Ok(count)
     }
 
     /// Receives into the place and then into the buffer, without waiting. `EFAULT` where nothing could be written to
@@ -242,13 +249,25 @@ impl Socket {
         Ok(())
     }
 
-    /// Sends `len` bytes of the file as they are.
-    pub fn write_file(&self, from: &FileRange, len: u64) -> io::Result<()> {
+    /// Sends `len` bytes of the file as they are. What is in `scratch` afterwards is nobody's business.
+    pub fn write_file(&self, from: &FileRange, len: u64, scratch: &mut [u8]) -> io::Result<()> {
         let mut at = from.offset.get();
         let end = at + len;
+        let scratch_len = scratch.len().min(WARMED_BYTES);
+        let scratch = if self.is_local { &mut scratch[..scratch_len] } else { &mut [] };
+        let mut warm = at;
         let mut underway = self.underway(len);
         while at < end {
-            let count = usize::try_from(end - at).unwrap_or(usize::MAX);
+            let mut count = usize::try_from(end - at).unwrap_or(usize::MAX);
+            if !scratch.is_empty() {
+                if warm <= at {
+                    count = count.min(scratch.len());
+                    // Whatever stands in the way is met again, and told, where the bytes are sent.
+                    let _ = from.file.read_at(&mut scratch[..count], at);
+                    warm = at + count as u64;
+                }
+                count = usize::try_from(warm - at).unwrap_or(count);
+            }
             let sent = match &self.stream {
                 Stream::Tcp(stream) => sendfile(stream, &*from.file, Some(&mut at), count),
                 Stream::Unix(stream) => sendfile(stream, &*from.file, Some(&mut at), count),

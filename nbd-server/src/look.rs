@@ -1,0 +1,101 @@
+//! A look at what has arrived, for a moment, before a thread sleeps until something does.
+//!
+//! Waking a core that sleeps takes longer than most requests, in a virtual machine many times as long. So whoever was woken soon
+//! after it had begun to wait looks for a while the next time, and gives way to anybody else who wants the core; after a long wait
+//! nobody looks, so that a quiet connection costs nothing.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+/// For how long a thread looks.
+const LOOK: Duration = Duration::from_micros(50);
+/// A wait that ended within this time might have been a look; what it takes to wake up is in it.
+const SHORT_WAIT: Duration = Duration::from_micros(200);
+
+/// How a call waits for what has not arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waiting {
+    /// It does not: `WouldBlock`.
+    Never,
+    /// It sleeps, until the socket's timeout at most.
+    Sleeps,
+}
+
+/// Whether it is worth looking.
+#[derive(Debug, Default)]
+pub struct Look {
+    last_wait_was_short: bool,
+}
+
+impl Look {
+    /// Has something received, which may wait.
+    pub fn receive<T>(&mut self, mut receive: impl FnMut(Waiting) -> io::Result<T>) -> io::Result<T> {
+        let would_wait = |received: &io::Result<T>| matches!(received, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
+        let at_once = receive(Waiting::Never);
+        if !would_wait(&at_once) {
+            return at_once;
+        }
+        let begun = Instant::now();
+        while self.last_wait_was_short && begun.elapsed() < LOOK {
+            rustix::thread::sched_yield();
+            let received = receive(Waiting::Never);
+            if !would_wait(&received) {
+                return received;
+            }
+        }
+        let received = receive(Waiting::Sleeps);
+        self.last_wait_was_short = begun.elapsed() < SHORT_WAIT;
+        received
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Receives what is there after so long, and notes how it was waited for.
+    fn arrives_after(look: &mut Look, delay: Duration) -> Vec<Waiting> {
+        let (begun, mut waited) = (Instant::now(), Vec::new());
+        let received = look.receive(|waiting| {
+            waited.push(waiting);
+            match waiting {
+                Waiting::Never if begun.elapsed() < delay => Err(io::ErrorKind::WouldBlock.into()),
+                Waiting::Never => Ok(()),
+                Waiting::Sleeps => {
+                    std::thread::sleep(delay.saturating_sub(begun.elapsed()));
+                    Ok(())
+                }
+            }
+        });
+        received.unwrap();
+        waited
+    }
+
+    #[test]
+    fn what_is_there_is_taken_without_a_wait() {
+        assert_eq!(arrives_after(&mut Look::default(), Duration::ZERO), [Waiting::Never]);
+    }
+
+    #[test]
+    fn nobody_looks_after_a_long_wait() {
+        let mut look = Look::default();
+        for _ in 0..3 {
+            let waited = arrives_after(&mut look, Duration::from_millis(2));
+            assert_eq!(waited, [Waiting::Never, Waiting::Sleeps]);
+        }
+    }
+
+    #[test]
+    fn a_look_ends_in_sleep() {
+        let mut look = Look { last_wait_was_short: true };
+        let waited = arrives_after(&mut look, Duration::from_millis(20));
+        assert_eq!(waited.last(), Some(&Waiting::Sleeps));
+        assert!(!look.last_wait_was_short);
+    }
+
+    #[test]
+    fn errors_end_it() {
+        let failed = Look::default().receive(|_| Err::<(), _>(io::ErrorKind::ConnectionReset.into()));
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+}

@@ -1,5 +1,6 @@
 //! A protected disk, shown as files.
 
+use super::disk::Mount;
 use super::process::Process;
 use super::{NAME, Stage, program, run};
 use serde_json::Value;
@@ -24,11 +25,14 @@ impl Shown {
         stage.wait_protected();
         let folder = stage.path("fill");
         fs::create_dir(&folder).unwrap();
+        bash(&format!("mkfs.ext4 -q -F {device}"));
+        // A freeze for a checkpoint may be under way where it is mounted: then it is unmounted a moment later.
+        let mount = Mount::new(&device, &folder);
         bash(&format!(
-            "mkfs.ext4 -q -F {device} && mount {device} {0} && trap 'umount {0}' EXIT
-             dd if=/dev/urandom of={0}/a bs=1M count=9 status=none; cp -r /usr/include/linux {0}/; sync",
+            "dd if=/dev/urandom of={0}/a bs=1M count=9 status=none; cp -r /usr/include/linux {0}/; sync -f {0}",
             folder.display()
         ));
+        drop(mount);
         stage.insist(&["checkpoint", NAME, "--name", "filled"]);
         let folder = stage.path("datastore");
         fs::create_dir(&folder).unwrap();

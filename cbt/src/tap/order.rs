@@ -17,7 +17,7 @@ use crate::link::Nudge;
 use crate::tracker::Changed;
 use blocks::{AlignedBuffer, ByteLen, DiskIndex, Extent, Result, Seq, WallClock};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use wire::Consistency;
 
@@ -64,7 +64,7 @@ struct State {
 
 enum Entry {
     /// `None`: zeroes.
-    Write(DiskIndex, Extent, Option<AlignedBuffer>),
+    Write(DiskIndex, Extent, Option<Arc<AlignedBuffer>>),
     Instant(Moment),
 }
 
@@ -84,7 +84,7 @@ pub(crate) struct Moment {
 /// What is to be sent next.
 pub(crate) enum Next {
     /// `None`: zeroes.
-    Write(DiskIndex, Extent, Option<Vec<u8>>),
+    Write(DiskIndex, Extent, Option<Arc<AlignedBuffer>>),
     Instant(Moment),
 }
 
@@ -125,7 +125,7 @@ impl Order {
     ) -> Result<()> {
         let mut state = self.lock();
         if state.mode != Mode::Marking {
-            let entry = Entry::Write(disk, extent, payload);
+            let entry = Entry::Write(disk, extent, payload.map(Arc::new));
             let bytes = entry.bytes();
             if state.bytes + bytes <= self.bytes_max {
                 state.bytes += bytes;
@@ -225,25 +225,34 @@ impl Order {
         true
     }
 
-    /// What is to be sent next; it stays in place until [`Order::sent`].
-    pub fn next(&self) -> Option<Next> {
-        Some(match self.lock().waiting.front()? {
-            Entry::Write(disk, extent, payload) => {
-                Next::Write(*disk, *extent, payload.as_ref().map(|bytes| bytes.to_vec()))
-            }
+    /// What is to be sent next, of both at most so much and at least one entry; it stays in place until [`Order::sent`].
+    pub fn next(&self, bytes_max: u64, entries_max: usize) -> Vec<Next> {
+        let state = self.lock();
+        let mut bytes = 0;
+        let next = state.waiting.iter().take(entries_max).take_while(|entry| {
+            let fits = bytes < bytes_max;
+            bytes += entry.bytes();
+            fits
+        });
+        // Not the bytes themselves: who puts in waits for this lock.
+        next.map(|entry| match entry {
+            Entry::Write(disk, extent, payload) => Next::Write(*disk, *extent, payload.clone()),
             Entry::Instant(moment) => Next::Instant(moment.clone()),
         })
+        .collect()
     }
 
-    /// The next entry was sent: a write under this number, an instant under none.
-    pub fn sent(&self, number: Option<Seq>) {
+    /// The next entries were sent: writes under these numbers, instants under none.
+    pub fn sent(&self, numbers: &[Option<Seq>]) {
         let mut state = self.lock();
-        match (state.waiting.pop_front(), number) {
-            (Some(Entry::Write(disk, extent, payload)), Some(seq)) => {
-                state.sent.push_back((disk, seq, Entry::Write(disk, extent, payload)));
+        for number in numbers {
+            match (state.waiting.pop_front(), number) {
+                (Some(Entry::Write(disk, extent, payload)), Some(seq)) => {
+                    state.sent.push_back((disk, *seq, Entry::Write(disk, extent, payload)));
+                }
+                (Some(gone), _) => state.bytes -= gone.bytes(),
+                (None, _) => {}
             }
-            (Some(gone), _) => state.bytes -= gone.bytes(),
-            (None, _) => {}
         }
     }
 

@@ -21,10 +21,11 @@ use wire::{AgentMessage, CheckpointReport, DiskInstant, DiskWelcome, GapReport, 
 const PUMP_BYTES: u64 = 8 << 20;
 /// How many entries are sent between two looks.
 const PUMP_ENTRIES: usize = 1024;
-/// Where fewer writes than these were waiting, others are let gather for a moment: waking for each one would take more of
-/// the processors than sending it.
+/// Where fewer writes and bytes than these were waiting, others are let gather for a moment: each parcel wakes six threads of both
+/// sides on its way and back, which takes more of the processors than the writes in it.
 const GATHERED: usize = 256;
-const GATHER: Duration = Duration::from_millis(2);
+const GATHERED_BYTES: usize = 1 << 20;
+const GATHER: Duration = Duration::from_millis(10);
 /// With no more than this marked, writes go into the queue while the rest is copied.
 const JOIN_BYTES: ByteLen = ByteLen::new(8 << 20);
 /// How often regions are taken off the activity log.
@@ -90,6 +91,8 @@ impl Worker {
     /// Sends what the order holds, up to a bound.
     fn pump(&mut self, session: &mut Session, order: &Order) -> Result<bool> {
         let next = order.next(PUMP_BYTES, PUMP_ENTRIES);
+        let bytes: usize = next.iter().map(Next::payload_bytes).sum();
+        let is_little = next.len() < GATHERED && bytes < GATHERED_BYTES;
         let count = next.len();
         let mut numbers = Vec::with_capacity(count);
         let sent = next.into_iter().try_for_each(|next| -> Result<()> {
@@ -100,7 +103,7 @@ impl Worker {
         order.sent(&numbers);
         sent?;
         session.link.send_gathered()?;
-        if (1..GATHERED).contains(&count) {
+        if count > 0 && is_little {
             std::thread::sleep(GATHER);
         }
         Ok(count > 0)

@@ -88,6 +88,16 @@ pub(crate) enum Next {
     Instant(Moment),
 }
 
+impl Next {
+    /// How many bytes it carries.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Next::Write(_, _, Some(payload)) => payload.len(),
+            Next::Write(_, _, None) | Next::Instant(_) => 0,
+        }
+    }
+}
+
 impl Entry {
     fn bytes(&self) -> u64 {
         match self {
@@ -259,13 +269,16 @@ impl Order {
     /// The server has these numbers on its medium.
     pub fn acknowledged(&self, acked: impl Fn(DiskIndex) -> Seq) {
         let mut state = self.lock();
-        while let Some((disk, seq, entry)) = state.sent.front()
-            && *seq <= acked(*disk)
-        {
-            let bytes = entry.bytes();
-            state.sent.pop_front();
-            state.bytes -= bytes;
-        }
+        let (count, bytes) = state
+            .sent
+            .iter()
+            .take_while(|(disk, seq, _)| *seq <= acked(*disk))
+            .fold((0, 0), |(count, bytes), (_, _, entry)| (count + 1, bytes + entry.bytes()));
+        let gone: Vec<_> = state.sent.drain(..count).collect();
+        state.bytes -= bytes;
+        // Giving memory back takes a while, and who puts in waits for this lock.
+        drop(state);
+        drop(gone);
     }
 
     /// A connection is there: `durable` of each disk needs not be sent again, whoever waits is to be woken.

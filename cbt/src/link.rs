@@ -235,3 +235,40 @@ impl Inbox {
 fn gone() -> Error {
     Error::new(ErrorKind::Cancelled, "the connection to the server is gone or the agent stops")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blocks::{ByteLen, ByteOffset, Extent};
+    use wire::{Payload, Write};
+
+    fn write(seq: u64, bytes: usize) -> AgentMessage {
+        let extent = Extent::new(ByteOffset::new(seq * 4096), ByteLen::new(bytes as u64)).unwrap();
+        AgentMessage::Write(Write {
+            disk: DiskIndex(0),
+            seq: Seq(seq),
+            extent,
+            payload: Payload::Data(vec![1; bytes]),
+        })
+    }
+
+    #[test]
+    fn what_is_gathered_leaves_in_order_before_what_is_sent_and_at_a_bound() {
+        let (link, mut ends) = link();
+        link.send_gathered().unwrap();
+        link.gather(write(1, 4096)).unwrap();
+        link.gather(write(2, 512)).unwrap();
+        assert!(ends.outgoing.try_recv().is_err(), "it waits for more");
+        link.send(AgentMessage::Goodbye).unwrap();
+        let parcel = ends.outgoing.try_recv().unwrap();
+        assert_eq!(parcel, [write(1, 4096), write(2, 512), AgentMessage::Goodbye]);
+        let (many, large) = (PARCEL_MESSAGES as u64, 64 << 10);
+        (0..many + 1).for_each(|seq| link.gather(write(seq, 512)).unwrap());
+        (0..4).for_each(|seq| link.gather(write(seq, large)).unwrap());
+        link.send_gathered().unwrap();
+        assert_eq!(ends.outgoing.try_recv().unwrap().len(), PARCEL_MESSAGES);
+        let bounded = ends.outgoing.try_recv().unwrap();
+        assert_eq!(bounded.len(), 5, "one was left, and four make up the bytes");
+        assert!(ends.outgoing.try_recv().is_err());
+    }
+}

@@ -25,7 +25,7 @@ const PUMP_ENTRIES: usize = 1024;
 /// sides on its way and back, which takes more of the processors than the writes in it.
 const GATHERED: usize = 256;
 const GATHERED_BYTES: usize = 1 << 20;
-const GATHER: Duration = Duration::from_millis(10);
+const GATHER: Duration = Duration::from_millis(2);
 /// With no more than this marked, writes go into the queue while the rest is copied.
 const JOIN_BYTES: ByteLen = ByteLen::new(8 << 20);
 /// How often regions are taken off the activity log.

@@ -6,21 +6,18 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::disk::Mount;
+use support::numbered::{BLOCK, Writer, open_direct, write_of};
 use support::proxy::Proxy;
 use support::tapped::{Tapped, logged};
-use support::{NAME, Stage, run, sh, uri};
+use support::{NAME, Stage, run, sh};
 
 const MIB: u64 = 1 << 20;
-const BLOCK: usize = 4096;
-const SECTOR: usize = 512;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -77,96 +74,6 @@ fn file_systems_and_fio_on_the_tap_leave_source_stand_in_and_tap_equal() {
     assert!(!sh("losetup -l -n -O NAME,BACK-FILE").contains(&format!("{device} ")), "{device} is left");
 }
 
-/// A writer straight on the tap: write `n` puts `n` into each sector of a block that `n` and the seed choose.
-struct Writer {
-    written: Arc<AtomicU64>,
-    flushed: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
-}
-
-fn slot_of(seed: u64, number: u64, slots: u64) -> u64 {
-    StdRng::seed_from_u64(seed ^ number.wrapping_mul(0x9e37_79b9_7f4a_7c15)).random_range(0..slots)
-}
-
-fn open_direct(device: &str) -> File {
-    OpenOptions::new().read(true).write(true).custom_flags(0o40000).open(device).unwrap()
-}
-
-impl Writer {
-    fn start(device: &str, seed: u64, slots: u64) -> Writer {
-        let file = open_direct(device);
-        let written = Arc::new(AtomicU64::new(0));
-        let (flushed, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (write, flush, ending) = (written.clone(), flushed.clone(), stop.clone());
-        let thread = std::thread::spawn(move || {
-            let mut buffer = blocks::AlignedBuffer::new(BLOCK);
-            for number in 1.. {
-                if ending.load(Ordering::SeqCst) {
-                    break;
-                }
-                buffer
-                    .chunks_mut(SECTOR)
-                    .for_each(|sector| sector[..8].copy_from_slice(&u64::to_le_bytes(number)));
-                file.write_all_at(&buffer, slot_of(seed, number, slots) * BLOCK as u64).unwrap();
-                write.store(number, Ordering::SeqCst);
-                if number % 16 == 0 {
-                    file.sync_data().unwrap();
-                    flush.store(number, Ordering::SeqCst);
-                }
-            }
-            file.sync_data().unwrap();
-        });
-        Writer { written, flushed, stop, thread: Some(thread) }
-    }
-
-    fn end(mut self) -> u64 {
-        self.stop.store(true, Ordering::SeqCst);
-        self.thread.take().unwrap().join().unwrap();
-        self.written.load(Ordering::SeqCst)
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::SeqCst);
-    }
-}
-
-/// Which write a disk was at: every block must hold what it held right after that one, and nothing newer. A write that was
-/// under way at the instant may be there in some sectors.
-fn write_of(disk: &[u8], seed: u64, slots: u64) -> u64 {
-    let sectors = |slot: u64| {
-        let from = slot as usize * BLOCK;
-        let at = move |sector: usize| &disk[from + sector * SECTOR..][..8];
-        (0..BLOCK / SECTOR).map(move |sector| u64::from_le_bytes(at(sector).try_into().unwrap()))
-    };
-    let whole = |slot: u64| (sectors(slot).min().unwrap(), sectors(slot).max().unwrap());
-    let newest = (0..slots).map(|slot| whole(slot).1).max().unwrap();
-    let torn = (0..slots).any(|slot| whole(slot).1 == newest && whole(slot).0 != newest);
-    let at = if torn { newest - 1 } else { newest };
-    let mut expected = vec![0; slots as usize];
-    (1..=at).for_each(|number| expected[slot_of(seed, number, slots) as usize] = number);
-    for slot in 0..slots {
-        let (least, most) = whole(slot);
-        let under_way = torn && most == newest;
-        assert!(
-            least == expected[slot as usize] && (most == least || under_way),
-            "slot {slot} at write {at}"
-        );
-    }
-    at
-}
-
-fn content(stage: &mut Stage, checkpoint: &str) -> Vec<u8> {
-    let session = stage.insist(&["recover", NAME, "--at", checkpoint, "--drill"]);
-    let copy = stage.path("copy.raw");
-    sh(&format!("nbdcopy {} {}", uri(&session, 0), copy.display()));
-    let bytes = std::fs::read(&copy).unwrap();
-    stage.insist(&["session", "stop", session["session"].as_str().unwrap(), "--discard"]);
-    bytes
-}
-
 #[test]
 fn kills_of_the_agent_stall_the_machine_and_lose_no_flush() {
     const SLOTS: u64 = 2048;
@@ -188,7 +95,7 @@ fn kills_of_the_agent_stall_the_machine_and_lose_no_flush() {
     let zeroed = vec![0; SLOTS as usize * BLOCK];
     OpenOptions::new().write(true).open(tapped.device()).unwrap().write_all_at(&zeroed, 0).unwrap();
     sh(&format!("blockdev --flushbufs {}", tapped.device()));
-    let writer = Writer::start(tapped.device(), seed, SLOTS);
+    let writer = Writer::start(&[tapped.device()], seed, SLOTS);
     let rounds = number("UNDERSTUDY_STORIES").unwrap_or(4);
     let mut flushed = Vec::new();
     for round in 1..=rounds {
@@ -220,7 +127,7 @@ fn kills_of_the_agent_stall_the_machine_and_lose_no_flush() {
     let mut last = 0;
     for index in looked_at {
         let id = all[index]["checkpoint"].to_string();
-        let at = write_of(&content(&mut stage, &id), seed, SLOTS);
+        let at = write_of(&stage.disks_at(&id, 1)[0], seed, SLOTS);
         println!("checkpoint {id} is the disk right after write {at}");
         last = last.max(at);
     }

@@ -5,14 +5,18 @@
 //! and orders, in a queue that holds at most [`ORDERS_MAX`] and makes the *server* wait.
 
 use blocks::{DiskIndex, Error, ErrorKind, Result, Seq};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
-use wire::{AgentMessage, ServerMessage};
+use wire::{AgentMessage, Message, ServerMessage};
 
-/// How many messages wait to be sent; each carries at most 1 MiB.
+/// How many parcels wait to be sent; each carries at most 1 MiB and what was gathered before.
 const OUTGOING_MAX: usize = 8;
+/// How much is gathered into one parcel: less would cost the processors more than it saves waiting.
+const PARCEL_BYTES: usize = 256 << 10;
+const PARCEL_MESSAGES: usize = 256;
 /// How often it is looked for room by somebody who may not wait for long.
 const ROOM_WAIT: Duration = Duration::from_micros(200);
 /// How many orders wait to be obeyed; each carries at most 1 MiB.
@@ -21,14 +25,24 @@ const ORDERS_MAX: usize = 16;
 /// What the worker holds. Lives as long as one connection.
 #[derive(Debug)]
 pub(crate) struct Link {
-    outgoing: mpsc::Sender<AgentMessage>,
+    outgoing: mpsc::Sender<Parcel>,
     inbox: Arc<Inbox>,
+    gathered: RefCell<Gathered>,
+}
+
+/// Messages that leave together, in their order.
+pub(crate) type Parcel = Vec<AgentMessage>;
+
+#[derive(Debug, Default)]
+struct Gathered {
+    parcel: Parcel,
+    payload_bytes: usize,
 }
 
 /// What the connection's tasks hold.
 #[derive(Debug)]
 pub(crate) struct Wire {
-    pub outgoing: mpsc::Receiver<AgentMessage>,
+    pub outgoing: mpsc::Receiver<Parcel>,
     pub inbox: Arc<Inbox>,
 }
 
@@ -70,16 +84,40 @@ pub(crate) fn link() -> (Link, Wire) {
         news: Condvar::new(),
         room: Semaphore::new(ORDERS_MAX),
     });
-    (Link { outgoing: sender, inbox: Arc::clone(&inbox) }, Wire { outgoing: receiver, inbox })
+    let gathered = RefCell::default();
+    (Link { outgoing: sender, inbox: Arc::clone(&inbox), gathered }, Wire { outgoing: receiver, inbox })
 }
 
 impl Link {
-    /// Queues a message; waits while the queue is full. `Cancelled` where the connection is gone.
+    /// Queues a message behind what was gathered; waits while the queue is full. `Cancelled` where the connection is gone.
     pub fn send(&self, message: AgentMessage) -> Result<()> {
-        self.outgoing.blocking_send(message).map_err(|_| gone())
+        self.gathered.borrow_mut().parcel.push(message);
+        self.send_gathered()
     }
 
-    /// Waits until so many messages can be queued without waiting; false where `go_on` says no before. `Cancelled` where
+    /// As [`Link::send`], for one of many small messages: it may stay here until [`Link::send_gathered`] or the next
+    /// [`Link::send`].
+    pub fn gather(&self, message: AgentMessage) -> Result<()> {
+        let mut gathered = self.gathered.borrow_mut();
+        gathered.payload_bytes += message.payload().len();
+        gathered.parcel.push(message);
+        if gathered.payload_bytes < PARCEL_BYTES && gathered.parcel.len() < PARCEL_MESSAGES {
+            return Ok(());
+        }
+        drop(gathered);
+        self.send_gathered()
+    }
+
+    /// Queues what was gathered, if there is something.
+    pub fn send_gathered(&self) -> Result<()> {
+        let Gathered { parcel, .. } = self.gathered.take();
+        if parcel.is_empty() {
+            return Ok(());
+        }
+        self.outgoing.blocking_send(parcel).map_err(|_| gone())
+    }
+
+    /// Waits until so many messages can be sent without waiting, nothing being gathered; false where `go_on` says no before. `Cancelled` where
     /// the connection is gone. Nobody else queues messages, so there still is room when it returns.
     pub fn wait_for_room(&self, messages: usize, go_on: &dyn Fn() -> bool) -> Result<bool> {
         loop {
@@ -196,4 +234,41 @@ impl Inbox {
 
 fn gone() -> Error {
     Error::new(ErrorKind::Cancelled, "the connection to the server is gone or the agent stops")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blocks::{ByteLen, ByteOffset, Extent};
+    use wire::{Payload, Write};
+
+    fn write(seq: u64, bytes: usize) -> AgentMessage {
+        let extent = Extent::new(ByteOffset::new(seq * 4096), ByteLen::new(bytes as u64)).unwrap();
+        AgentMessage::Write(Write {
+            disk: DiskIndex(0),
+            seq: Seq(seq),
+            extent,
+            payload: Payload::Data(vec![1; bytes]),
+        })
+    }
+
+    #[test]
+    fn what_is_gathered_leaves_in_order_before_what_is_sent_and_at_a_bound() {
+        let (link, mut ends) = link();
+        link.send_gathered().unwrap();
+        link.gather(write(1, 4096)).unwrap();
+        link.gather(write(2, 512)).unwrap();
+        assert!(ends.outgoing.try_recv().is_err(), "it waits for more");
+        link.send(AgentMessage::Goodbye).unwrap();
+        let parcel = ends.outgoing.try_recv().unwrap();
+        assert_eq!(parcel, [write(1, 4096), write(2, 512), AgentMessage::Goodbye]);
+        let (many, large) = (PARCEL_MESSAGES as u64, 64 << 10);
+        (0..many + 1).for_each(|seq| link.gather(write(seq, 512)).unwrap());
+        (0..4).for_each(|seq| link.gather(write(seq, large)).unwrap());
+        link.send_gathered().unwrap();
+        assert_eq!(ends.outgoing.try_recv().unwrap().len(), PARCEL_MESSAGES);
+        let bounded = ends.outgoing.try_recv().unwrap();
+        assert_eq!(bounded.len(), 5, "one was left, and four make up the bytes");
+        assert!(ends.outgoing.try_recv().is_err());
+    }
 }

@@ -23,7 +23,7 @@ mod tree;
 pub use datastore::{Catalogue, Datastore, Member, Moment, Place, Run};
 pub use held::{HeldMount, Served, given_connection, serve_held};
 pub use loop_device::LoopDevice;
-pub use mount::{Ended, Mount, MountOptions, detach_dead};
+pub use mount::{Ended, Mount, MountOptions, detach_dead, is_dead};
 pub use name::file_name;
 pub use open_file::{OpenFile, Source};
 pub use single_file::SingleFile;

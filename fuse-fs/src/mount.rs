@@ -182,15 +182,20 @@ fn serve<T: Tree>(
 /// Takes mounts from the folder that nobody serves any more; whether there was one. A mount that is served is left alone.
 pub fn detach_dead(folder: &Path) -> Result<bool> {
     let mut found = false;
-    let dead = |error: Option<Errno>| matches!(error, Some(Errno::NOTCONN | Errno::CONNABORTED));
-    // Attributes may be remembered a while after the death of whoever told them; the state of the file system never is.
-    while dead(rustix::fs::stat(folder).err()) || dead(rustix::fs::statfs(folder).err()) {
+    while is_dead(folder) {
         rustix::mount::unmount(folder, UnmountFlags::DETACH).map_err(|error| {
             Error::io(format!("detaching the dead mount at {}", folder.display()), error.into())
         })?;
         found = true;
     }
     Ok(found)
+}
+
+/// Whether what is mounted at the folder is a mount that nobody serves any more.
+pub fn is_dead(folder: &Path) -> bool {
+    let dead = |error: Option<Errno>| matches!(error, Some(Errno::NOTCONN | Errno::CONNABORTED));
+    // Attributes may be remembered a while after the death of whoever told them; the state of the file system never is.
+    dead(rustix::fs::stat(folder).err()) || dead(rustix::fs::statfs(folder).err())
 }
 
 /// The device number of what is mounted at the folder, which is a path without links.

@@ -8,6 +8,7 @@ pub mod computer;
 pub mod console;
 pub mod disk;
 pub mod guest;
+pub mod numbered;
 pub mod process;
 pub mod proxy;
 pub mod shown;
@@ -105,11 +106,17 @@ impl Stage {
 
     /// The same towards another port (a proxy's) and with more flags.
     pub fn start_agent_towards(&mut self, crash_at: Option<&str>, port: u16, more: &[&str]) {
+        let device = self.disk.device().to_owned();
+        self.start_agent_of(&device, crash_at, port, more);
+    }
+
+    /// The same for another device.
+    pub fn start_agent_of(&mut self, device: &str, crash_at: Option<&str>, port: u16, more: &[&str]) {
         self.agent = None;
         let mut command = program();
         command.args(["agent", "--server", &format!("127.0.0.1:{port}"), "--name", NAME]);
         command.args(["--heartbeat", "500ms", "--checkpoint-every", "2s"]);
-        command.arg("--disk").arg(self.disk.device()).arg("--state").arg(self.path("agent"));
+        command.args(["--disk", device, "--state"]).arg(self.path("agent"));
         command.args(more);
         self.agent = Some(Process::start(command, crash_at, &self.path("agent.log")));
     }
@@ -223,6 +230,20 @@ impl Stage {
         run(Command::new("cmp").arg(&copy).arg(self.disk.device()));
         std::fs::remove_file(copy).expect("the copy is there");
         self.insist(&["session", "stop", session["session"].as_str().expect("a session"), "--discard"]);
+    }
+
+    /// What the first `count` disks of a checkpoint hold, as nbdcopy reads them.
+    pub fn disks_at(&mut self, checkpoint: &str, count: usize) -> Vec<Vec<u8>> {
+        let session = self.insist(&["recover", NAME, "--at", checkpoint, "--drill"]);
+        let copy = self.path("copy.raw");
+        let read = |disk| {
+            sh(&format!("nbdcopy {} {}", uri(&session, disk), copy.display()));
+            std::fs::read(&copy).expect("the copy is there")
+        };
+        let disks = (0..count).map(read).collect();
+        std::fs::remove_file(copy).expect("the copy is there");
+        self.insist(&["session", "stop", session["session"].as_str().expect("a session"), "--discard"]);
+        disks
     }
 
     /// Whether a process really died at that step.

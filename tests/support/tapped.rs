@@ -1,44 +1,80 @@
-//! An agent that taps its disk: the device that it shows, its processes, and their end.
+//! An agent that taps its disks: the devices that it shows, its processes, and their end.
 
 use super::Stage;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Ends what an agent with a tap leaves, also after a panic. Must be dropped before its stage.
 pub struct Tapped {
     holder: u32,
-    device: String,
-    folder: PathBuf,
+    /// Servers whose holder was killed.
+    orphans: Vec<u32>,
+    devices: Vec<String>,
+    folders: Vec<PathBuf>,
 }
 
 impl Tapped {
-    /// Starts the agent towards that port and waits for the device.
+    /// Starts the agent of the stage's disk towards the port and waits for the device.
     pub fn start(stage: &mut Stage, port: u16, more: &[&str]) -> Tapped {
-        let flags = ["--tracker", "tap", "--tap-checkpoint-every", "100ms"];
+        let disk = stage.disk.device().to_owned();
+        Tapped::start_on(stage, &[&disk], port, more)
+    }
+
+    /// The same for these disks or partitions.
+    pub fn start_on(stage: &mut Stage, disks: &[&str], port: u16, more: &[&str]) -> Tapped {
+        let mut flags = vec!["--tracker", "tap", "--tap-checkpoint-every", "100ms"];
+        disks[1..].iter().for_each(|disk| flags.extend(["--disk", disk]));
         let said = logged(stage).len();
-        stage.start_agent_towards(None, port, &[&flags, more].concat());
+        stage.start_agent_of(disks[0], None, port, &[&flags, more].concat());
         let holder = stage.agent.as_ref().expect("it was started").id();
-        let name = stage.disk.device().trim_start_matches("/dev/").to_owned();
-        let folder = PathBuf::from("/run/understudy/tap").join(name);
-        let mut tapped = Tapped { holder, device: String::new(), folder };
+        let folder = |disk: &&str| Path::new("/run/understudy/tap").join(disk.trim_start_matches("/dev/"));
+        let folders = disks.iter().map(folder).collect();
+        let mut tapped = Tapped { holder, orphans: Vec::new(), devices: Vec::new(), folders };
         stage.wait_until("the tap", 60, |stage| {
             let log = logged(stage);
-            let found = log.get(said..).and_then(|log| log.split("; use ").nth(1));
-            tapped.device = found.and_then(|rest| rest.split(' ').next()).unwrap_or_default().to_owned();
-            !tapped.device.is_empty()
+            let device = |disk: &&str| -> Option<String> {
+                let line =
+                    log.get(said..)?.lines().rfind(|line| line.contains(&format!("{disk}: tracker tap")))?;
+                Some(line.split("; use ").nth(1)?.split(' ').next()?.to_owned())
+            };
+            tapped.devices = disks.iter().filter_map(device).collect();
+            tapped.devices.len() == disks.len()
         });
         tapped
     }
 
-    /// What is used in the disk's place.
+    /// What is used in the first disk's place.
     pub fn device(&self) -> &str {
-        &self.device
+        &self.devices[0]
+    }
+
+    /// What is used in each disk's place.
+    pub fn devices(&self) -> Vec<&str> {
+        self.devices.iter().map(String::as_str).collect()
     }
 
     /// The process that serves the tap.
     pub fn server(&self) -> Option<u32> {
         children(self.holder).first().copied()
+    }
+
+    /// Kills the holder; the process that serves the tap without it.
+    pub fn kill_holder(&mut self, stage: &mut Stage) -> u32 {
+        let server = self.server().expect("it runs");
+        self.orphans.push(server);
+        stage.agent.take().expect("it was started").kill();
+        server
+    }
+
+    /// Kills both; what is on the tap has lost its disk.
+    pub fn kill_both(&mut self, stage: &mut Stage) {
+        // One that stands still starts no other.
+        kill("-STOP", self.holder);
+        let server = self.server().expect("it runs");
+        kill("-9", server);
+        stage.agent.take().expect("it was started").kill();
+        stage.wait_until("the end of both", 30, |_| !runs(server));
     }
 
     /// Waits until writes are sent in order.
@@ -54,6 +90,12 @@ pub fn logged(stage: &Stage) -> String {
     std::fs::read_to_string(stage.path("agent.log")).unwrap_or_default()
 }
 
+/// Whether the process is there and not dead.
+pub fn runs(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+}
+
 fn children(process: u32) -> Vec<u32> {
     let text = std::fs::read_to_string(format!("/proc/{process}/task/{process}/children"));
     text.unwrap_or_default().split_whitespace().filter_map(|number| number.parse().ok()).collect()
@@ -66,22 +108,29 @@ fn kill(signal: &str, process: u32) {
 impl Drop for Tapped {
     fn drop(&mut self) {
         // The watchdog, if any, is a child of the server; it ends with it.
-        let servers = children(self.holder);
-        kill("-TERM", self.holder);
+        let mut left = children(self.holder);
+        left.append(&mut self.orphans);
+        if runs(self.holder) {
+            kill("-TERM", self.holder);
+        }
         let began = Instant::now();
-        let runs = |process: &u32| {
-            let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
-        };
-        while runs(&self.holder) && began.elapsed() < Duration::from_secs(15) {
+        let any = |left: &[u32]| left.iter().copied().any(runs);
+        while (runs(self.holder) || any(&left)) && began.elapsed() < Duration::from_secs(15) {
             std::thread::sleep(Duration::from_millis(20));
         }
-        if runs(&self.holder) {
-            kill("-9", self.holder);
-            servers.into_iter().for_each(|server| kill("-9", server));
-            let _ = Command::new("umount").arg("-l").arg(&self.folder).output();
-            let _ = Command::new("losetup").args(["-d", &self.device]).output();
+        if runs(self.holder) || any(&left) {
+            left.insert(0, self.holder);
+            left.into_iter().filter(|process| runs(*process)).for_each(|process| kill("-9", process));
         }
-        let _ = std::fs::remove_dir(&self.folder);
+        // Of a tap that ended well neither is left. A device that is not this tap's any more is not touched.
+        for (folder, device) in self.folders.iter().zip(&self.devices) {
+            let name = device.trim_start_matches("/dev/");
+            let behind = std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file"));
+            if behind.is_ok_and(|file| Path::new(file.trim()).starts_with(folder)) {
+                let _ = Command::new("losetup").args(["-d", device]).output();
+            }
+            let _ = Command::new("umount").args(["-q", "-l"]).arg(folder).output();
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 }

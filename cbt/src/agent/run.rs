@@ -10,7 +10,7 @@ use super::trouble::Trouble;
 use super::vitals::Vitals;
 use super::worker::{End, Worker};
 use crate::inventory;
-use crate::link::{Inbox, link};
+use crate::link::{Inbox, Parcel, link};
 use crate::reboot;
 use crate::session::own_session;
 use crate::tracker::{TrackerKind, TrackerWish};
@@ -344,7 +344,7 @@ struct Pulse {
 /// Sends what the worker has, and heartbeats; gives the sender back when the worker has ended.
 async fn write(
     mut sender: Sender<AgentMessage>,
-    mut outgoing: mpsc::Receiver<AgentMessage>,
+    mut outgoing: mpsc::Receiver<Parcel>,
     inbox: Arc<Inbox>,
     pulse: Pulse,
     mut pace: Pace,
@@ -354,29 +354,33 @@ async fn write(
     let mut owed: Option<(DiskIndex, Seq)> = None;
     loop {
         // Decided first, sent afterwards: a send must not be dropped half-way.
-        let message = tokio::select! {
+        let parcel = tokio::select! {
             biased;
             _ = beats.tick() => {
                 if owed.is_some_and(|(disk, seq)| inbox.acked(disk) < seq) && inbox.silence() > pulse.silence_max {
                     let context = format!("the server has said nothing for {:?}", pulse.silence_max);
                     return Err(Error::new(ErrorKind::Io, context));
                 }
-                Some(AgentMessage::Heartbeat(pulse.vitals.heartbeat()))
+                Some(vec![AgentMessage::Heartbeat(pulse.vitals.heartbeat())])
             }
-            message = async { tokio::time::sleep_until(pace.next()).await; outgoing.recv().await } => message,
+            parcel = async { tokio::time::sleep_until(pace.next()).await; outgoing.recv().await } => parcel,
         };
-        let Some(message) = message else { return Ok(sender) };
-        if let AgentMessage::Write(write) = &message {
+        let Some(parcel) = parcel else { return Ok(sender) };
+        let last = parcel.iter().rev().find_map(|message| match message {
+            AgentMessage::Write(write) => Some((write.disk, write.seq)),
+            _ => None,
+        });
+        if last.is_some() {
             if owed.is_none_or(|(disk, seq)| inbox.acked(disk) >= seq) {
                 inbox.heard();
             }
-            owed = Some((write.disk, write.seq));
+            owed = last;
         }
         let before = sender.sent();
-        sender.send(&message).await?;
+        sender.send_all(&parcel).await?;
         let pause = pace.note(sender.sent() - before);
         sender.note_pause(pause);
-        note_sent(&message);
+        parcel.iter().for_each(note_sent);
     }
 }
 

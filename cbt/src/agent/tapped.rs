@@ -19,11 +19,12 @@ use wire::{AgentMessage, CheckpointReport, DiskInstant, DiskWelcome, GapReport, 
 
 /// How much is sent between two looks at what the server says.
 const PUMP_BYTES: u64 = 8 << 20;
-/// How many writes are sent between two looks.
-const PUMP_WRITES: u32 = 1024;
-/// Where fewer writes than these were waiting, others are let gather for a moment: waking for each one would take more of
-/// the processors than sending it.
-const GATHERED: u32 = 256;
+/// How many entries are sent between two looks.
+const PUMP_ENTRIES: usize = 1024;
+/// Where fewer writes and bytes than these were waiting, others are let gather for a moment: each parcel wakes six threads of both
+/// sides on its way and back, which takes more of the processors than the writes in it.
+const GATHERED: usize = 256;
+const GATHERED_BYTES: usize = 1 << 20;
 const GATHER: Duration = Duration::from_millis(2);
 /// With no more than this marked, writes go into the queue while the rest is copied.
 const JOIN_BYTES: ByteLen = ByteLen::new(8 << 20);
@@ -89,33 +90,38 @@ impl Worker {
 
     /// Sends what the order holds, up to a bound.
     fn pump(&mut self, session: &mut Session, order: &Order) -> Result<bool> {
-        let (mut bytes, mut writes) = (0, 0);
-        while bytes < PUMP_BYTES
-            && writes < PUMP_WRITES
-            && let Some(next) = order.next()
-        {
-            writes += 1;
-            match next {
-                Next::Write(disk, extent, data) => {
-                    bytes += data.as_ref().map_or(0, |data| data.len() as u64);
-                    let payload = data.map_or(Payload::Zero, Payload::Data);
-                    let replica = self.replicas.iter_mut().find(|replica| replica.index == disk);
-                    let replica = replica.ok_or_else(|| {
-                        Error::new(ErrorKind::NotFound, format!("disk {disk} is not tapped here"))
-                    })?;
-                    let number = replica.send_write(&session.link, extent, payload)?;
-                    order.sent(Some(number));
-                }
-                Next::Instant(moment) => {
-                    self.report_moment(session, moment)?;
-                    order.sent(None);
-                }
-            }
-        }
-        if writes > 0 && writes < GATHERED {
+        let next = order.next(PUMP_BYTES, PUMP_ENTRIES);
+        let bytes: usize = next.iter().map(Next::payload_bytes).sum();
+        let is_little = next.len() < GATHERED && bytes < GATHERED_BYTES;
+        let count = next.len();
+        let mut numbers = Vec::with_capacity(count);
+        let sent = next.into_iter().try_for_each(|next| -> Result<()> {
+            numbers.push(self.send_next(session, next)?);
+            Ok(())
+        });
+        // Also what was sent before an error: it is sent again under its number, or was durable.
+        order.sent(&numbers);
+        sent?;
+        session.link.send_gathered()?;
+        if count > 0 && is_little {
             std::thread::sleep(GATHER);
         }
-        Ok(writes > 0)
+        Ok(count > 0)
+    }
+
+    /// Sends one entry of the order; the number of a write.
+    fn send_next(&mut self, session: &mut Session, next: Next) -> Result<Option<Seq>> {
+        match next {
+            Next::Write(disk, extent, data) => {
+                let payload = data.map_or(Payload::Zero, |data| Payload::Data(data.to_vec()));
+                let replica = self.replicas.iter_mut().find(|replica| replica.index == disk);
+                let replica = replica.ok_or_else(|| {
+                    Error::new(ErrorKind::NotFound, format!("disk {disk} is not tapped here"))
+                })?;
+                replica.send_write(&session.link, extent, payload).map(Some)
+            }
+            Next::Instant(moment) => self.report_moment(session, moment).map(|()| None),
+        }
     }
 
     /// Everything up to the moment was sent: the server seals it.

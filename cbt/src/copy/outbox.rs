@@ -54,7 +54,7 @@ impl Outbox {
         }
     }
 
-    /// Sends a write as it was made; its number.
+    /// Sends a write as it was made, at the latest with the next [`Link::send_gathered`]; its number.
     pub fn write(
         &mut self,
         link: &Link,
@@ -63,7 +63,7 @@ impl Outbox {
         payload: Payload,
     ) -> Result<Seq> {
         self.flush(link, tracker)?;
-        self.send(link, tracker, extent, payload)?;
+        link.gather(self.number(tracker, extent, payload)?)?;
         Ok(self.last)
     }
 
@@ -107,13 +107,18 @@ impl Outbox {
     }
 
     fn send(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent, payload: Payload) -> Result<()> {
+        link.send(self.number(tracker, extent, payload)?)
+    }
+
+    /// Gives the write the next number.
+    fn number(&mut self, tracker: &dyn Tracker, extent: Extent, payload: Payload) -> Result<AgentMessage> {
         let seq = self.last.next();
         if seq > self.noted {
             self.noted = Seq(seq.0 + NOTED_AHEAD);
             tracker.set_base(self.base())?;
         }
         self.last = seq;
-        link.send(AgentMessage::Write(Write { disk: self.disk, seq, extent, payload }))
+        Ok(AgentMessage::Write(Write { disk: self.disk, seq, extent, payload }))
     }
 
     /// Notes how far the server has come.

@@ -177,7 +177,7 @@ impl Replica {
         }
     }
 
-    /// Sends a write as it was made; its number.
+    /// Sends a write as it was made, at the latest with the next [`Link::send_gathered`]; its number.
     pub fn send_write(&mut self, link: &Link, extent: Extent, payload: Payload) -> Result<Seq> {
         if let Some(written) = &mut self.written_since {
             written.insert(extent, ());

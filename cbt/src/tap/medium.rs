@@ -63,8 +63,7 @@ impl BareDisk {
     }
 
     fn failed(&self, doing: &str, extent: Extent) -> impl FnOnce(std::io::Error) -> Error {
-        let context = format!("{doing} {} at {extent}", self.path.display());
-        move |error| Error::io(context, error)
+        move |error| Error::io(format!("{doing} {} at {extent}", self.path.display()), error)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::link::Nudge;
 use crate::tracker::Changed;
 use blocks::{AlignedBuffer, ByteLen, DiskIndex, Extent, Result, Seq, WallClock};
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use wire::Consistency;
 
@@ -64,7 +64,7 @@ struct State {
 
 enum Entry {
     /// `None`: zeroes.
-    Write(DiskIndex, Extent, Option<AlignedBuffer>),
+    Write(DiskIndex, Extent, Option<Arc<AlignedBuffer>>),
     Instant(Moment),
 }
 
@@ -84,8 +84,18 @@ pub(crate) struct Moment {
 /// What is to be sent next.
 pub(crate) enum Next {
     /// `None`: zeroes.
-    Write(DiskIndex, Extent, Option<Vec<u8>>),
+    Write(DiskIndex, Extent, Option<Arc<AlignedBuffer>>),
     Instant(Moment),
+}
+
+impl Next {
+    /// How many bytes it carries.
+    pub fn payload_bytes(&self) -> usize {
+        match self {
+            Next::Write(_, _, Some(payload)) => payload.len(),
+            Next::Write(_, _, None) | Next::Instant(_) => 0,
+        }
+    }
 }
 
 impl Entry {
@@ -125,7 +135,7 @@ impl Order {
     ) -> Result<()> {
         let mut state = self.lock();
         if state.mode != Mode::Marking {
-            let entry = Entry::Write(disk, extent, payload);
+            let entry = Entry::Write(disk, extent, payload.map(Arc::new));
             let bytes = entry.bytes();
             if state.bytes + bytes <= self.bytes_max {
                 state.bytes += bytes;
@@ -225,38 +235,50 @@ impl Order {
         true
     }
 
-    /// What is to be sent next; it stays in place until [`Order::sent`].
-    pub fn next(&self) -> Option<Next> {
-        Some(match self.lock().waiting.front()? {
-            Entry::Write(disk, extent, payload) => {
-                Next::Write(*disk, *extent, payload.as_ref().map(|bytes| bytes.to_vec()))
-            }
+    /// What is to be sent next, of both at most so much and at least one entry; it stays in place until [`Order::sent`].
+    pub fn next(&self, bytes_max: u64, entries_max: usize) -> Vec<Next> {
+        let state = self.lock();
+        let mut bytes = 0;
+        let next = state.waiting.iter().take(entries_max).take_while(|entry| {
+            let fits = bytes < bytes_max;
+            bytes += entry.bytes();
+            fits
+        });
+        // Not the bytes themselves: who puts in waits for this lock.
+        next.map(|entry| match entry {
+            Entry::Write(disk, extent, payload) => Next::Write(*disk, *extent, payload.clone()),
             Entry::Instant(moment) => Next::Instant(moment.clone()),
         })
+        .collect()
     }
 
-    /// The next entry was sent: a write under this number, an instant under none.
-    pub fn sent(&self, number: Option<Seq>) {
+    /// The next entries were sent: writes under these numbers, instants under none.
+    pub fn sent(&self, numbers: &[Option<Seq>]) {
         let mut state = self.lock();
-        match (state.waiting.pop_front(), number) {
-            (Some(Entry::Write(disk, extent, payload)), Some(seq)) => {
-                state.sent.push_back((disk, seq, Entry::Write(disk, extent, payload)));
+        for number in numbers {
+            match (state.waiting.pop_front(), number) {
+                (Some(Entry::Write(disk, extent, payload)), Some(seq)) => {
+                    state.sent.push_back((disk, *seq, Entry::Write(disk, extent, payload)));
+                }
+                (Some(gone), _) => state.bytes -= gone.bytes(),
+                (None, _) => {}
             }
-            (Some(gone), _) => state.bytes -= gone.bytes(),
-            (None, _) => {}
         }
     }
 
     /// The server has these numbers on its medium.
     pub fn acknowledged(&self, acked: impl Fn(DiskIndex) -> Seq) {
         let mut state = self.lock();
-        while let Some((disk, seq, entry)) = state.sent.front()
-            && *seq <= acked(*disk)
-        {
-            let bytes = entry.bytes();
-            state.sent.pop_front();
-            state.bytes -= bytes;
-        }
+        let (count, bytes) = state
+            .sent
+            .iter()
+            .take_while(|(disk, seq, _)| *seq <= acked(*disk))
+            .fold((0, 0), |(count, bytes), (_, _, entry)| (count + 1, bytes + entry.bytes()));
+        let gone: Vec<_> = state.sent.drain(..count).collect();
+        state.bytes -= bytes;
+        // Giving memory back takes a while, and who puts in waits for this lock.
+        drop(state);
+        drop(gone);
     }
 
     /// A connection is there: `durable` of each disk needs not be sent again, whoever waits is to be woken.

@@ -310,16 +310,16 @@ impl Play {
         if !self.connected {
             return Ok(());
         }
-        match (self.order.next(), self.order.mode()) {
+        match (self.order.next(1, 1).pop(), self.order.mode()) {
             (Some(Next::Write(_, extent, data)), _) => {
                 let seq = self.number()?;
-                let bytes = data.unwrap_or_else(|| vec![0; extent.len().as_usize()]);
+                let bytes = data.map_or_else(|| vec![0; extent.len().as_usize()], |data| data.to_vec());
                 self.server.coming.push_back((seq, Some((extent, bytes))));
-                self.order.sent(Some(seq));
+                self.order.sent(&[Some(seq)]);
             }
             (Some(Next::Instant(_)), _) => {
                 self.server.coming.push_back((self.server.last, None));
-                self.order.sent(None);
+                self.order.sent(&[None]);
             }
             (None, Mode::Marking) => {
                 self.copy_marks()?;

@@ -143,8 +143,35 @@ async fn a_message_that_breaks_its_rules_leaves_the_connection_whole() {
     let AgentMessage::Write(good) = write(1) else { panic!("a write") };
     let bad = AgentMessage::Write(Write { payload: Payload::Data(vec![1]), ..good });
     assert_eq!(agent.send(&bad).await.unwrap_err().kind(), ErrorKind::InvalidInput);
+    let (mut agent, _hears) = agent.split();
+    let refused = agent.send_all(&[write(2), bad]).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::InvalidInput, "and what is before it stays");
     agent.send(&AgentMessage::Goodbye).await.unwrap();
     assert_eq!(server.recv().await.unwrap(), Some(AgentMessage::Goodbye));
+}
+
+#[tokio::test]
+async fn what_is_sent_together_arrives_as_single_messages_do() {
+    for (buffer, packing) in
+        [(7, Compression::Never), (1 << 16, Compression::Never), (64, Compression::Always)]
+    {
+        let (agent, mut server) = pair(buffer);
+        let (mut agent, _hears) = agent.split();
+        agent.set_compression(packing);
+        let messages: Vec<_> = agent_samples().into_iter().map(|(_, message)| message).collect();
+        let sending = async {
+            agent.send_all(&messages).await.unwrap();
+            agent.send_all(&[]).await.unwrap();
+            agent.close().await.unwrap();
+        };
+        let hearing = async {
+            for message in &messages {
+                assert_eq!(server.recv().await.unwrap().as_ref(), Some(message));
+            }
+            assert_eq!(server.recv().await.unwrap(), None);
+        };
+        tokio::join!(sending, hearing);
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@
 
 use super::{CONNECTIONS, FILE, folder_of};
 use anyhow::{Context, bail};
-use fuse_fs::{HeldMount, LoopDevice};
+use fuse_fs::{HeldMount, LoopDevice, is_dead};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::{Path, PathBuf};
@@ -45,16 +45,27 @@ pub fn hold(devices: &[PathBuf], run_dir: &Path) -> anyhow::Result<()> {
 }
 
 fn hold_one(folder: &Path) -> anyhow::Result<HeldMount> {
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let mount = HeldMount::hold(folder)?;
-    for device in LoopDevice::of(&mount.folder().join(FILE)) {
-        // Of a holder that was killed: nothing can be read from it any more.
+    // Before anything else of the folder, which can only be looked at once the dead mount is gone from it; and the kernel
+    // does not say of the device any more then that it was of that mount.
+    if is_dead(folder) {
+        release_dead(folder)?;
+    } else {
+        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    Ok(HeldMount::hold(folder)?)
+}
+
+/// Detaches what a tap has left whose processes were killed: nothing can be read from it any more. An error while it is mounted.
+fn release_dead(folder: &Path) -> anyhow::Result<()> {
+    let (parent, name) = (folder.parent().unwrap_or(folder), folder.file_name().unwrap_or_default());
+    let parent = parent.canonicalize().with_context(|| parent.display().to_string())?;
+    for device in LoopDevice::of(&parent.join(name).join(FILE)) {
         let gone = device.detach();
         gone.with_context(|| {
             format!("{} is left of a tap that is dead: unmount it", device.path().display())
         })?;
     }
-    Ok(mount)
+    Ok(())
 }
 
 async fn run(mounts: &[HeldMount]) -> anyhow::Result<ExitStatus> {

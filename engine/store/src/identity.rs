@@ -53,10 +53,7 @@ pub(crate) struct HashTable {
 }
 
 impl BlockHashes {
-    pub(crate) fn new(
-        table: &Arc<Mutex<Option<HashTable>>>,
-        (of, len): (DeltaId, ByteLen),
-    ) -> BlockHashes {
+    pub(crate) fn new(table: &Arc<Mutex<Option<HashTable>>>, (of, len): (DeltaId, ByteLen)) -> BlockHashes {
         BlockHashes { table: Arc::clone(table), of, len }
     }
 
@@ -244,8 +241,7 @@ fn read_header(bytes: &[u8]) -> Result<(u64, ByteLen, DeltaId)> {
 
 /// For fuzzing: a file of hashes with these bytes, as it is and with its checksums put right.
 pub(crate) fn fuzz(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<()> {
-    let Ok((salt, ..)) =
-        bytes.get(..PAGE_BYTES).map_or_else(|| Err(Error::corrupt("short")), read_header)
+    let Ok((salt, ..)) = bytes.get(..PAGE_BYTES).map_or_else(|| Err(Error::corrupt("short")), read_header)
     else {
         return Ok(());
     };

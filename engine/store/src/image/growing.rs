@@ -15,9 +15,7 @@ use super::resize::{resize_image, room};
 use super::sum_table::{Sum, SumTable};
 use super::sums::{Layers, SummedImage};
 use crate::storage::{CountedFile, FileCounts};
-use blocks::{
-    ByteLen, Error, ErrorKind, Extent, RequestClass, Result, StorageFile, Volume, crash_point,
-};
+use blocks::{ByteLen, Error, ErrorKind, Extent, RequestClass, Result, StorageFile, Volume, crash_point};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 

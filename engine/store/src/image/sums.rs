@@ -187,7 +187,8 @@ impl SummedImage {
         match &self.layers().image {
             Some(image) => work(&**image),
             None => {
-                let context = format!("{}: its image could not be opened again; the store must be", self.name);
+                let context =
+                    format!("{}: its image could not be opened again; the store must be", self.name);
                 Err(Error::new(ErrorKind::Poisoned, context))
             }
         }

@@ -7,8 +7,8 @@ use crate::unit::manifest::{
     Branch, BranchEnd, Delta, DiskSpec, Manifest, MergedIndex, Replay, SealedCheckpoint,
 };
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind, Extent,
-    Generation, Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
+    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind,
+    Extent, Generation, Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
 };
 
 const MAGIC: [u8; 4] = *b"UMan";
@@ -307,7 +307,8 @@ impl Manifest {
             if self.branches[&self.main].ends[at].len != disk.len {
                 return wrong(format!("the main branch has another length of disk {at} than the unit"));
             }
-            let too_short = |len: ByteLen| len < *image || !len.is_aligned(BlockShift::SECTOR) || len.is_zero();
+            let too_short =
+                |len: ByteLen| len < *image || !len.is_aligned(BlockShift::SECTOR) || len.is_zero();
             let branches = self.branches.values().map(|branch| branch.ends[at].len);
             let checkpoints = self.checkpoints.values().map(|sealed| sealed.checkpoint.lens[at]);
             if let Some(len) = branches.chain(checkpoints).find(|len| too_short(*len)) {

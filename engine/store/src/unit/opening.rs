@@ -153,12 +153,7 @@ impl Unit {
         (branch, disk): (BranchId, DiskIndex),
         open: OpenDelta,
     ) -> Result<KeyedDisk> {
-        let identity = BranchDiskIdentity {
-            branch,
-            disk,
-            salt: manifest.salt,
-            unit_dir: self.dir.clone(),
-        };
+        let identity = BranchDiskIdentity { branch, disk, salt: manifest.salt, unit_dir: self.dir.clone() };
         let stack = state.inventory.stack(manifest, disk, manifest.end(branch, disk)?.sealed)?;
         let (table, options) = (Arc::clone(&self.table), self.options.clone());
         let opened = BranchDisk::new(

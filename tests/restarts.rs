@@ -226,6 +226,11 @@ fn a_disk_that_was_written_in_this_boot_before_us_is_scanned() {
 }
 
 #[test]
+fn a_disk_that_grew_while_the_machine_was_off_is_scanned_and_followed() {
+    is_scanned_after(|machine| machine.stage.disk.resize(440), "no such disk is there any more");
+}
+
+#[test]
 fn a_boot_that_dies_after_it_struck_out_the_record_leads_to_a_scan() {
     let dies = |machine: &mut Machine| {
         let mut command = machine.in_boot(&machine.at_boot());

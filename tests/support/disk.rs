@@ -35,6 +35,12 @@ impl Disk {
         sh(&format!("losetup {} {}", self.device, self.file.display()));
     }
 
+    /// Makes file and device that long, also while they are in use.
+    pub fn resize(&self, mib: u64) {
+        sh(&format!("truncate -s {mib}M {}", self.file.display()));
+        sh(&format!("losetup -c {}", self.device));
+    }
+
     /// The device's path.
     pub fn device(&self) -> &str {
         &self.device

@@ -9,6 +9,7 @@
 
 mod advice;
 mod config;
+mod growth;
 mod heap;
 mod orders;
 mod pace;

@@ -158,7 +158,14 @@ impl Worker {
             let seq =
                 seqs.iter().find(|(disk, _)| *disk == target.disk).map(|(_, seq)| *seq).unwrap_or_default();
             match target.block_device() {
-                Some(_) => self.adopt(&target, receiver, seq)?,
+                Some(disk) => {
+                    if disk.len() > target.len {
+                        let (device, len) = (target.device.display(), target.len);
+                        self.came_home_longer =
+                            Some(format!("{device} has {} bytes, and {len} came home", disk.len()));
+                    }
+                    self.adopt(&target, receiver, seq)?;
+                }
                 None => elsewhere = Some(target.device.clone()),
             }
         }
@@ -180,7 +187,7 @@ impl Worker {
             );
             return Err(Error::new(ErrorKind::Unsupported, context));
         }
-        session.source = !self.inside_session;
+        session.source = !self.inside_session && self.came_home_longer.is_none();
         self.note_vitals();
         Ok(())
     }

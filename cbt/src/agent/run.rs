@@ -43,6 +43,8 @@ enum Ended {
     Lost(Error),
     /// The server said no.
     Refused(Refusal),
+    /// The disks are not what the server was told.
+    Changed(String),
     /// A clean stop.
     Stopped,
 }
@@ -78,6 +80,14 @@ impl Agent {
         let mut trouble = Trouble::default();
         let started = Instant::now();
         loop {
+            let following = Arc::clone(&config);
+            let followed = on_thread(move || {
+                let followed = worker.follow_sizes(&following);
+                (worker, followed)
+            });
+            let followed = followed.await?;
+            worker = followed.0;
+            followed.1?;
             let attempt = Box::pin(one_connection(&config, worker, &vitals, &mut stop, &mut welcomed)).await;
             let attempt = attempt.map_err(advice::ended)?;
             worker = attempt.0;
@@ -85,6 +95,10 @@ impl Agent {
                 trouble.is_over();
             }
             match attempt.1 {
+                Ended::Changed(reason) => {
+                    tracing::warn!("{reason}: telling the server");
+                    continue;
+                }
                 Ended::Stopped => {
                     worker.rest_at_the_end();
                     return Ok(());
@@ -305,6 +319,8 @@ async fn carry(
     match (end, ended) {
         (End::Final(error), _) => Err(error),
         (End::Restored, _) => Ok((worker, Ended::Stopped)),
+        (End::Changed(_), Some(Ok(Ended::Stopped))) => Ok((worker, Ended::Stopped)),
+        (End::Changed(reason), _) => Ok((worker, Ended::Changed(reason))),
         (End::Gone, Some(Ok(ended))) => Ok((worker, ended)),
         (End::Gone, Some(Err(error))) => Ok((worker, Ended::Lost(error))),
         (End::Gone, None) => Ok((worker, Ended::Lost(lost()))),

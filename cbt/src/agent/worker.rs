@@ -42,6 +42,8 @@ pub(super) enum End {
     Gone,
     /// A failback has ended, and nothing else was wanted.
     Restored,
+    /// The server has to be told anew what the disks are, and why.
+    Changed(String),
     /// The agent cannot go on.
     Final(Error),
 }
@@ -71,9 +73,12 @@ pub(super) struct Worker {
     pub rested: Instant,
     /// Set by each welcome.
     pub was_connected: bool,
+    /// A target of the failback that has just ended is longer than what it was given.
+    pub came_home_longer: Option<String>,
     next_request: u64,
     trouble: Trouble,
     watchdog_trouble: Trouble,
+    pub(super) tap_trouble: Trouble,
 }
 
 /// What lives as long as one connection.
@@ -116,9 +121,11 @@ impl Worker {
             inside_session,
             restored: false,
             was_connected: false,
+            came_home_longer: None,
             next_request: 1,
             trouble: Trouble::default(),
             watchdog_trouble: Trouble::default(),
+            tap_trouble: Trouble::default(),
         }
     }
 
@@ -157,9 +164,12 @@ impl Worker {
         let begun = self.begin(&session, &welcome.disks);
         let ended = begun.and_then(|()| {
             while !(self.restored && self.config.restore_only) {
+                if let Some(reason) = self.other_sizes(&session) {
+                    return Ok(End::Changed(reason));
+                }
                 self.turn(&mut session)?;
             }
-            Ok(())
+            Ok(End::Restored)
         });
         if let Some(order) = &self.order {
             order.disconnected(self.replicas.iter().any(|replica| !replica.takings.is_empty()));
@@ -170,7 +180,7 @@ impl Worker {
             }
         }
         match ended {
-            Ok(()) => End::Restored,
+            Ok(end) => end,
             Err(error) if error.kind() == ErrorKind::Cancelled => End::Gone,
             Err(error) => End::Final(error),
         }
@@ -385,6 +395,8 @@ impl Worker {
             (request.number, &request.name),
         );
         match outcome {
+            // What was frozen may have been made for the longer disk already.
+            Ok(Outcome::Taken(_)) if self.other_sizes(session).is_some() => Ok(()),
             Ok(Outcome::Taken(report)) => {
                 tracing::debug!("checkpoint {}: frozen for {} ms", request.number, report.frozen_ms);
                 session.gap_since = None;

@@ -17,11 +17,12 @@ fn seeds() -> std::ops::Range<u64> {
 }
 
 /// What must happen in a few hundred simulations: a kind that never comes proves nothing.
-const MUST_HAPPEN: [&str; 29] = [
+const MUST_HAPPEN: [&str; 30] = [
     "acknowledgements",
     "checkpoints",
     "checkpoints of sessions",
     "consolidations",
+    "disks that grew",
     "fault: a bit rots",
     "fault: a bit turns under way",
     "fault: a read fails",

@@ -30,6 +30,7 @@ use blocks::{
     ExtentStatus, OpenMode, Piece, PlantedBug, RequestClass, Result, Seq, Synced, Volume, check_request,
     is_zero,
 };
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
@@ -51,6 +52,8 @@ pub enum Payload<'a> {
 #[derive(Debug)]
 pub struct BranchDisk {
     identity: BranchDiskIdentity,
+    /// In bytes; grows with the main branch's disk.
+    len: AtomicU64,
     unit: Weak<Unit>,
     table: Arc<FileTable>,
     /// What the whole unit takes up.
@@ -69,7 +72,6 @@ pub struct BranchDisk {
 pub(crate) struct BranchDiskIdentity {
     pub branch: BranchId,
     pub disk: DiskIndex,
-    pub len: ByteLen,
     pub salt: u64,
     /// The unit's folder.
     pub unit_dir: String,
@@ -140,7 +142,7 @@ impl BranchDisk {
         (table, space): (Arc<FileTable>, Arc<SpaceCount>),
         options: StoreOptions,
         open: OpenDelta,
-        stack: Arc<Stack>,
+        (disk_len, stack): (ByteLen, Arc<Stack>),
     ) -> Result<BranchDisk> {
         let packer = Packer::new(options.compress);
         let log_identity = LogIdentity { salt: identity.salt, delta: open.id };
@@ -164,6 +166,7 @@ impl BranchDisk {
         let sync = SyncState { running: false, seq: Seq(0), proof: None, delta: open.id, len };
         Ok(BranchDisk {
             identity,
+            len: AtomicU64::new(disk_len.get()),
             unit,
             table,
             space,
@@ -235,6 +238,11 @@ impl BranchDisk {
 
     pub(crate) fn identity(&self) -> &BranchDiskIdentity {
         &self.identity
+    }
+
+    /// The disk is longer from now on, as the manifest that was published says.
+    pub(crate) fn grow(&self, len: ByteLen) {
+        self.len.fetch_max(len.get(), Ordering::AcqRel);
     }
 
     /// What the open delta has.
@@ -366,7 +374,7 @@ impl BranchDisk {
     }
 
     fn write(&self, seq: Option<Seq>, extent: Extent, payload: Payload<'_>) -> Result<Seq> {
-        check_request(self.identity.len, BlockShift::SECTOR, extent.start(), extent.len())?;
+        check_request(self.len(), BlockShift::SECTOR, extent.start(), extent.len())?;
         let write = match payload {
             Payload::Data(data) if ByteLen::of(data) != extent.len() => {
                 let context = format!("{} bytes for {extent}", data.len());
@@ -435,7 +443,7 @@ impl BranchDisk {
 
 impl Volume for BranchDisk {
     fn len(&self) -> ByteLen {
-        self.identity.len
+        ByteLen::new(self.len.load(Ordering::Acquire))
     }
 
     fn is_read_only(&self) -> bool {
@@ -443,7 +451,7 @@ impl Volume for BranchDisk {
     }
 
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
-        let range = check_request(self.identity.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
+        let range = check_request(self.len(), BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
         let Some(range) = range else { return Ok(()) };
         self.note(class);
         let (plan, stack) = self.plan(range)?;
@@ -452,7 +460,7 @@ impl Volume for BranchDisk {
 
     fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
         self.note(class);
-        let extent = check_request(self.identity.len, BlockShift::SECTOR, offset, ByteLen::of(data))?;
+        let extent = check_request(self.len(), BlockShift::SECTOR, offset, ByteLen::of(data))?;
         self.guest_write(extent, Payload::Data(data), fua)
     }
 
@@ -469,7 +477,7 @@ impl Volume for BranchDisk {
     }
 
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        check_request(self.identity.len, BlockShift::SECTOR, extent.start(), extent.len())?;
+        check_request(self.len(), BlockShift::SECTOR, extent.start(), extent.len())?;
         status_in_windows(extent, |window| {
             let (plan, stack) = self.plan(window)?;
             plan.status(stack.image())

@@ -37,6 +37,8 @@ const NUMBER_AT: usize = HASH_BYTES * HASHES_PER_PAGE as usize;
 pub struct BlockHashes {
     table: Arc<Mutex<Option<HashTable>>>,
     of: DeltaId,
+    /// How long the disk is in that state: the last block may be short.
+    len: ByteLen,
 }
 
 /// The file, open.
@@ -51,14 +53,18 @@ pub(crate) struct HashTable {
 }
 
 impl BlockHashes {
-    pub(crate) fn new(table: &Arc<Mutex<Option<HashTable>>>, of: DeltaId) -> BlockHashes {
-        BlockHashes { table: Arc::clone(table), of }
+    pub(crate) fn new(table: &Arc<Mutex<Option<HashTable>>>, (of, len): (DeltaId, ByteLen)) -> BlockHashes {
+        BlockHashes { table: Arc::clone(table), of, len }
+    }
+
+    fn is_of(&self, table: &HashTable) -> bool {
+        (table.of, table.len) == (self.of, self.len)
     }
 
     /// The hash of a block, counted in 64 KiB, in this state; `None` where nobody has computed it.
     pub fn get(&self, block: u64) -> Option<BlockHash> {
         let mut table = lock(&self.table);
-        let table = table.as_mut().filter(|table| table.of == self.of)?;
+        let table = table.as_mut().filter(|table| self.is_of(table))?;
         table.get(block)
     }
 
@@ -66,7 +72,7 @@ impl BlockHashes {
     /// cache.
     pub fn put(&self, block: u64, hash: &BlockHash) {
         let mut table = lock(&self.table);
-        let Some(open) = table.as_mut().filter(|table| table.of == self.of) else { return };
+        let Some(open) = table.as_mut().filter(|table| self.is_of(table)) else { return };
         if let Err(error) = open.put(block, hash) {
             tracing::warn!("hashes of blocks are no longer kept: {error}");
             *table = None;
@@ -75,13 +81,8 @@ impl BlockHashes {
 }
 
 impl HashTable {
-    /// Opens the file of that name; `None` where there is none that is of this disk.
-    pub(crate) fn open(
-        storage: &dyn Storage,
-        name: &str,
-        salt: u64,
-        len: ByteLen,
-    ) -> Result<Option<HashTable>> {
+    /// Opens the file of that name; `None` where there is none that is of this unit.
+    pub(crate) fn open(storage: &dyn Storage, name: &str, salt: u64) -> Result<Option<HashTable>> {
         let file = match storage.open(name, OpenMode::ReadWrite) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
@@ -93,7 +94,7 @@ impl HashTable {
         }
         file.read_at(ByteOffset::ZERO, &mut bytes)?;
         Ok(match read_header(&bytes) {
-            Ok((found_salt, found_len, of)) if (found_salt, found_len) == (salt, len) => {
+            Ok((found_salt, len, of)) if found_salt == salt => {
                 Some(HashTable { file, salt, len, of, page: None })
             }
             // Of another disk, or damaged: it is only a cache.
@@ -109,8 +110,7 @@ impl HashTable {
         of: DeltaId,
     ) -> Result<HashTable> {
         let file = files::create_anew(storage, name)?;
-        let pages = len.blocks(BLOCK).div_ceil(HASHES_PER_PAGE);
-        file.set_len(ByteLen::new((pages + 1) * PAGE_BYTES as u64))?;
+        file.set_len(file_len(len))?;
         let mut table = HashTable { file, salt, len, of, page: None };
         table.write_header(of)?;
         Ok(table)
@@ -119,6 +119,22 @@ impl HashTable {
     /// Which state it is of.
     pub(crate) fn of(&self) -> DeltaId {
         self.of
+    }
+
+    /// How long the disk is in that state.
+    pub(crate) fn len(&self) -> ByteLen {
+        self.len
+    }
+
+    /// The disk is longer in the same state; nothing was written since it is.
+    pub(crate) fn grow(&mut self, len: ByteLen) -> Result<()> {
+        if !self.len.is_aligned(BLOCK) {
+            self.put(self.len.blocks(BLOCK) - 1, &[0; HASH_BYTES])?;
+        }
+        self.file.set_len(file_len(len))?;
+        self.file.sync()?;
+        self.len = len;
+        self.write_header(self.of)
     }
 
     /// Takes it to the state `to`, which differs from the present one in `changed` at most.
@@ -198,6 +214,10 @@ fn place(block: u64) -> usize {
     ByteLen::new(block % HASHES_PER_PAGE).as_usize() * HASH_BYTES
 }
 
+fn file_len(disk: ByteLen) -> ByteLen {
+    ByteLen::new((disk.blocks(BLOCK).div_ceil(HASHES_PER_PAGE) + 1) * PAGE_BYTES as u64)
+}
+
 fn page_offset(number: u64) -> ByteOffset {
     ByteOffset::new((number + 1) * PAGE_BYTES as u64)
 }
@@ -221,12 +241,11 @@ fn read_header(bytes: &[u8]) -> Result<(u64, ByteLen, DeltaId)> {
 
 /// For fuzzing: a file of hashes with these bytes, as it is and with its checksums put right.
 pub(crate) fn fuzz(storage: &dyn Storage, name: &str, bytes: &[u8]) -> Result<()> {
-    let Ok((salt, len, _)) =
-        bytes.get(..PAGE_BYTES).map_or_else(|| Err(Error::corrupt("short")), read_header)
+    let Ok((salt, ..)) = bytes.get(..PAGE_BYTES).map_or_else(|| Err(Error::corrupt("short")), read_header)
     else {
         return Ok(());
     };
-    let Some(mut table) = HashTable::open(storage, name, salt, len)? else { return Ok(()) };
+    let Some(mut table) = HashTable::open(storage, name, salt)? else { return Ok(()) };
     for block in [0, 1, 126, 127, 1000, u64::MAX] {
         let _ = table.get(block);
     }

@@ -72,7 +72,7 @@ impl Plan {
             let target = &mut buffer[from..from + piece.extent.len().as_usize()];
             match &piece.source {
                 PlanSource::Empty(_) => target.fill(0),
-                PlanSource::Image => image.read_at(piece.extent.start(), target, class)?,
+                PlanSource::Image => read_image(image, piece.extent.start(), target, class)?,
                 PlanSource::Log(log, location) => {
                     read_payload(log, location, piece.extent, target, &mut last)?
                 }
@@ -94,7 +94,8 @@ impl Plan {
                 PlanSource::Empty(allocation) => push_run(&mut runs, piece.extent, *allocation)?,
                 PlanSource::Log(..) => push_run(&mut runs, piece.extent, Allocation::Data)?,
                 PlanSource::Image => {
-                    let mut rest = Some(piece.extent);
+                    let end = image.len().end().clamp(piece.extent.start(), piece.extent.end());
+                    let mut rest = Extent::between(piece.extent.start(), end);
                     while let Some(asked) = rest {
                         let found = image.status(asked)?;
                         let Some(end) = found.last().map(|run| run.extent.end()) else {
@@ -105,11 +106,23 @@ impl Plan {
                         }
                         rest = Extent::between(end, asked.end());
                     }
+                    if let Some(beyond) = Extent::between(end, piece.extent.end()) {
+                        push_run(&mut runs, beyond, Allocation::Hole)?;
+                    }
                 }
             }
         }
         Ok(runs)
     }
+}
+
+/// Reads the image, which may be shorter than the disk is by now: what lies behind its end was never written.
+fn read_image(image: &dyn Volume, start: ByteOffset, target: &mut [u8], class: RequestClass) -> Result<()> {
+    let end = image.len().end();
+    let within = if start < end { (end - start).get().min(target.len() as u64) } else { 0 };
+    let (stored, beyond) = target.split_at_mut(ByteLen::new(within).as_usize());
+    beyond.fill(0);
+    if stored.is_empty() { Ok(()) } else { image.read_at(start, stored, class) }
 }
 
 /// How many runs a status is content with.

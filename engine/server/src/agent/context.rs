@@ -47,8 +47,9 @@ impl Registry {
         let (machine, branch) = (unit.machine(), unit.main_branch());
         let checkpoints = unit.checkpoints();
         let never_sealed = checkpoints.is_empty();
-        let main_line = checkpoints.iter().filter(|checkpoint| checkpoint.branch == branch);
-        let history = main_line.map(|checkpoint| checkpoint.generation).max().unwrap_or(Generation::FIRST);
+        let main_line = || checkpoints.iter().filter(|checkpoint| checkpoint.branch == branch);
+        let newest = main_line().next_back();
+        let history = main_line().map(|checkpoint| checkpoint.generation).max().unwrap_or(Generation::FIRST);
         let home = Homecoming::of(unit)?.filter(|home| home.is_newest(history));
         // A replaced disk has another serial number than the one that was registered.
         let serial = |index: u16, spec: String| {
@@ -61,6 +62,7 @@ impl Registry {
             let empty = never_sealed && durable == Seq(0);
             Ok(KnownDisk {
                 len: spec.len,
+                sealed_len: newest.map_or(spec.len, |newest| newest.lens[usize::from(index)]),
                 serial: serial(index, spec.serial),
                 device: spec.device,
                 durable,

@@ -2,10 +2,11 @@
 
 use super::context::{AgentContext, Registry};
 use super::conversation::{self, Conversation};
+use super::gaps;
 use super::handle::{AgentHandle, HandleEnds};
 use super::machine::Machine;
-use super::registration::{Decision, decide, refusal};
-use blocks::{Error, ErrorKind, MachineId, Result, crash_point};
+use super::registration::{Decision, cannot_grow, decide, refusal};
+use blocks::{ByteLen, Error, ErrorKind, MachineId, Result, crash_point};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::Unit;
@@ -128,7 +129,7 @@ fn identify(context: &AgentContext, peer: &Peer, hello: &Hello) -> Answer<Machin
 pub(super) fn find_or_register(registry: &Registry, hello: &Hello) -> Answer<MachineId> {
     match decide(hello, &registry.knowledge(hello, false).map_err(busy)?) {
         Decision::Refuse(refusal) => Err(refusal),
-        Decision::Welcome { machine, .. } => Ok(machine),
+        Decision::Welcome { machine, .. } | Decision::Grow { machine, .. } => Ok(machine),
         Decision::Register(machine) => {
             let unit = registry.register(hello, machine).map_err(busy)?;
             crash_point("register.published");
@@ -162,17 +163,40 @@ async fn welcome(
 /// The welcome of a machine that nothing is appended for any more.
 pub(super) fn welcome_to(registry: &Registry, mut hello: Hello, id: MachineId) -> Answer<Welcomed> {
     hello.machine = Some(id);
-    let knowledge = registry.knowledge(&hello, true).map_err(busy)?;
     let removed = || busy(Error::new(ErrorKind::NotFound, format!("machine {id} was removed")));
     let (unit, store) = (registry.store.unit(id).ok_or_else(removed)?, registry.store.id());
-    match (decide(&hello, &knowledge), unit, store) {
-        (Decision::Welcome { machine, generation, role, disks }, unit, store) => {
+    let mut decision = decide(&hello, &registry.knowledge(&hello, true).map_err(busy)?);
+    if let Decision::Grow { lens, .. } = &decision {
+        grow(&unit, &hello, lens)?;
+        decision = decide(&hello, &registry.knowledge(&hello, true).map_err(busy)?);
+    }
+    match decision {
+        Decision::Welcome { machine, generation, role, disks } => {
             let starts = disks.iter().map(|disk| disk.start).collect();
             Ok((unit, Welcome { store, machine, generation, role, disks }, starts))
         }
-        (Decision::Refuse(refusal), ..) => Err(refusal),
-        (Decision::Register(_), ..) => Err(refusal(RefusalKind::Busy, "the machine was removed meanwhile")),
+        Decision::Refuse(refusal) => Err(refusal),
+        Decision::Register(_) => Err(refusal(RefusalKind::Busy, "the machine was removed meanwhile")),
+        Decision::Grow { .. } => Err(refusal(RefusalKind::Busy, "the machine's disks have just changed")),
     }
+}
+
+/// The unit's disks become as long as the machine's are. What lies behind the old end comes with the scan; until a
+/// checkpoint has it, every welcome asks for one.
+fn grow(unit: &Unit, hello: &Hello, lens: &[ByteLen]) -> Answer<()> {
+    let before = unit.disks();
+    unit.grow(lens).map_err(|error| match error.kind() {
+        ErrorKind::Unsupported => cannot_grow(&error),
+        _ => busy(error),
+    })?;
+    crash_point("grow.followed");
+    let changes = before.iter().zip(&hello.disks).enumerate().filter(|(_, (old, new))| new.len > old.len);
+    for (index, (old, new)) in changes {
+        let cause = format!("disk {index} ({}) has grown from {} to {} bytes", new.device, old.len, new.len);
+        tracing::info!(machine = %unit.machine(), name = hello.name, "{cause}");
+        gaps::begin(unit, &format!("{cause}: it is hashed as a whole")).map_err(busy)?;
+    }
+    Ok(())
 }
 
 fn busy(error: Error) -> Refusal {

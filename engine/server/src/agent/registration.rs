@@ -1,7 +1,7 @@
 //! Who may replicate, from where on, or why not. Pure: a hello and what the store knows go in, an answer comes out.
 
 use super::homecoming::Homecoming;
-use blocks::{ByteLen, Generation, MachineId, Seq, SessionId, StoreId};
+use blocks::{ByteLen, Error, Generation, MachineId, Seq, SessionId, StoreId};
 use store::ImageFormat;
 use wire::{
     Continuity, DiskHello, DiskWelcome, Hello, Refusal, RefusalKind, Role, StartFrom, check_machine_name,
@@ -47,6 +47,8 @@ pub(crate) struct Known {
 pub(crate) struct KnownDisk {
     /// Its size.
     pub len: ByteLen,
+    /// Its size at the newest checkpoint: what lies behind that was never received as a whole.
+    pub sealed_len: ByteLen,
     /// As registered; may be empty.
     pub serial: String,
     /// As registered, for messages.
@@ -62,6 +64,13 @@ pub(crate) struct KnownDisk {
 pub(crate) enum Decision {
     /// Make a unit with this identity (a new one for `None`), then decide again.
     Register(Option<MachineId>),
+    /// Give the disks of this machine these lengths, then decide again.
+    Grow {
+        /// Which.
+        machine: MachineId,
+        /// One for each disk.
+        lens: Vec<ByteLen>,
+    },
     /// Welcome it as this machine.
     Welcome {
         /// Which.
@@ -102,6 +111,10 @@ fn try_decide(hello: &Hello, knowledge: &Knowledge) -> Result<Decision, Refusal>
     let disks = match role {
         Role::Source => {
             check_disks(&hello.disks, &known.disks)?;
+            let lens: Vec<ByteLen> = hello.disks.iter().map(|disk| disk.len).collect();
+            if lens.iter().zip(&known.disks).any(|(len, known)| *len > known.len) {
+                return Ok(Decision::Grow { machine: known.machine, lens });
+            }
             let pairs = hello.disks.iter().zip(&known.disks);
             pairs.map(|(disk, known)| welcome_disk(&disk.continuity, known, knowledge.store)).collect()
         }
@@ -127,7 +140,7 @@ fn identify<'a>(hello: &Hello, knowledge: &'a Knowledge) -> Result<Option<&'a Kn
         // harm because a session is in charge and it comes as the target of a failback.
         (None, _, Some(named)) => {
             let harmless = named.promoted.is_some() || named.history > Generation::FIRST;
-            if harmless || check_disks(&hello.disks, &named.disks).is_ok() {
+            if harmless || are_its_disks(&hello.disks, &named.disks) {
                 Ok(Some(named))
             } else {
                 Err(taken(named))
@@ -176,6 +189,8 @@ fn comes_from_another_store(hello: &Hello, ours: StoreId) -> bool {
 fn welcome_disk(continuity: &Continuity, known: &KnownDisk, ours: StoreId) -> DiskWelcome {
     let start = match continuity {
         _ if known.empty => StartFrom::Everything,
+        // Whatever the agent knows is of the disk as it was before it grew, or came home to a longer one.
+        _ if known.len > known.sealed_len => StartFrom::Scan,
         // More than was ever sent from there: the disk was set back together with what its agent remembers.
         Continuity::Tracked { store, acked, sent }
             if *store == ours && (*acked..=*sent).contains(&known.durable) =>
@@ -211,7 +226,27 @@ fn check_new_disks(hello: &Hello, chosen: Option<ImageFormat>) -> Result<(), Ref
     Ok(())
 }
 
-/// Whether these are the disks that were registered.
+/// Whether an agent without an identity has the disks that were registered: one that has grown must be known by its serial
+/// number.
+fn are_its_disks(disks: &[DiskHello], known: &[KnownDisk]) -> bool {
+    let same = |(disk, known): (&DiskHello, &KnownDisk)| {
+        disk.len == known.len || (!disk.serial.is_empty() && disk.serial == known.serial)
+    };
+    check_disks(disks, known).is_ok() && disks.iter().zip(known).all(same)
+}
+
+/// An image cannot hold a disk that has grown.
+pub(crate) fn cannot_grow(error: &Error) -> Refusal {
+    refusal(
+        RefusalKind::Disks,
+        format!(
+            "{error}; make the disk as long as it was, or register it under another name on a server that gives new machines \
+             an image of another format (--image-format)"
+        ),
+    )
+}
+
+/// Whether these are the disks that were registered; they may have grown.
 fn check_disks(disks: &[DiskHello], known: &[KnownDisk]) -> Result<(), Refusal> {
     let refuse = |reason: String| Err(refusal(RefusalKind::Disks, reason));
     if let Some(missing) = known.get(disks.len()) {
@@ -222,11 +257,11 @@ fn check_disks(disks: &[DiskHello], known: &[KnownDisk]) -> Result<(), Refusal> 
     }
     for (index, (disk, known)) in disks.iter().zip(known).enumerate() {
         let (device, len) = (&disk.device, disk.len);
-        if len != known.len {
-            let change = if len > known.len { "grown" } else { "shrunk" };
+        if len < known.len {
             return refuse(format!(
-                "disk {index} ({device}) has {change} from {} to {len} bytes; a change of size is not followed yet",
-                known.len
+                "disk {index} ({device}) has shrunk from {} to {len} bytes, and a shorter disk cannot go on where a longer \
+                 one was: give it its {} bytes back, or register it under another name",
+                known.len, known.len
             ));
         }
         if disk.serial != known.serial && !disk.serial.is_empty() && !known.serial.is_empty() {

@@ -124,7 +124,8 @@ pub(super) async fn migrate(services: Arc<Services>, wanted: Wanted, job: Job) -
 }
 
 pub(super) async fn failback(services: Arc<Services>, wanted: Homecoming, job: Job) -> Result<Reply> {
-    blocking(move || {
+    let (agents, is_home) = (Arc::clone(&services.agents), wanted.cutover);
+    let (reply, agent) = blocking(move || {
         services.sessions.get(&wanted.session)?;
         let unit = machines::find(&services.store, &wanted.to)?;
         let agent = services.agents.handle(unit.machine()).ok_or_else(|| {
@@ -147,7 +148,14 @@ pub(super) async fn failback(services: Arc<Services>, wanted: Homecoming, job: J
         }
         let report = |progress| job.report(progress);
         let link = || agent.restore_link();
-        services.sessions.failback(&wanted.session, link, &options, &report).map(Reply::Failback)
+        let info = services.sessions.failback(&wanted.session, link, &options, &report)?;
+        Ok((Reply::Failback(info), agent))
     })
-    .await
+    .await?;
+    // An agent whose disk is longer than the session's connects again at once, and may have been told to stand by while
+    // the session was still going home.
+    if is_home && agents.handle(agent.machine()).is_some_and(|now| !now.is_same(&agent)) {
+        agents.fence(agent.machine(), "its session has come home: connect again").await;
+    }
+    Ok(reply)
 }

@@ -217,8 +217,9 @@ impl Machine {
         }
     }
 
-    pub fn lens(&self) -> Vec<usize> {
-        self.disks.iter().map(|disk| disk.content.len()).collect()
+    /// The lengths of its disks, in sectors.
+    pub fn lens(&self) -> impl Iterator<Item = usize> {
+        self.disks.iter().map(|disk| disk.content.len())
     }
 
     pub fn line(&mut self) -> Option<&mut Line> {
@@ -239,6 +240,17 @@ impl Machine {
         self.kill_agent();
         self.boot += 1;
         self.disks.iter_mut().for_each(SourceDisk::lose_marks);
+    }
+
+    /// A disk becomes longer. What marks it had are of its old size, and a connection ends for it.
+    pub fn grow(&mut self, disk: usize, sectors: usize) {
+        match self.agent {
+            Agent::Down => {}
+            _ => self.hang_up(),
+        }
+        let disk = &mut self.disks[disk];
+        disk.lose_marks();
+        disk.content.resize(disk.content.len() + sectors, 0);
     }
 
     pub fn hang_up(&mut self) {

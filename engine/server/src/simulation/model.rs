@@ -1,6 +1,6 @@
 //! What a unit must be: whole disks in memory, and what may have become of calls that failed.
 
-use super::content::{Content, Version, compare, read};
+use super::content::{Content, SECTOR, Version, compare, read};
 use super::failure::{Failure, Outcome, ensure};
 use blocks::{CheckpointId, DiskIndex, Generation, MachineId, Seq, Volume};
 use std::collections::BTreeMap;
@@ -94,6 +94,11 @@ impl Head {
         self.since.last().map_or(self.durable_seq, |write| write.seq)
     }
 
+    fn grow(&mut self, len: usize) {
+        self.now.resize(len, 0);
+        self.durable.resize(len, 0);
+    }
+
     pub fn push(&mut self, write: Write) {
         apply(&mut self.now, write.first, &write.versions);
         self.since.push(write);
@@ -141,6 +146,11 @@ impl Head {
     }
 }
 
+/// The lengths of a unit's disks, in sectors.
+fn lens(unit: &Unit) -> Vec<usize> {
+    unit.disks().iter().map(|disk| disk.len.as_usize() / SECTOR).collect()
+}
+
 impl BranchModel {
     pub fn now(&self) -> Vec<Content> {
         self.heads.iter().map(|head| head.now().clone()).collect()
@@ -148,8 +158,8 @@ impl BranchModel {
 }
 
 impl UnitModel {
-    pub fn new(unit: &Unit, tag: u16, lens: &[usize]) -> UnitModel {
-        let heads = lens.iter().map(|len| Head::new(vec![0; *len], Seq(0))).collect();
+    pub fn new(unit: &Unit, tag: u16) -> UnitModel {
+        let heads = lens(unit).into_iter().map(|len| Head::new(vec![0; len], Seq(0))).collect();
         let branch = BranchModel { heads, base: None, loose: false };
         UnitModel {
             machine: unit.machine(),
@@ -160,6 +170,16 @@ impl UnitModel {
             generation: unit.generation(),
             doubts: Vec::new(),
         }
+    }
+
+    /// The unit's disks may have grown, all the others must be as they were.
+    pub fn follow_growth(&mut self, unit: &Unit) -> Outcome {
+        let main = self.main;
+        for (head, len) in self.branch(main)?.heads.iter_mut().zip(lens(unit)) {
+            ensure(len >= head.now.len(), || format!("a disk of {} sectors has {len}", head.now.len()))?;
+            head.grow(len);
+        }
+        Ok(())
     }
 
     pub fn branch(&mut self, id: BranchId) -> Outcome<&mut BranchModel> {
@@ -228,6 +248,7 @@ impl UnitModel {
     pub fn absorb(&mut self, unit: &Unit) -> Outcome {
         let doubts = self.doubts.clone();
         ensure(unit.main_branch() == self.main, || format!("branch {} is the main one", unit.main_branch()))?;
+        self.follow_growth(unit)?;
         let promotions = doubts.iter().filter(|doubt| matches!(doubt, Doubt::Promote)).count() as u64;
         let generation = unit.generation();
         ensure(generation >= self.generation && generation.0 <= self.generation.0 + promotions, || {

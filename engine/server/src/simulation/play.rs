@@ -58,6 +58,9 @@ pub(super) struct Play {
     pub next_target: u32,
 }
 
+/// Disks of this length grow no more.
+const GROWN_SECTORS: usize = 600;
+
 /// How a simulation is played.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -187,6 +190,9 @@ impl Play {
 
     fn machine_writes(&mut self) -> Outcome {
         let machine = self.below(self.machines.len());
+        if self.random.chance(2) {
+            self.disk_grows(machine);
+        }
         for _ in 0..1 + self.random.below(3) {
             let disk = self.below(self.machines[machine].disks.len());
             let len = self.machines[machine].disks[disk].content.len();
@@ -195,6 +201,16 @@ impl Play {
             self.machines[machine].disks[disk].write(first, &vec![version; count]);
         }
         Ok(())
+    }
+
+    fn disk_grows(&mut self, machine: usize) {
+        let disk = self.below(self.machines[machine].disks.len());
+        if self.machines[machine].disks[disk].content.len() < GROWN_SECTORS {
+            let more = 1 + self.below(60);
+            self.machines[machine].grow(disk, more);
+            self.counts.one("disks that grew");
+            self.trace.say(|| format!("disk {disk} of machine {machine} grows by {more} sectors"));
+        }
     }
 
     pub fn version(&mut self) -> u32 {

@@ -122,8 +122,8 @@ impl Play {
             let machine = tag_of(&unit.name());
             if self.units[machine].is_none() {
                 // Its registration was not answered.
-                let (tag, lens) = (self.machines[machine].tag, self.machines[machine].lens());
-                self.units[machine] = Some(super::model::UnitModel::new(&unit, tag, &lens));
+                let tag = self.machines[machine].tag;
+                self.units[machine] = Some(super::model::UnitModel::new(&unit, tag));
             }
         }
         for model in self.units.iter_mut().flatten() {

@@ -1,6 +1,6 @@
 //! The server's side of the agents' connections: what a conversation does with a socket, step by step.
 
-use super::content::{decode, sectors};
+use super::content::{SECTOR, decode, sectors};
 use super::failure::{Failure, Outcome, ensure};
 use super::host::ServerEnd;
 use super::model::{Doubt, UnitModel, Write, disk_tag};
@@ -88,17 +88,19 @@ impl Play {
     fn greet(&mut self, at: usize, hello: &Hello) -> Outcome {
         let Some(host) = &mut self.host else { return Ok(()) };
         let machine = host.ends[at].machine;
+        // A hello of a connection that is gone may come after the next one's, which told of a longer disk.
+        let lens = |disk: &wire::DiskHello| disk.len.as_usize() / SECTOR;
+        let overtaken = hello.disks.iter().map(lens).ne(self.machines[machine].lens());
         let admitted = SteppedAgent::admit(&host.registry, hello);
         for unit in host.store.units() {
             let model = &mut self.units[tag_of(&unit.name())];
             if model.is_none() {
-                let (tag, lens) = (self.machines[machine].tag, self.machines[machine].lens());
-                *model = Some(UnitModel::new(&unit, tag, &lens));
+                *model = Some(UnitModel::new(&unit, self.machines[machine].tag));
             }
         }
         let (agent, before) = match admitted {
             Ok(admitted) => admitted,
-            Err(refusal) => return self.refuse(at, refusal),
+            Err(refusal) => return self.refuse(at, refusal, overtaken),
         };
         if let Some(before) = before {
             let ends = &self.host.as_ref().map(|host| &host.ends);
@@ -110,7 +112,11 @@ impl Play {
             }
         }
         let Some(host) = &mut self.host else { return Ok(()) };
-        match agent.welcome(&host.registry, hello) {
+        let welcomed = agent.welcome(&host.registry, hello);
+        if let (Some(model), Some(unit)) = (&mut self.units[machine], host.store.unit(agent.machine.id())) {
+            model.follow_growth(&unit)?;
+        }
+        match welcomed {
             Ok((welcome, ingest)) => {
                 let end = &mut host.ends[at];
                 end.unit = host.store.unit(welcome.machine);
@@ -133,15 +139,17 @@ impl Play {
                 self.say(at, &ServerMessage::Welcome(welcome));
                 Ok(())
             }
-            Err(refusal) => self.refuse(at, refusal),
+            Err(refusal) => self.refuse(at, refusal, overtaken),
         }
     }
 
-    fn refuse(&mut self, at: usize, refusal: Refusal) -> Outcome {
+    fn refuse(&mut self, at: usize, refusal: Refusal, overtaken: bool) -> Outcome {
         self.trace.say(|| format!("refused: {}", refusal.reason));
         let excused = self.trouble || self.bounded || self.storage.has_lost_power();
-        let expected =
-            refusal.kind == RefusalKind::Taken || excused || self.storage.faults() != Default::default();
+        let expected = refusal.kind == RefusalKind::Taken
+            || (refusal.kind == RefusalKind::Disks && overtaken)
+            || excused
+            || self.storage.faults() != Default::default();
         ensure(expected, || format!("an agent was refused without a fault: {}", refusal.reason))?;
         self.say(at, &ServerMessage::Refused(refusal));
         if let Some(host) = &mut self.host {

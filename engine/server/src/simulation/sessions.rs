@@ -56,7 +56,8 @@ impl Play {
 
     fn guest_writes(&mut self, place: usize, live: &LiveSession, disk: usize) -> Outcome {
         let (machine, branch) = (self.sessions[place].machine, self.sessions[place].branch);
-        let len = self.machines[machine].disks[disk].content.len();
+        // The machine's disk may be longer by now.
+        let len = live.disks[disk].branch.len().as_usize() / SECTOR;
         let (first, count) = Machine::some_range(&mut self.random, len);
         let kind = self.random.below(10);
         let version = if kind < 8 { self.version() } else { 0 };

@@ -10,6 +10,7 @@ mod bytes;
 mod check;
 mod disk;
 mod format;
+mod growing;
 mod new_image;
 mod opening;
 mod poison;
@@ -29,6 +30,7 @@ mod vmdk;
 
 pub use check::{CheckReport, Fault, FaultKind};
 pub use format::ImageFormat;
+pub(crate) use growing::open_summed;
 pub(crate) use new_image::create_stream;
 pub use new_image::{ImageKind, NewImage, create_child, create_image, create_image_with};
 pub use opening::{
@@ -37,7 +39,6 @@ pub use opening::{
 pub use replay::{ReplayContent, ReplayPiece, replay};
 pub use resize::{resize_image, resize_image_with};
 pub use shown::{ShownImage, ShownKind, flat_descriptor, show_image};
-pub(crate) use sums::with_counted_sums;
 pub use sums::{SummedImage, with_sums};
 pub(crate) use vmdk::write_stream;
 

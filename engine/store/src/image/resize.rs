@@ -62,6 +62,18 @@ pub fn resize_image_with(file: &Arc<dyn StorageFile>, options: ImageOptions, len
     new.flush()
 }
 
+/// How long [`resize_image`] can make the disk of an image of ours, in bytes.
+pub(super) fn room(file: &Arc<dyn StorageFile>, format: ImageFormat) -> Result<ByteLen> {
+    match format {
+        ImageFormat::Vhdx => vhdx::room(file),
+        ImageFormat::Qcow2 => qcow2::room(&**file),
+        // Their tables are made anew, or they have none.
+        ImageFormat::Raw | ImageFormat::Vhd | ImageFormat::Vmdk => {
+            Ok(format.len_max().unwrap_or(ByteLen::new(i64::MAX.unsigned_abs())))
+        }
+    }
+}
+
 /// The refusal of what this format cannot do.
 pub(super) fn only_by_converting(name: &str, what: &str) -> Error {
     let context = format!("{name}: {what} cannot be given this length in place; convert it into a new image");

@@ -53,7 +53,7 @@ impl Sum {
 pub(super) struct SumTable {
     file: Arc<dyn StorageFile>,
     block: BlockShift,
-    blocks: u64,
+    len: ByteLen,
     cache: Mutex<Cache>,
 }
 
@@ -66,26 +66,52 @@ struct Cache {
 
 impl SumTable {
     /// Opens the sidecar of a disk of `len` bytes; an empty file becomes the sidecar of a disk of zeroes, on the medium
-    /// when this returns. `Corrupt` where the file is not the sidecar of such a disk.
-    pub(super) fn open(file: Arc<dyn StorageFile>, len: ByteLen) -> Result<SumTable> {
+    /// when this returns. `Corrupt` where the file is not the sidecar of such a disk, or of a shorter one that was being
+    /// made at most `becoming` bytes long.
+    pub(super) fn open(file: Arc<dyn StorageFile>, len: ByteLen, becoming: ByteLen) -> Result<SumTable> {
         let found = file.len()?;
-        let file_len = |block| ByteLen::new(TABLE_START.get() + len.blocks(block) * ENTRY_BYTES);
-        let block = if found.is_zero() {
-            file.set_len(file_len(NEW_BLOCK))?;
+        if found.is_zero() {
+            file.set_len(file_len(len, NEW_BLOCK))?;
             file.write_at(ByteOffset::ZERO, &header(len, NEW_BLOCK))?;
             file.sync()?;
-            NEW_BLOCK
-        } else {
-            let mut bytes = [0; HEADER_BYTES];
-            file.read_at(ByteOffset::ZERO, &mut bytes)?;
-            let block = read_header(&bytes, len).map_err(|error| error.context(file.name()))?;
-            if found != file_len(block) {
-                let (name, wanted) = (file.name(), file_len(block));
-                return Err(Error::corrupt(format!("{name} has {found} bytes instead of {wanted}")));
-            }
-            block
-        };
-        Ok(SumTable { file, block, blocks: len.blocks(block), cache: Mutex::default() })
+            return Ok(SumTable { file, block: NEW_BLOCK, len, cache: Mutex::default() });
+        }
+        let mut bytes = [0; HEADER_BYTES];
+        file.read_at(ByteOffset::ZERO, &mut bytes)?;
+        let (block, stored) = read_header(&bytes).map_err(|error| error.context(file.name()))?;
+        if !(len..=becoming).contains(&stored) {
+            let name = file.name();
+            let what = format!("{name}: it belongs to a disk of {stored} bytes, not of {len}");
+            return Err(Error::corrupt(what));
+        }
+        let (least, most) = (file_len(stored, block), file_len(becoming, block));
+        if !(least..=most).contains(&found) {
+            let name = file.name();
+            return Err(Error::corrupt(format!("{name} has {found} bytes instead of {least}")));
+        }
+        Ok(SumTable { file, block, len: stored, cache: Mutex::default() })
+    }
+
+    /// The disk's length.
+    pub(super) fn len(&self) -> ByteLen {
+        self.len
+    }
+
+    /// Makes it the sidecar of a longer disk, of which the rest is zeroes; `last` is what the block comes to that was short.
+    /// On the medium when this returns. After a crash it is of the one length or the other, and the short block's checksum
+    /// may be the new one already.
+    pub(super) fn grow(&mut self, len: ByteLen, last: Option<Sum>) -> Result<()> {
+        self.file.set_len(file_len(len, self.block))?;
+        if let Some(last) = last {
+            self.set(self.len.blocks(self.block) - 1, &[last])?;
+        }
+        self.file.sync()?;
+        self.file.write_at(ByteOffset::ZERO, &header(len, self.block))?;
+        self.file.sync()?;
+        // The page that was the last is longer now.
+        *self.cache() = Cache::default();
+        self.len = len;
+        Ok(())
     }
 
     /// What one checksum covers.
@@ -162,7 +188,7 @@ impl SumTable {
         if !cache.pages.contains_key(&page) {
             let mut bytes = Box::new([0; PAGE_BYTES]);
             let first = page * PAGE_ENTRIES;
-            let count = PAGE_ENTRIES.min(self.blocks.saturating_sub(first)) * ENTRY_BYTES;
+            let count = PAGE_ENTRIES.min(self.len.blocks(self.block).saturating_sub(first)) * ENTRY_BYTES;
             let wanted = ByteLen::new(count).as_usize();
             self.file.read_at(entry_offset(first), &mut bytes[..wanted])?;
             if cache.order.len() >= PAGES_MAX
@@ -175,6 +201,10 @@ impl SumTable {
         }
         Ok(&cache.pages[&page])
     }
+}
+
+fn file_len(disk: ByteLen, block: BlockShift) -> ByteLen {
+    ByteLen::new(TABLE_START.get() + disk.blocks(block) * ENTRY_BYTES)
 }
 
 fn entry_offset(block: u64) -> ByteOffset {
@@ -191,7 +221,8 @@ fn header(len: ByteLen, block: BlockShift) -> Vec<u8> {
     writer.into_bytes()
 }
 
-fn read_header(bytes: &[u8; HEADER_BYTES], len: ByteLen) -> Result<BlockShift> {
+/// What a checksum covers, and the disk's length.
+fn read_header(bytes: &[u8; HEADER_BYTES]) -> Result<(BlockShift, ByteLen)> {
     let mut reader = ByteReader::checksummed(bytes, "checksum sidecar")?;
     let (magic, version) = (reader.array::<8>()?, reader.u32()?);
     let (shift, stored_len) = (reader.u32()?, reader.u64()?);
@@ -200,8 +231,5 @@ fn read_header(bytes: &[u8; HEADER_BYTES], len: ByteLen) -> Result<BlockShift> {
     let Some(block) = block.filter(|_| magic == MAGIC && version == VERSION) else {
         return Err(Error::corrupt(format!("not a checksum sidecar of version {VERSION}")));
     };
-    if stored_len != len.get() {
-        return Err(Error::corrupt(format!("it belongs to a disk of {stored_len} bytes, not of {len}")));
-    }
-    Ok(block)
+    Ok((block, ByteLen::new(stored_len)))
 }

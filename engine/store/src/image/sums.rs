@@ -5,11 +5,11 @@
 //! blocks that the interrupted one may have touched, and they are not held against their checksums until they have
 //! been written again.
 
+use super::growing::Medium;
 use super::poison::{Poison, check_writable};
 use super::sum_table::{Sum, SumTable};
-use crate::storage::FileCounts;
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, Error, Extent, ExtentSet, ExtentStatus, RequestClass, Result,
+    BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentSet, ExtentStatus, RequestClass, Result,
     StorageFile, Volume, check_request,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,15 +27,27 @@ const ZERO_STEP: ByteLen = ByteLen::new(1 << 30);
 /// A read verifies every block that it touches; what does not match is `Corrupt`, naming the image and the extent.
 /// Readers see a block as it was before a write or after it, never between.
 pub struct SummedImage {
-    image: Arc<dyn Volume>,
-    sums: SumTable,
+    /// In bytes; changes while all stripes are locked.
+    pub(super) len: AtomicU64,
+    pub(super) layers: RwLock<Layers>,
+    /// The image's file, where it is known: then the disk can be made longer.
+    pub(super) medium: Option<Medium>,
+    /// The sidecar's, for messages.
+    name: String,
+    block: BlockShift,
+    read_only: bool,
     stripes: Vec<RwLock<()>>,
     redo: Mutex<ExtentSet>,
-    poison: Poison,
-    /// What the image's file was written, where somebody counts it.
-    counts: Option<Arc<FileCounts>>,
+    pub(super) poison: Poison,
     /// Bytes read because blocks were changed in part only.
     read_back: AtomicU64,
+}
+
+/// An image and its checksums. Held for one call at a time, never for one inside another.
+pub(super) struct Layers {
+    /// `None` where it could not be opened again after it was made longer.
+    pub(super) image: Option<Arc<dyn Volume>>,
+    pub(super) sums: SumTable,
 }
 
 /// A change of a part of one region.
@@ -57,35 +69,33 @@ impl Patch<'_> {
 /// Puts the checksums in `sums` beside an image. An empty file becomes the checksums of an image that is all zeroes.
 /// `Corrupt` where the file belongs to an image of another length or is no sidecar.
 pub fn with_sums(image: Arc<dyn Volume>, sums: Arc<dyn StorageFile>) -> Result<Arc<SummedImage>> {
-    with_counted_sums(image, sums, None)
-}
-
-/// The same where what is written to the image's file is counted.
-pub(crate) fn with_counted_sums(
-    image: Arc<dyn Volume>,
-    sums: Arc<dyn StorageFile>,
-    counts: Option<Arc<FileCounts>>,
-) -> Result<Arc<SummedImage>> {
-    let sums = SumTable::open(sums, image.len())?;
-    let stripes = (0..STRIPES).map(|_| RwLock::new(())).collect();
-    Ok(Arc::new(SummedImage {
-        image,
-        sums,
-        stripes,
-        redo: Mutex::default(),
-        poison: Poison::default(),
-        counts,
-        read_back: AtomicU64::new(0),
-    }))
+    let len = image.len();
+    Ok(Arc::new(SummedImage::new(image, SumTable::open(sums, len, len)?, None)))
 }
 
 impl std::fmt::Debug for SummedImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SummedImage").field("sums", &self.sums.name()).finish_non_exhaustive()
+        f.debug_struct("SummedImage").field("sums", &self.name).finish_non_exhaustive()
     }
 }
 
 impl SummedImage {
+    /// Of an image that may be longer already than its sidecar: then the disk is as long as that one.
+    pub(super) fn new(image: Arc<dyn Volume>, sums: SumTable, medium: Option<Medium>) -> SummedImage {
+        SummedImage {
+            len: AtomicU64::new(sums.len().get()),
+            medium,
+            name: sums.name().to_owned(),
+            block: sums.block(),
+            read_only: image.is_read_only(),
+            layers: RwLock::new(Layers { image: Some(image), sums }),
+            stripes: (0..STRIPES).map(|_| RwLock::new(())).collect(),
+            redo: Mutex::default(),
+            poison: Poison::default(),
+            read_back: AtomicU64::new(0),
+        }
+    }
+
     /// Says that an interrupted replay may have touched these extents: their blocks are not verified until they are
     /// written again. To be called after opening, before the replay is repeated.
     pub fn redo(&self, extents: &ExtentSet) {
@@ -97,7 +107,7 @@ impl SummedImage {
 
     /// Bytes written to the image's file since it was opened, with everything that its format adds; without the sidecar.
     pub(crate) fn file_written(&self) -> ByteLen {
-        self.counts.as_ref().map_or(ByteLen::ZERO, |counts| counts.written())
+        self.medium.as_ref().map_or(ByteLen::ZERO, Medium::written)
     }
 
     /// Bytes read back since it was opened, because blocks were changed in part only.
@@ -116,9 +126,9 @@ impl SummedImage {
     pub(crate) fn scrub(&self, region: Extent) -> Result<(ByteLen, Vec<(Extent, String)>)> {
         debug_assert!(region.split(REGION).nth(1).is_none() && region.start().is_aligned(self.block()));
         let _lock = self.reading(region.start());
-        let sums = self.sums.stored(region.blocks(self.block()))?;
+        let sums = self.layers().sums.stored(region.blocks(self.block()))?;
         let is_empty = |extent| -> Result<bool> {
-            let runs = self.image.status(extent)?;
+            let runs = self.on_image(|image| image.status(extent))?;
             Ok(runs.last().map(|run| run.extent.end()) == Some(region.end())
                 && runs.iter().all(|run| run.allocation.reads_as_zero()))
         };
@@ -127,14 +137,17 @@ impl SummedImage {
         }
         let mut bad: Vec<(Extent, String)> = Vec::new();
         let mut buffer = vec![0; region.len().as_usize()];
-        let whole = self.image.read_at(region.start(), &mut buffer, RequestClass::Background);
+        let whole =
+            self.on_image(|image| image.read_at(region.start(), &mut buffer, RequestClass::Background));
         for (block, sum) in region.split(self.block().len()).zip(sums) {
             let skip = (block.start() - region.start()).as_usize();
             let bytes = &mut buffer[skip..skip + block.len().as_usize()];
             // Where something cannot be read, it is said of the block, and not of all of them.
             let read = match whole {
                 Ok(()) => Ok(()),
-                Err(_) => self.image.read_at(block.start(), bytes, RequestClass::Background),
+                Err(_) => {
+                    self.on_image(|image| image.read_at(block.start(), bytes, RequestClass::Background))
+                }
             };
             let what = match read {
                 Ok(()) => match Sum::of(bytes) {
@@ -158,15 +171,35 @@ impl SummedImage {
 
     /// Lets the system forget what it holds of the checksums in memory.
     pub(crate) fn drop_cached(&self) {
-        self.sums.drop_cached();
+        self.layers().sums.drop_cached();
     }
 
     /// What one checksum covers.
     pub(super) fn block(&self) -> BlockShift {
-        self.sums.block()
+        self.block
     }
 
-    fn redo_blocks(&self) -> MutexGuard<'_, ExtentSet> {
+    fn layers(&self) -> RwLockReadGuard<'_, Layers> {
+        self.layers.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn on_image<T>(&self, work: impl FnOnce(&dyn Volume) -> Result<T>) -> Result<T> {
+        match &self.layers().image {
+            Some(image) => work(&**image),
+            None => {
+                let context =
+                    format!("{}: its image could not be opened again; the store must be", self.name);
+                Err(Error::new(ErrorKind::Poisoned, context))
+            }
+        }
+    }
+
+    /// Everybody is kept out.
+    pub(super) fn lock_all(&self) -> Vec<RwLockWriteGuard<'_, ()>> {
+        self.stripes.iter().map(|stripe| stripe.write().unwrap_or_else(PoisonError::into_inner)).collect()
+    }
+
+    pub(super) fn redo_blocks(&self) -> MutexGuard<'_, ExtentSet> {
         self.redo.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -191,15 +224,15 @@ impl SummedImage {
 
     /// Reads whole blocks and holds them against their checksums. The region is locked by the caller.
     fn read_blocks(&self, blocks: Extent, buffer: &mut [u8], class: RequestClass) -> Result<()> {
-        self.image.read_at(blocks.start(), buffer, class)?;
-        let sums = self.sums.get(blocks.blocks(self.block()))?;
+        self.on_image(|image| image.read_at(blocks.start(), buffer, class))?;
+        let sums = self.layers().sums.get(blocks.blocks(self.block()))?;
         for (block, sum) in blocks.split(self.block().len()).zip(sums) {
             let skip = (block.start() - blocks.start()).as_usize();
             let found = Sum::of(&buffer[skip..skip + block.len().as_usize()]);
             if found != sum && !self.redo_blocks().overlaps(block) {
                 let context = format!(
                     "{block} of the image do not match their checksum in {}: {found:?} instead of {sum:?}",
-                    self.sums.name()
+                    self.name
                 );
                 return Err(Error::corrupt(context));
             }
@@ -213,7 +246,7 @@ impl SummedImage {
         let (Some(first), Some(last)) = (patches.first(), patches.last()) else { return Ok(()) };
         let (start, end) = (first.extent().start(), last.extent().end());
         let changed = check_request(self.len(), BlockShift::SECTOR, start, end - start)?;
-        check_writable(!self.is_read_only(), self.sums.name())?;
+        check_writable(!self.is_read_only(), &self.name)?;
         let Some(changed) = changed else { return Ok(()) };
         let blocks = self.blocks_of(changed);
         debug_assert!(blocks.len() <= REGION, "patches of one region");
@@ -238,12 +271,12 @@ impl SummedImage {
                 Patch::Zero(extent) | Patch::Discard(extent) => content[range(*extent)].fill(0),
             }
         }
-        self.poison.guard(self.sums.name(), || {
+        self.poison.guard(&self.name, || {
             self.write_patches(patches, |extent| &content[range(extent)], class)?;
             for run in touched_blocks(patches, blocks, self.block()) {
                 let sums: Vec<Sum> =
                     run.split(self.block().len()).map(|block| Sum::of(&content[range(block)])).collect();
-                self.sums.set(self.block().block_of(run.start()), &sums)?;
+                self.layers().sums.set(self.block().block_of(run.start()), &sums)?;
                 self.redo_blocks().remove(run.align_out(self.block()));
             }
             Ok(())
@@ -259,7 +292,7 @@ impl SummedImage {
     ) -> Result<()> {
         let mut run: Option<Extent> = None;
         let write = |run: Option<Extent>| match run {
-            Some(run) => self.image.write_at(run.start(), content(run), false, class),
+            Some(run) => self.on_image(|image| image.write_at(run.start(), content(run), false, class)),
             None => Ok(()),
         };
         for patch in patches {
@@ -270,8 +303,10 @@ impl SummedImage {
                 (Patch::Data(extent, _), _) => {
                     write(run.replace(*extent))?;
                 }
-                (Patch::Zero(extent), _) => self.image.write_zeroes(*extent, false, false, class)?,
-                (Patch::Discard(extent), _) => self.image.discard(*extent, false, class)?,
+                (Patch::Zero(extent), _) => {
+                    self.on_image(|image| image.write_zeroes(*extent, false, false, class))?;
+                }
+                (Patch::Discard(extent), _) => self.on_image(|image| image.discard(*extent, false, class))?,
             }
         }
         write(run)
@@ -291,14 +326,10 @@ impl SummedImage {
             self.patch_region(&[Patch::Zero(piece)], class)?;
         }
         for step in Extent::between(first, last).into_iter().flat_map(|middle| middle.split(ZERO_STEP)) {
-            let _locks: Vec<_> = self
-                .stripes
-                .iter()
-                .map(|stripe| stripe.write().unwrap_or_else(PoisonError::into_inner))
-                .collect();
-            self.poison.guard(self.sums.name(), || {
+            let _locks = self.lock_all();
+            self.poison.guard(&self.name, || {
                 make_zero(step)?;
-                self.sums.clear(step.blocks(self.block()))?;
+                self.layers().sums.clear(step.blocks(self.block()))?;
                 self.redo_blocks().remove(step.align_out(self.block()));
                 Ok(())
             })?;
@@ -311,7 +342,7 @@ impl SummedImage {
 
     fn check_change(&self, offset: ByteOffset, len: ByteLen) -> Result<Option<Extent>> {
         let extent = check_request(self.len(), BlockShift::SECTOR, offset, len)?;
-        check_writable(!self.is_read_only(), self.sums.name())?;
+        check_writable(!self.is_read_only(), &self.name)?;
         Ok(extent)
     }
 
@@ -329,11 +360,11 @@ fn touched_blocks(patches: &[Patch<'_>], blocks: Extent, block: BlockShift) -> V
 
 impl Volume for SummedImage {
     fn len(&self) -> ByteLen {
-        self.image.len()
+        ByteLen::new(self.len.load(Ordering::Acquire))
     }
 
     fn is_read_only(&self) -> bool {
-        self.image.is_read_only()
+        self.read_only
     }
 
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
@@ -375,14 +406,16 @@ impl Volume for SummedImage {
         class: RequestClass,
     ) -> Result<()> {
         self.check_change(extent.start(), extent.len())?;
-        let make_zero = |step| self.image.write_zeroes(step, keep_allocated, false, class);
+        let make_zero =
+            |step: Extent| self.on_image(|image| image.write_zeroes(step, keep_allocated, false, class));
         self.zero(extent, &make_zero, class)?;
         self.flush_if(fua)
     }
 
     fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
         self.check_change(extent.start(), extent.len())?;
-        self.zero(extent, &|step| self.image.discard(step, false, class), class)?;
+        let make_zero = |step: Extent| self.on_image(|image| image.discard(step, false, class));
+        self.zero(extent, &make_zero, class)?;
         self.flush_if(fua)
     }
 
@@ -390,14 +423,14 @@ impl Volume for SummedImage {
         if self.is_read_only() {
             return Ok(());
         }
-        self.poison.guard(self.sums.name(), || {
-            self.image.flush()?;
-            self.sums.sync().map(drop)
+        self.poison.guard(&self.name, || {
+            self.on_image(|image| image.flush())?;
+            self.layers().sums.sync().map(drop)
         })
     }
 
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        self.image.status(extent)
+        self.on_image(|image| image.status(extent))
     }
 }
 

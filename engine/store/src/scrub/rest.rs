@@ -138,8 +138,8 @@ fn check_unit(
         }
     };
     let mut images = Vec::new();
-    for (disk, spec) in manifest.disk_indexes().zip(&manifest.disks) {
-        match files::open_unit_image(&**storage, dir, disk, (manifest.image_format, spec.len), false) {
+    for disk in manifest.disk_indexes() {
+        match files::open_unit_image(&**storage, dir, &manifest, disk, false) {
             Ok(image) => images.push(image),
             Err(error) => {
                 let file = files::present_image_name(&**storage, dir, disk, manifest.image_format)?;

@@ -21,7 +21,8 @@ impl Unit {
         let (a_end, a_open) = self.resolve_point(&state, a, disk)?;
         let (b_end, b_open) = self.resolve_point(&state, b, disk)?;
         let deltas = state.manifest.line_difference(disk, a_end, b_end)?;
-        let mut changed = Changes::new(state.manifest.disk_spec(disk)?.len);
+        let len = self.len_at(&state, a, disk)?.max(self.len_at(&state, b, disk)?);
+        let mut changed = Changes::new(len);
         let readers = delta_readers(&mut state, disk, &deltas)?;
         drop(state);
         changed.add_all(&a_open);
@@ -54,12 +55,20 @@ impl Unit {
         let mut deltas = state.manifest.own_line(branch, disk)?;
         deltas.retain(|delta| *delta > after);
         let (_, open) = self.resolve_point(&state, Point::Head(branch), disk)?;
-        let mut changed = Changes::new(state.manifest.disk_spec(disk)?.len);
+        let mut changed = Changes::new(state.manifest.end(branch, disk)?.len);
         let readers = delta_readers(&mut state, disk, &deltas)?;
         drop(state);
         changed.add_all(&open);
         changed.add_entries(&readers)?;
         Ok(changed.set)
+    }
+
+    /// How long a disk is in that state.
+    fn len_at(&self, state: &UnitState, point: Point, disk: DiskIndex) -> Result<ByteLen> {
+        match point {
+            Point::Checkpoint(id) => Ok(state.manifest.sealed(id)?.checkpoint.lens[usize::from(disk.0)]),
+            Point::Head(branch) => Ok(state.manifest.end(branch, disk)?.len),
+        }
     }
 
     /// The newest sealed delta of that state, and what is not sealed of it.

@@ -102,6 +102,7 @@ impl Unit {
         crash_point("consolidate.recorded");
         self.mark_images(true)?;
         crash_point("consolidate.marked");
+        self.grow_images()?;
         let mut total = ByteLen::ZERO;
         for stack in stacks {
             let mut merge = stack.merge()?;
@@ -125,6 +126,23 @@ impl Unit {
         crash_point("consolidate.replayed");
         self.mark_images(false)?;
         crash_point("consolidate.unmarked");
+        Ok(())
+    }
+
+    /// Makes images as long as the disks are at the checkpoint that they will hold. Not before: an image of its own name is
+    /// one checkpoint, its length included.
+    fn grow_images(&self) -> Result<()> {
+        let manifest = self.manifest();
+        for disk in manifest.disk_indexes() {
+            let (_, becoming) = manifest.image_len(disk)?;
+            let image = Arc::clone(self.lock().inventory.image(disk));
+            if image.len() < becoming {
+                let mut room = Room { storage: self.storage(), kept: self.kept_free(), region: None };
+                room.check(Extent::whole(becoming).ok_or_else(|| Error::corrupt("a disk without bytes"))?)?;
+                image.grow(becoming)?;
+                crash_point("consolidate.grown");
+            }
+        }
         Ok(())
     }
 
@@ -204,7 +222,8 @@ impl Unit {
         for (disk, floor) in
             replay.iter().flat_map(|replay| self.manifest().disk_indexes().zip(&replay.floors))
         {
-            self.save_hashes(disk, *floor);
+            let (_, len) = self.manifest().image_len(disk)?;
+            self.save_hashes(disk, *floor, len);
         }
         let mut state = self.lock_open()?;
         let before = Arc::clone(&state.manifest);

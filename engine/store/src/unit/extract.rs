@@ -51,7 +51,7 @@ impl Unit {
             store: manifest.store,
             machine: manifest.machine,
             disk,
-            len: manifest.disk_spec(disk)?.len,
+            len: sealed_to.checkpoint.lens[place],
             from,
             to,
             time: sealed_to.checkpoint.server_time,

@@ -1,7 +1,6 @@
 //! The names of a unit's files, and publishing its manifest.
 
-use crate::image::{ImageFormat, SummedImage, open_image, with_counted_sums, with_sums};
-use crate::storage::CountedFile;
+use crate::image::{ImageFormat, SummedImage, open_summed, with_sums};
 use crate::unit::branch::{DeltaId, Edition};
 use crate::unit::lineage::Span;
 use crate::unit::manifest::Manifest;
@@ -162,28 +161,23 @@ pub(crate) fn read_manifest(storage: &dyn Storage, unit_dir: &str) -> Result<Man
     manifest_codec::decode(&read_small(storage, &name)?).map_err(|error| error.context(name))
 }
 
-/// A disk's image with its checksums, as [`create_unit_image`] made it.
+/// A disk's image with its checksums, as [`create_unit_image`] and consolidations made it.
 pub(crate) fn open_unit_image(
     storage: &dyn Storage,
     unit_dir: &str,
+    manifest: &Manifest,
     disk: DiskIndex,
-    (format, len): (ImageFormat, ByteLen),
     writable: bool,
 ) -> Result<Arc<SummedImage>> {
+    let format = manifest.image_format;
     let mode = if writable { OpenMode::ReadWrite } else { OpenMode::Read };
     let file = storage.open(&present_image_name(storage, unit_dir, disk, format)?, mode)?;
-    let name = file.name().to_owned();
-    let (file, counts) = CountedFile::around(file);
-    let image = open_image(file, Some(format), writable)?;
-    if image.len() != len {
-        return Err(Error::corrupt(format!("{name} is an image of {} bytes, not of {len}", image.len())));
-    }
     let sums = storage.open(&sums_name(unit_dir, disk), mode)?;
     if !writable && sums.is_empty()? {
         // Opening it for writing would make it the sidecar of an empty image.
         return Err(Error::corrupt(format!("{} is empty", sums.name())));
     }
-    with_counted_sums(image, sums, Some(counts))
+    open_summed((file, format), sums, manifest.image_len(disk)?, writable)
 }
 
 /// Makes a disk's folder with an empty image; durable but for the folder's own name.

@@ -7,7 +7,7 @@ use crate::unit::Unit;
 use crate::unit::branch::{BranchId, DeltaId};
 use crate::unit::files;
 use crate::unit::manifest::Manifest;
-use blocks::{BlockShift, CheckpointId, DiskIndex, ExtentSet, Result};
+use blocks::{BlockShift, ByteLen, CheckpointId, DiskIndex, ExtentSet, Result};
 use std::sync::Arc;
 
 impl Unit {
@@ -18,23 +18,25 @@ impl Unit {
     pub fn block_hashes(&self, at: CheckpointId, disk: DiskIndex) -> Result<BlockHashes> {
         let manifest = Arc::clone(&self.lock_open()?.manifest);
         manifest.disk_spec(disk)?;
-        let end = manifest.sealed(at)?.ends[usize::from(disk.0)].0;
-        self.take_hashes_to(disk, end, true)?;
-        Ok(BlockHashes::new(&self.hashes[usize::from(disk.0)], end))
+        let (sealed, place) = (manifest.sealed(at)?, usize::from(disk.0));
+        let state = (sealed.ends[place].0, sealed.checkpoint.lens[place]);
+        self.take_hashes_to(disk, state, true)?;
+        Ok(BlockHashes::new(&self.hashes[place], state))
     }
 
     /// The same for what is sealed of a branch, with the newest delta of that: right for the branch's newest state wherever
     /// [`crate::BranchDisk::changed_since`] that delta has nothing.
     pub fn head_hashes(&self, branch: BranchId, disk: DiskIndex) -> Result<(BlockHashes, DeltaId)> {
         let manifest = Arc::clone(&self.lock_open()?.manifest);
-        let end = manifest.end(branch, disk)?.sealed;
-        self.take_hashes_to(disk, end, true)?;
-        Ok((BlockHashes::new(&self.hashes[usize::from(disk.0)], end), end))
+        let end = manifest.end(branch, disk)?;
+        let state = (end.sealed, end.len);
+        self.take_hashes_to(disk, state, true)?;
+        Ok((BlockHashes::new(&self.hashes[usize::from(disk.0)], state), end.sealed))
     }
 
     /// Before the deltas up to `floor` go: what they changed could not be told any more.
-    pub(super) fn save_hashes(&self, disk: DiskIndex, floor: DeltaId) {
-        if let Err(error) = self.take_hashes_to(disk, floor, false) {
+    pub(super) fn save_hashes(&self, disk: DiskIndex, floor: DeltaId, len: ByteLen) {
+        if let Err(error) = self.take_hashes_to(disk, (floor, len), false) {
             tracing::warn!("{}: hashes of blocks of disk {disk} are given up: {error}", self.dir());
             *lock(&self.hashes[usize::from(disk.0)]) = None;
             // Where it stays, it is of a state that no line has.
@@ -43,17 +45,19 @@ impl Unit {
     }
 
     /// The table is locked before the unit, and the unit only to find the indexes, not while they are read.
-    fn take_hashes_to(&self, disk: DiskIndex, end: DeltaId, make: bool) -> Result<()> {
+    fn take_hashes_to(&self, disk: DiskIndex, (end, len): (DeltaId, ByteLen), make: bool) -> Result<()> {
         let name = files::hashes_name(self.dir(), disk);
         let mut kept = lock(&self.hashes[usize::from(disk.0)]);
         let manifest = Arc::clone(&self.lock_open()?.manifest);
-        let owner = (manifest.salt, manifest.disk_spec(disk)?.len);
+        let owner = (manifest.salt, len);
         if kept.is_none() {
-            *kept = HashTable::open(self.storage(), &name, owner.0, owner.1)?;
+            *kept = HashTable::open(self.storage(), &name, owner.0)?;
         }
         let of = kept.as_ref().map(HashTable::of);
-        if of == Some(end) || of.is_none() && !make || of.is_some_and(|of| is_later(&manifest, disk, of, end))
-        {
+        let known_len = kept.as_ref().map(HashTable::len);
+        // Of a disk that has grown, the longer state is the later one.
+        let is_there = of == Some(end) && known_len >= Some(len);
+        if is_there || of.is_none() && !make || of.is_some_and(|of| is_later(&manifest, disk, of, end)) {
             return Ok(());
         }
         let line = manifest.line(disk, end)?;
@@ -64,7 +68,10 @@ impl Unit {
             self.changed_blocks(&manifest, disk, &between).ok()
         });
         match (kept.as_mut(), changed) {
-            (Some(table), Some(changed)) => table.advance(end, &changed),
+            (Some(table), Some(changed)) if table.len() <= len => {
+                table.advance(end, &changed)?;
+                if table.len() < len { table.grow(len) } else { Ok(()) }
+            }
             _ => {
                 *kept = Some(HashTable::create(self.storage(), &name, owner, end)?);
                 self.storage().sync_dir(&files::disk_dir(self.dir(), disk)).map(drop)

@@ -3,7 +3,7 @@
 use crate::index::merge::MERGE_FAN_IN;
 use crate::unit::branch::{BranchId, BranchKind, DeltaId, Edition};
 use crate::unit::manifest::{Branch, BranchEnd, Manifest, MergedIndex};
-use blocks::{CheckpointId, DiskIndex, Error, ErrorKind, Result};
+use blocks::{ByteLen, CheckpointId, DiskIndex, Error, ErrorKind, Result};
 use std::collections::BTreeSet;
 
 /// An index that is part of a line: of one delta (tier 0, first = last) or merged.
@@ -108,12 +108,13 @@ impl Manifest {
 
     /// Starts a branch at a checkpoint.
     pub(crate) fn fork(&mut self, at: CheckpointId, kind: BranchKind, name: &str) -> Result<BranchId> {
-        let starts = self.sealed(at)?.ends.clone();
+        let start = self.sealed(at)?;
+        let starts: Vec<_> = start.ends.iter().copied().zip(start.checkpoint.lens.iter().copied()).collect();
         let id = BranchId(self.next_branch);
         self.next_branch += 1;
         let mut ends = Vec::with_capacity(starts.len());
-        for (sealed, sealed_seq) in starts {
-            ends.push(BranchEnd { sealed, sealed_seq, open: self.take_delta() });
+        for ((sealed, sealed_seq), len) in starts {
+            ends.push(BranchEnd { sealed, sealed_seq, open: self.take_delta(), len });
         }
         self.branches.insert(id, Branch { kind, name: name.to_owned(), base: Some(at), ends });
         Ok(id)
@@ -190,11 +191,29 @@ impl Manifest {
             }
         }
         self.main = branch;
+        self.follow_main()?;
         for (id, kind, base) in [(branch, BranchKind::Main, None), (old, BranchKind::Superseded, Some(base))]
         {
             self.branches.entry(id).and_modify(|branch| (branch.kind, branch.base) = (kind, base));
         }
         Ok(old)
+    }
+
+    /// The unit's disks are as long as the main branch's.
+    fn follow_main(&mut self) -> Result<()> {
+        let lens: Vec<_> = self.branch(self.main)?.ends.iter().map(|end| end.len).collect();
+        self.disks.iter_mut().zip(lens).for_each(|(disk, len)| disk.len = len);
+        Ok(())
+    }
+
+    /// Makes the main branch's disks longer, as many as are named.
+    pub(crate) fn grow(&mut self, lens: &[ByteLen]) -> Result<()> {
+        let main = self.main;
+        for (disk, len) in self.disk_indexes().zip(lens) {
+            let end = self.end(main, disk)?;
+            self.set_end(main, disk, BranchEnd { len: end.len.max(*len), ..end })?;
+        }
+        self.follow_main()
     }
 
     /// Says that a replay up to a checkpoint begins: the checkpoints before it can no longer be offered.
@@ -213,6 +232,7 @@ impl Manifest {
         for (disk, floor) in self.disk_indexes().zip(&replay.floors) {
             gone.extend(self.line(disk, *floor)?);
         }
+        self.image_lens = self.sealed(replay.up_to)?.checkpoint.lens.clone();
         self.horizon = Some(replay.up_to);
         self.floors = replay.floors;
         Ok(self.remove_deltas(&gone))

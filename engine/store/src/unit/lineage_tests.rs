@@ -30,7 +30,12 @@ fn append(manifest: &mut Manifest, id: u64) {
         revision: 0,
     };
     manifest.deltas.insert(DeltaId(id), delta);
-    let end = BranchEnd { sealed: DeltaId(id), sealed_seq: Seq(id), open: DeltaId(id + 1) };
+    let end = BranchEnd {
+        sealed: DeltaId(id),
+        sealed_seq: Seq(id),
+        open: DeltaId(id + 1),
+        len: ByteLen::new(1 << 50),
+    };
     manifest.set_end(BranchId(1), DISK, end).unwrap();
 }
 

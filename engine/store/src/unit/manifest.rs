@@ -55,6 +55,8 @@ pub(crate) struct Manifest {
     pub horizon: Option<CheckpointId>,
     /// For each disk: what deltas up to this one wrote is in the image.
     pub floors: Vec<DeltaId>,
+    /// How long the disk of each image is: as long as the horizon's, or as it was in the beginning.
+    pub image_lens: Vec<ByteLen>,
     pub replay: Option<Replay>,
     pub branches: BTreeMap<BranchId, Branch>,
     /// The sealed ones behind the floors.
@@ -96,6 +98,8 @@ pub(crate) struct BranchEnd {
     pub sealed_seq: Seq,
     /// The delta that is appended to. Its log need not exist.
     pub open: DeltaId,
+    /// How long the disk is there. Never shorter than below; the main branch's is the unit's.
+    pub len: ByteLen,
 }
 
 /// A sealed delta.
@@ -151,6 +155,18 @@ impl Manifest {
 
     pub(crate) fn floor(&self, disk: DiskIndex) -> DeltaId {
         self.floors.get(usize::from(disk.0)).copied().unwrap_or(DeltaId::IMAGE)
+    }
+
+    /// The length that a disk's image has, and the one that it has once the consolidation that is going on is done.
+    pub(crate) fn image_len(&self, disk: DiskIndex) -> Result<(ByteLen, ByteLen)> {
+        let at = usize::from(disk.0);
+        self.disk_spec(disk)?;
+        let now = self.image_lens[at];
+        let becoming = match &self.replay {
+            Some(replay) => self.sealed(replay.up_to)?.checkpoint.lens[at],
+            None => now,
+        };
+        Ok((now, becoming))
     }
 
     pub(crate) fn take_delta(&mut self) -> DeltaId {

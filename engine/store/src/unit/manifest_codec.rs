@@ -7,12 +7,14 @@ use crate::unit::manifest::{
     Branch, BranchEnd, Delta, DiskSpec, Manifest, MergedIndex, Replay, SealedCheckpoint,
 };
 use blocks::{
-    ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind, Extent,
-    Generation, Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
+    BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, CheckpointId, DiskIndex, Error, ErrorKind,
+    Extent, Generation, Id, MachineId, Result, Seq, SessionId, StoreId, WallClock,
 };
 
 const MAGIC: [u8; 4] = *b"UMan";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
+/// Before disks could grow.
+const VERSION_2: u16 = 2;
 /// Before clones, thinning, protection and quotas.
 const VERSION_1: u16 = 1;
 
@@ -36,6 +38,9 @@ pub(crate) fn encode(manifest: &Manifest) -> Vec<u8> {
     w.u64(manifest.horizon.map_or(0, |id| id.0));
     list(&mut w, &manifest.floors, |w, floor| {
         w.u64(floor.0);
+    });
+    list(&mut w, &manifest.image_lens, |w, len| {
+        w.u64(len.get());
     });
     w.bool(manifest.replay.is_some());
     if let Some(replay) = &manifest.replay {
@@ -71,11 +76,11 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
         return Err(Error::corrupt("not a manifest"));
     }
     let version = r.u16()?;
-    if version != VERSION && version != VERSION_1 {
+    if ![VERSION, VERSION_2, VERSION_1].contains(&version) {
         let context = format!("a manifest of version {version}, which is newer than this program");
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         store: StoreId(some_id(&mut r)?),
         machine: MachineId(some_id(&mut r)?),
         salt: r.u64()?,
@@ -103,6 +108,10 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
         main: BranchId(r.u64()?),
         horizon: optional_checkpoint(&mut r)?,
         floors: items(&mut r, |r| Ok(DeltaId(r.u64()?)))?,
+        image_lens: match version {
+            VERSION => items(&mut r, |r| Ok(ByteLen::new(r.u64()?)))?,
+            _ => Vec::new(),
+        },
         replay: match r.bool()? {
             false => None,
             true => Some(Replay {
@@ -127,6 +136,9 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Manifest> {
         },
     };
     r.finish()?;
+    if version != VERSION {
+        manifest.never_grew();
+    }
     manifest.check()?;
     Ok(manifest)
 }
@@ -168,7 +180,7 @@ fn encode_branch(w: &mut ByteWriter, (id, branch): (&BranchId, &Branch)) {
     };
     w.u64(id.0).u8(kind).id(session).u64(branch.base.map_or(0, |id| id.0));
     list(w, &branch.ends, |w, end| {
-        w.u64(end.sealed.0).u64(end.sealed_seq.0).u64(end.open.0);
+        w.u64(end.sealed.0).u64(end.sealed_seq.0).u64(end.open.0).u64(end.len.get());
     });
     w.text(&branch.name);
 }
@@ -184,7 +196,12 @@ fn decode_branch(r: &mut ByteReader<'_>, version: u16) -> Result<(BranchId, Bran
     };
     let base = optional_checkpoint(r)?;
     let ends = items(r, |r| {
-        Ok(BranchEnd { sealed: DeltaId(r.u64()?), sealed_seq: Seq(r.u64()?), open: DeltaId(r.u64()?) })
+        Ok(BranchEnd {
+            sealed: DeltaId(r.u64()?),
+            sealed_seq: Seq(r.u64()?),
+            open: DeltaId(r.u64()?),
+            len: ByteLen::new(if version == VERSION { r.u64()? } else { 0 }),
+        })
     })?;
     let name = if version == VERSION_1 { String::new() } else { r.text()?.to_owned() };
     Ok((id, Branch { kind, name, base, ends }))
@@ -270,6 +287,37 @@ fn decode_checkpoint(r: &mut ByteReader<'_>, version: u16) -> Result<(Checkpoint
 }
 
 impl Manifest {
+    /// Fills in what older versions did not say: every disk had one length at all times.
+    fn never_grew(&mut self) {
+        self.image_lens = self.disks.iter().map(|disk| disk.len).collect();
+        for branch in self.branches.values_mut() {
+            for (end, disk) in branch.ends.iter_mut().zip(&self.disks) {
+                end.len = disk.len;
+            }
+        }
+    }
+
+    /// Whether the lengths go together: nothing is longer than what comes after it on its line.
+    fn check_lens(&self) -> Result<()> {
+        let wrong = |what: String| Err(Error::corrupt(format!("manifest of {}: {what}", self.name)));
+        if self.image_lens.len() != self.disks.len() {
+            return wrong(format!("{} disks, {} images", self.disks.len(), self.image_lens.len()));
+        }
+        for (at, (disk, image)) in self.disks.iter().zip(&self.image_lens).enumerate() {
+            if self.branches[&self.main].ends[at].len != disk.len {
+                return wrong(format!("the main branch has another length of disk {at} than the unit"));
+            }
+            let too_short =
+                |len: ByteLen| len < *image || !len.is_aligned(BlockShift::SECTOR) || len.is_zero();
+            let branches = self.branches.values().map(|branch| branch.ends[at].len);
+            let checkpoints = self.checkpoints.values().map(|sealed| sealed.checkpoint.lens[at]);
+            if let Some(len) = branches.chain(checkpoints).find(|len| too_short(*len)) {
+                return wrong(format!("disk {at} has {len} bytes over an image of {image}"));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether everything that is named exists; after this, code may rely on it.
     fn check(&self) -> Result<()> {
         let wrong = |what: String| Err(Error::corrupt(format!("manifest of {}: {what}", self.name)));
@@ -324,7 +372,7 @@ impl Manifest {
         {
             return wrong("a replay of other disks, or up to nowhere".to_owned());
         }
-        Ok(())
+        self.check_lens()
     }
 }
 

@@ -20,7 +20,12 @@ pub(crate) fn sample() -> Manifest {
         changed: ByteLen::new(4096),
         protected_until: WallClock(0),
     };
-    let end = |sealed, open| BranchEnd { sealed: DeltaId(sealed), sealed_seq: Seq(9), open: DeltaId(open) };
+    let end = |sealed, open| BranchEnd {
+        sealed: DeltaId(sealed),
+        sealed_seq: Seq(9),
+        open: DeltaId(open),
+        len: ByteLen::new(1 << 50),
+    };
     let delta = |branch, parent| Delta {
         disk: DiskIndex(0),
         branch,
@@ -45,6 +50,7 @@ pub(crate) fn sample() -> Manifest {
         main: branch,
         horizon: Some(CheckpointId(3)),
         floors: vec![DeltaId(1)],
+        image_lens: vec![ByteLen::new(1 << 50)],
         replay: Some(Replay { up_to: CheckpointId(4), floors: vec![DeltaId(3)] }),
         branches: [
             (
@@ -85,7 +91,7 @@ pub(crate) fn sample() -> Manifest {
 
 #[test]
 fn reads_what_it_writes() {
-    let manifest = of_version_2();
+    let manifest = of_version_3();
     assert_eq!(decode(&encode(&manifest)).unwrap(), manifest);
 }
 
@@ -103,6 +109,19 @@ fn of_version_2() -> Manifest {
     manifest
 }
 
+/// With what version 2 did not have: the disk has grown twice, the second time in the middle of a consolidation.
+fn of_version_3() -> Manifest {
+    let mut manifest = of_version_2();
+    manifest.grow(&[ByteLen::new(3 << 50)]).unwrap();
+    manifest
+        .checkpoints
+        .values_mut()
+        .for_each(|sealed| sealed.checkpoint.lens = vec![ByteLen::new((1 << 50) + 512)]);
+    let sessions = manifest.branches.values_mut().filter(|branch| branch.base.is_some());
+    sessions.for_each(|branch| branch.ends[0].len = ByteLen::new((1 << 50) + 512));
+    manifest
+}
+
 /// What a program that knew version 1 wrote stays readable.
 #[test]
 fn version_1_is_read() {
@@ -110,12 +129,19 @@ fn version_1_is_read() {
     assert_eq!(decode(bytes).unwrap(), sample());
 }
 
-/// The bytes of version 2, kept so that they stay readable.
+/// What a program that knew version 2 wrote stays readable.
 #[test]
-fn the_format_stays() {
+fn version_2_is_read() {
     let bytes = include_bytes!("../../tests/fixtures/manifest-v2");
     assert_eq!(decode(bytes).unwrap(), of_version_2());
-    assert_eq!(encode(&of_version_2()), bytes);
+}
+
+/// The bytes of version 3, kept so that they stay readable.
+#[test]
+fn the_format_stays() {
+    let bytes = include_bytes!("../../tests/fixtures/manifest-v3");
+    assert_eq!(decode(bytes).unwrap(), of_version_3());
+    assert_eq!(encode(&of_version_3()), bytes);
 }
 
 #[test]
@@ -133,7 +159,7 @@ fn every_flipped_bit_and_every_cut_is_refused() {
 
 #[test]
 fn what_contradicts_itself_is_refused() {
-    let broken: [fn(&mut Manifest); 12] = [
+    let broken: [fn(&mut Manifest); 16] = [
         |m| m.main = BranchId(7),
         |m| m.floors.clear(),
         |m| m.deltas.retain(|id, _| *id != DeltaId(2)),
@@ -144,6 +170,10 @@ fn what_contradicts_itself_is_refused() {
         |m| m.merged[0].last = DeltaId(7),
         |m| m.merged[0].disk = DiskIndex(1),
         |m| m.next_delta = 8,
+        |m| m.image_lens.clear(),
+        |m| m.image_lens[0] = ByteLen::new(2 << 50),
+        |m| m.disks[0].len = ByteLen::new(2 << 50),
+        |m| m.branches.values_mut().for_each(|branch| branch.ends[0].len = ByteLen::new(512)),
         |m| m.replay = Some(Replay { up_to: CheckpointId(3), floors: vec![DeltaId(3)] }),
         |m| m.branches.values_mut().for_each(|branch| branch.ends[0].sealed = DeltaId(4)),
     ];

@@ -6,6 +6,7 @@ pub(crate) mod checkpoint;
 mod consolidate;
 mod extract;
 pub(crate) mod files;
+mod grow;
 mod identity;
 pub(crate) mod inventory;
 pub(crate) mod lineage;

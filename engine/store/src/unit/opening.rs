@@ -74,14 +74,8 @@ impl Unit {
             findings.push(format!("{name} was left by an interrupted operation and is removed"));
         }
         let mut images = Vec::new();
-        for (disk, spec) in manifest.disk_indexes().zip(&manifest.disks) {
-            images.push(files::open_unit_image(
-                &*storage,
-                dir,
-                disk,
-                (manifest.image_format, spec.len),
-                true,
-            )?);
+        for disk in manifest.disk_indexes() {
+            images.push(files::open_unit_image(&*storage, dir, &manifest, disk, true)?);
         }
         let (table, cache) = (Arc::clone(&context.table), Arc::clone(&context.cache));
         let mut inventory = Inventory::new(dir.to_owned(), table, cache, images);
@@ -159,13 +153,7 @@ impl Unit {
         (branch, disk): (BranchId, DiskIndex),
         open: OpenDelta,
     ) -> Result<KeyedDisk> {
-        let identity = BranchDiskIdentity {
-            branch,
-            disk,
-            len: manifest.disk_spec(disk)?.len,
-            salt: manifest.salt,
-            unit_dir: self.dir.clone(),
-        };
+        let identity = BranchDiskIdentity { branch, disk, salt: manifest.salt, unit_dir: self.dir.clone() };
         let stack = state.inventory.stack(manifest, disk, manifest.end(branch, disk)?.sealed)?;
         let (table, options) = (Arc::clone(&self.table), self.options.clone());
         let opened = BranchDisk::new(
@@ -174,7 +162,7 @@ impl Unit {
             (table, Arc::clone(&self.space)),
             options,
             open,
-            stack,
+            (manifest.end(branch, disk)?.len, stack),
         )?;
         Ok(((branch, disk), Arc::new(opened)))
     }
@@ -243,6 +231,7 @@ pub(crate) fn excuse_replayed(
 fn first_version(store: StoreId, salt: u64, spec: UnitSpec) -> Manifest {
     let main = BranchId(1);
     let disks = spec.disks.len();
+    let lens: Vec<_> = spec.disks.iter().map(|disk| disk.len).collect();
     let mut manifest = Manifest {
         store,
         salt,
@@ -258,6 +247,7 @@ fn first_version(store: StoreId, salt: u64, spec: UnitSpec) -> Manifest {
         main,
         horizon: None,
         floors: vec![DeltaId::IMAGE; disks],
+        image_lens: lens.clone(),
         replay: None,
         branches: BTreeMap::new(),
         deltas: BTreeMap::new(),
@@ -267,8 +257,11 @@ fn first_version(store: StoreId, salt: u64, spec: UnitSpec) -> Manifest {
         notes: BTreeMap::new(),
         quota: None,
     };
-    let mut end = || BranchEnd { sealed: DeltaId::IMAGE, sealed_seq: Seq(0), open: manifest.take_delta() };
-    let ends = (0..disks).map(|_| end()).collect();
+    let mut end = |len| {
+        let (sealed, sealed_seq, open) = (DeltaId::IMAGE, Seq(0), manifest.take_delta());
+        BranchEnd { sealed, sealed_seq, open, len }
+    };
+    let ends = lens.into_iter().map(&mut end).collect();
     manifest.branches.insert(main, Branch { kind: BranchKind::Main, name: String::new(), base: None, ends });
     manifest
 }

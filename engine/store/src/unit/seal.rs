@@ -172,7 +172,7 @@ impl Manifest {
         };
         self.deltas.insert(sealed.id, delta);
         let open = self.take_delta();
-        self.set_end(branch, disk, BranchEnd { sealed: sealed.id, sealed_seq: seq, open })
+        self.set_end(branch, disk, BranchEnd { sealed: sealed.id, sealed_seq: seq, open, len: end.len })
     }
 
     fn add_checkpoint(&mut self, branch: BranchId, spec: CheckpointSpec) -> Result<CheckpointId> {
@@ -188,7 +188,7 @@ impl Manifest {
             server_time: WallClock::now(),
             frozen_ms: spec.frozen_ms,
             generation: self.generation,
-            lens: self.disks.iter().map(|disk| disk.len).collect(),
+            lens: self.branch(branch)?.ends.iter().map(|end| end.len).collect(),
             seqs: spec.seqs,
             excluded: spec.excluded,
             changed: self.changed_since_checkpoint(branch)?,

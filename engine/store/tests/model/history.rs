@@ -7,6 +7,8 @@ use store::testing::{CrashStorage, Random};
 use store::*;
 
 const DISK_SECTORS: u64 = 1024;
+/// Disks that have become this long grow no more.
+const GROWN_SECTORS: u64 = 1400;
 
 #[derive(Debug, Default, Clone)]
 pub struct Counts {
@@ -23,6 +25,8 @@ pub struct Counts {
     differences: u64,
     deleted: u64,
     thinned: u64,
+    grown: u64,
+    images_grown: u64,
 }
 
 impl Counts {
@@ -40,6 +44,8 @@ impl Counts {
         self.differences += other.differences;
         self.deleted += other.deleted;
         self.thinned += other.thinned;
+        self.grown += other.grown;
+        self.images_grown += other.images_grown;
     }
 
     /// A history in which something never happens proves nothing about it.
@@ -58,6 +64,8 @@ impl Counts {
             self.differences,
             self.deleted,
             self.thinned,
+            self.grown,
+            self.images_grown,
         ];
         assert!(all.iter().all(|count| *count > 0), "some things never happened: {self:?}");
     }
@@ -77,6 +85,7 @@ enum Doing {
     Promote,
     Delete(CheckpointId),
     Thin,
+    Grow(Vec<ByteLen>),
 }
 
 pub struct History {
@@ -203,7 +212,8 @@ impl History {
             53..=54 => self.thin(),
             55..=62 => self.sync(),
             63..=65 => self.part(),
-            66..=81 => self.seal(),
+            66..=79 => self.seal(),
+            80..=81 => self.grow(),
             82..=85 => self.fork(),
             86..=88 => self.drop_branch(),
             89..=90 => self.adopt(),
@@ -224,9 +234,10 @@ impl History {
         let branch = self.some_branch();
         let disks = self.naive.branches[&branch].heads.len() as u64;
         let disk = self.random.below(disks) as usize;
-        let start = self.random.below(DISK_SECTORS);
+        let disk_sectors = self.naive.branches[&branch].heads[disk].durable.len() as u64 / 512;
+        let start = self.random.below(disk_sectors);
         let longest = if self.random.chance(10) { 300 } else { 20 };
-        let sectors = (1 + self.random.below(longest)).min(DISK_SECTORS - start);
+        let sectors = (1 + self.random.below(longest)).min(disk_sectors - start);
         let extent = Extent::new(ByteOffset::new(start * 512), ByteLen::new(sectors * 512)).unwrap();
         let mut bytes = vec![0; extent.len().as_usize()];
         let kind = self.random.below(10);
@@ -305,6 +316,35 @@ impl History {
         naive.heads.iter_mut().for_each(|head| head.settle(head.last_seq()));
         let disks = naive.now();
         self.naive.checkpoints.insert(id, NaiveCheckpoint { branch, disks });
+    }
+
+    /// The disks of the main branch become longer, some by whole blocks and some not.
+    fn grow(&mut self) -> Option<Doing> {
+        let unit = self.unit();
+        let mut longer = |disk: &DiskSpec| {
+            let sectors = disk.len.get() / 512;
+            let added = [0, 1, 8, 1 + self.random.below(60)][self.random.below(4) as usize];
+            ByteLen::new(if sectors < GROWN_SECTORS { sectors + added } else { sectors } * 512)
+        };
+        let lens: Vec<ByteLen> = unit.disks().iter().map(&mut longer).collect();
+        let shorter = vec![ByteLen::new(512); lens.len()];
+        assert_eq!(unit.grow(&shorter).unwrap_err().kind(), ErrorKind::InvalidInput);
+        match unit.grow(&lens) {
+            Ok(_) => {
+                self.grown(&lens);
+                None
+            }
+            Err(_) => Some(Doing::Grow(lens)),
+        }
+    }
+
+    fn grown(&mut self, lens: &[ByteLen]) {
+        self.counts.grown += 1;
+        let main = self.unit().main_branch();
+        let heads = &mut self.naive.branches.get_mut(&main).unwrap().heads;
+        for (head, len) in heads.iter_mut().zip(lens) {
+            head.durable.resize(len.as_usize(), 0);
+        }
     }
 
     fn fork(&mut self) -> Option<Doing> {
@@ -406,6 +446,7 @@ impl History {
         let up_to = self.some_checkpoint()?;
         let main = self.unit().main_branch();
         let cancel = self.random.chance(15);
+        let before = self.horizon_len();
         let outcome = self.unit().consolidate(up_to, &|done, total| {
             assert!(done <= total);
             !cancel
@@ -418,6 +459,7 @@ impl History {
                 }
                 self.consolidated(up_to);
                 assert_eq!(self.unit().horizon(), Some(up_to));
+                self.counts.images_grown += u64::from(self.horizon_len() > before);
                 None
             }
             Err(error) if error.kind() == ErrorKind::Busy => {
@@ -441,6 +483,11 @@ impl History {
             }
             Err(_) => Some(Doing::Consolidate(up_to)),
         }
+    }
+
+    fn horizon_len(&self) -> Option<usize> {
+        let horizon = self.unit().horizon()?;
+        self.naive.checkpoints.get(&horizon).map(|checkpoint| checkpoint.disks[0].len())
     }
 
     /// The checkpoints before `up_to` are gone.
@@ -565,6 +612,12 @@ impl History {
             Some(Doing::Delete(id)) if unit.checkpoint(id).is_none() => {
                 self.naive.checkpoints.remove(&id);
             }
+            Some(Doing::Grow(lens)) => {
+                let found: Vec<_> = unit.disks().iter().map(|disk| disk.len).collect();
+                if found == lens {
+                    self.grown(&lens);
+                }
+            }
             Some(Doing::Promote) => {
                 let found = unit.generation().0;
                 assert!(found == self.generation || found == self.generation + 1);
@@ -593,6 +646,9 @@ impl History {
         assert_eq!(unit.generation().0, self.generation);
         let ids: Vec<_> = unit.checkpoints().iter().map(|checkpoint| checkpoint.id).collect();
         assert_eq!(ids, self.naive.checkpoints.keys().copied().collect::<Vec<_>>());
+        let main = &self.naive.branches[&unit.main_branch()];
+        let lens: Vec<_> = unit.disks().iter().map(|disk| disk.len.as_usize()).collect();
+        assert_eq!(lens, main.heads.iter().map(|head| head.durable.len()).collect::<Vec<_>>());
         let branches: Vec<_> = unit.branches().iter().map(|info| info.id).collect();
         assert_eq!(branches, self.naive.branches.keys().copied().collect::<Vec<_>>());
         for (id, checkpoint) in &self.naive.checkpoints {

@@ -63,7 +63,9 @@ pub(crate) fn weigh(
     let disk_extent = Extent::whole(work.disk.len());
     let within = |extent: Extent| disk_extent.and_then(|whole| extent.intersect(whole));
     let unsent: ExtentSet = changed.into_iter().filter_map(within).collect();
-    let mut differs = unit.difference(Point::Head(record.branch()), old, disk)?;
+    // What the main branch has behind the session's end, of a disk that has grown, is not the session's.
+    let differs = unit.difference(Point::Head(record.branch()), old, disk)?;
+    let mut differs: ExtentSet = differs.iter().filter_map(|(extent, ())| within(extent)).collect();
     differs.union(&unsent);
     if let Some(map) = work.disk.map() {
         differs.union(&map.blocks().extents(work.disk.len()));

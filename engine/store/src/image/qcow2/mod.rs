@@ -28,7 +28,7 @@ use refcounts::Refcounts;
 
 pub(super) use check::check;
 pub(super) use disk::Qcow2Disk;
-pub(super) use resize::resize;
+pub(super) use resize::{resize, room};
 pub(super) use shown::show;
 
 /// The largest disk that we make: 2 PiB, whose L1 table has the 32 MiB that QEMU allows.

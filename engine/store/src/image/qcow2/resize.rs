@@ -7,6 +7,20 @@ use blocks::{BlockShift, ByteLen, ByteOffset, Error, Extent, Result, StorageFile
 /// From the size, over the encryption (none), to the number of L1 entries.
 const FIELDS_AT: ByteOffset = ByteOffset::new(24);
 
+/// How long the disk can be made in the clusters of its L1 table.
+pub(in super::super) fn room(file: &dyn StorageFile) -> Result<ByteLen> {
+    let header = Header::read(file)?;
+    let entries = l1_room(&header)?.get() / 8;
+    let bytes = u128::from(entries) * u128::from(header.cluster.bytes() * header.l2_entries());
+    let len_max = super::LEN_MAX.get();
+    Ok(ByteLen::new(u64::try_from(bytes).map_or(len_max, |bytes| bytes.min(len_max))))
+}
+
+/// Up to the end of the table's last cluster.
+fn l1_room(header: &Header) -> Result<ByteLen> {
+    Ok(Extent::new(header.l1_at, header.l1_len())?.end().align_up(header.cluster) - header.l1_at)
+}
+
 /// Gives the disk another length; see [`super::super::resize_image`].
 pub(in super::super) fn resize(file: &dyn StorageFile, len: ByteLen) -> Result<()> {
     let header = Header::read(file)?;
@@ -18,8 +32,7 @@ pub(in super::super) fn resize(file: &dyn StorageFile, len: ByteLen) -> Result<(
         return Err(only_by_converting(name, "a QCOW2 with snapshots inside"));
     }
     let entries = len.get().div_ceil(header.cluster.bytes() * header.l2_entries()).max(1);
-    let room = Extent::new(header.l1_at, header.l1_len())?.end().align_up(header.cluster) - header.l1_at;
-    if ByteLen::new(entries * 8) > room {
+    if ByteLen::new(entries * 8) > l1_room(&header)? {
         return Err(only_by_converting(name, "a QCOW2 whose L1 table has no room left"));
     }
     // Entries of a disk that was longer once stay.

@@ -96,6 +96,12 @@ impl Bat {
         ByteLen::new((blocks + (blocks - 1) / chunk_ratio) * ENTRY_BYTES)
     }
 
+    /// How many blocks a table of so many bytes is enough for.
+    pub(super) fn blocks_in(len: ByteLen, chunk_ratio: u64) -> u64 {
+        let entries = len.get() / ENTRY_BYTES;
+        entries - entries / (chunk_ratio + 1)
+    }
+
     fn index_of(&self, block: u64) -> u64 {
         block + block / self.chunk_ratio
     }

@@ -33,7 +33,7 @@ use std::sync::Arc;
 
 pub(super) use check::check;
 pub(super) use disk::VhdxDisk;
-pub(super) use resize::resize;
+pub(super) use resize::{resize, room};
 pub(super) use shown::show;
 
 /// The largest disk: 64 TiB.

@@ -7,6 +7,17 @@ use super::{Opened, new_id};
 use blocks::{ByteLen, Error, Extent, Result, SECTOR_BYTES, StorageFile};
 use std::sync::Arc;
 
+/// How long the disk can be made in the table's region.
+pub(in super::super) fn room(file: &Arc<dyn StorageFile>) -> Result<ByteLen> {
+    let Opened { parts, .. } = Opened::read(Arc::clone(file), false)?;
+    let metadata = &parts.metadata;
+    let chunk_ratio = (metadata.logical_sector.bytes() << 23) >> metadata.block.get();
+    let blocks = Bat::blocks_in(parts.regions.bat.len(), chunk_ratio);
+    let bytes = u128::from(blocks) << metadata.block.get();
+    let len_max = super::LEN_MAX.get();
+    Ok(ByteLen::new(u64::try_from(bytes).map_or(len_max, |bytes| bytes.min(len_max))))
+}
+
 /// Makes the disk longer; see [`super::super::resize_image`].
 pub(in super::super) fn resize(file: &Arc<dyn StorageFile>, len: ByteLen) -> Result<()> {
     let Opened { file, mut headers, parts, .. } = Opened::read(Arc::clone(file), true)?;

@@ -48,6 +48,8 @@ struct State {
     mode: Mode,
     /// Since when writes are only marked, and why; `None` where no order was lost.
     fallen: Option<(WallClock, String)>,
+    /// How often order was lost.
+    falls: u64,
     /// Why a full queue would be full.
     unconnected: bool,
     waiting: VecDeque<Entry>,
@@ -113,6 +115,7 @@ impl Order {
         let state = State {
             mode: Mode::Marking,
             fallen: None,
+            falls: 0,
             unconnected: true,
             waiting: VecDeque::new(),
             sent: VecDeque::new(),
@@ -207,6 +210,14 @@ impl Order {
     /// Since when there is no order, and why.
     pub fn fallen(&self) -> Option<(WallClock, String)> {
         self.lock().fallen.clone()
+    }
+
+    /// Whether marks may be taken now, which lasts as long as this number: `None` while older writes wait to be sent. Behind a
+    /// mark that a full queue has left, they would put back what the disk held before.
+    pub fn lets_marks_go(&self) -> Option<u64> {
+        let state = self.lock();
+        let holds_older = state.mode == Mode::Marking && !state.waiting.is_empty();
+        (!holds_older).then_some(state.falls)
     }
 
     /// Whether nothing waits to be sent.
@@ -375,6 +386,7 @@ impl State {
 
     fn fall(&mut self, cause: &str) {
         self.mode = Mode::Marking;
+        self.falls += 1;
         self.fallen.get_or_insert_with(|| (WallClock::now(), cause.to_owned()));
     }
 

@@ -499,6 +499,37 @@ fn threads_that_overlap_leave_server_and_disk_equal() {
 }
 
 #[test]
+fn what_a_full_queue_has_marked_is_not_read_before_what_was_in_it_is_sent() {
+    let mut play = Play::new(7);
+    play.states_count = false;
+    play.order.join();
+    let write = |play: &Play, at: u64, byte: u8| {
+        let bytes = [byte; SLOT as usize];
+        play.tap.write_at(place(at).start(), &bytes, false, RequestClass::Guest).unwrap();
+    };
+    write(&play, 0, 1);
+    for at in 1.. {
+        write(&play, at, 1);
+        if play.order.mode() == Mode::Marking {
+            break;
+        }
+    }
+    // Newer than the one in the queue, which must not come behind it.
+    write(&play, 0, 2);
+    let mut taken = Vec::new();
+    while !play.order.is_drained() {
+        taken.extend(Tracker::take(&*play.tap, ByteLen::new(1 << 20)).unwrap().extents);
+        play.work().unwrap();
+    }
+    assert_eq!(taken, [], "marks wait for the queue");
+    while play.order.mode() != Mode::Ordered {
+        play.work().unwrap();
+    }
+    play.arrive(play.server.coming.len());
+    assert!(play.server.disk == *play.world.disk.lock().unwrap());
+}
+
+#[test]
 fn a_disk_that_was_written_past_the_tap_is_compared_whole() {
     let mut play = Play::new(3);
     play.kill();

@@ -27,8 +27,20 @@ impl Tracker for TapDisk {
         self.activity.trust()
     }
 
+    /// Takes nothing while writes wait in the order that are older than the marks.
     fn take(&self, bytes_max: ByteLen) -> Result<Taking> {
-        Ok(self.changed.take(bytes_max))
+        let let_go = self.order.lets_marks_go();
+        let mut taking = match let_go {
+            Some(_) => self.changed.take(bytes_max),
+            None => self.changed.take_nothing(),
+        };
+        // Not under the lock of the order, for which writers wait: whoever lost the order meanwhile has left marks behind it.
+        if !taking.extents.is_empty() && self.order.lets_marks_go() != let_go {
+            self.changed.mark(&taking.extents)?;
+            self.changed.acknowledge(taking.number)?;
+            taking.extents.clear();
+        }
+        Ok(taking)
     }
 
     fn acknowledge(&self, taking: u64) -> Result<()> {

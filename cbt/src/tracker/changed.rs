@@ -84,6 +84,13 @@ impl Changed {
         Taking { number, extents }
     }
 
+    /// A taking that is empty whatever is marked.
+    pub fn take_nothing(&self) -> Taking {
+        let mut takings = self.lock();
+        takings.last += 1;
+        Taking { number: takings.last, extents: Vec::new() }
+    }
+
     /// Moves marks to pending until `left` blocks were moved; the first marked block that was not.
     fn take_blocks(&self, blocks: Range<u64>, left: &mut u64, runs: &mut Runs) -> Option<u64> {
         for (index, mask) in words_of(blocks) {

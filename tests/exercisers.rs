@@ -2,7 +2,7 @@
 //! device and on files, stress-ng's file system stressors in fsstress's place (no Debian package has that). What the tap let
 //! through must be on the disk and on the server, too.
 //!
-//! `UNDERSTUDY_EXERCISE_SECONDS` says for how long; 14 for each of three rounds unless it does.
+//! `UNDERSTUDY_EXERCISE_SECONDS` says for how long; 20 for each of three rounds unless it does.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
@@ -34,7 +34,7 @@ impl Drop for Loop {
 }
 
 fn seconds() -> u64 {
-    std::env::var("UNDERSTUDY_EXERCISE_SECONDS").map_or(14, |text| text.parse().unwrap())
+    std::env::var("UNDERSTUDY_EXERCISE_SECONDS").map_or(20, |text| text.parse().unwrap())
 }
 
 /// fsx with one seed after the other until the time is over; how many operations it did.

@@ -9,7 +9,8 @@ use std::io::{Read, Write};
 use std::process::Command;
 use support::disk::Mount;
 use support::numbered::open_direct;
-use support::tapped::{Tapped, logged, runs};
+use support::process::runs;
+use support::tapped::{Tapped, logged};
 use support::{Stage, program, run, sh};
 
 /// A tap with a mounted file system that has a file in it.

@@ -110,7 +110,9 @@ fn a_partition_is_tapped_and_what_is_beside_it_stays() {
     let port = stage.port;
     let tapped = Tapped::start_on(&mut stage, &[&partition.device()], port, &[]);
     stage.wait_protected();
-    let refused = Command::new("mount").arg(partition.device()).arg("/mnt").output().unwrap();
+    let point = stage.path("bare");
+    std::fs::create_dir(&point).unwrap();
+    let refused = Command::new("mount").arg(partition.device()).arg(&point).output().unwrap();
     assert!(!refused.status.success(), "the bare partition is claimed");
     sh(&format!("mkfs.ext4 -q -F {}", tapped.device()));
     let mount = Mount::new(tapped.device(), &stage.path("mnt"));

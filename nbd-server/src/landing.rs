@@ -99,19 +99,16 @@ impl Landing {
                 break;
             }
             let Ok(piece) = Extent::new(at, len) else {
-                // Nothing, or the first bytes of a sector: the rest of that is waited for, outside of the volume.
                 let sector = Extent::new(at, rest.len().min(ByteLen::new(SECTOR_BYTES))).expect("not empty");
-                let held = receiver.hold(socket, sector.len())?;
+                let written = write_sector(receiver, socket, export, sector)?;
                 underway.goes_on()?;
-                match export.with_disk(|disk| disk.write(at, held, false)) {
+                match written {
                     Some(Ok(())) => at = sector.end(),
                     Some(Err(error)) => {
-                        receiver.consume();
                         return Ok(Landed::Failed { error, left: rest.len() - sector.len() });
                     }
                     None => break,
                 }
-                receiver.consume();
                 continue;
             };
             let mut queue = Queue { receiver: &mut *receiver, socket, left: rest.len().as_usize() };
@@ -132,6 +129,22 @@ impl Landing {
         }
         Ok(Landed::Bytes(at - request.offset))
     }
+}
+
+/// Waits for a sector of which the first bytes have arrived at most, outside of the volume, and writes it. `None` where the
+/// export was removed: then the sector is held, as the beginning of the rest.
+fn write_sector(
+    receiver: &mut Receiver,
+    socket: &Socket,
+    export: &Export,
+    sector: Extent,
+) -> io::Result<Option<blocks::Result<()>>> {
+    let held = receiver.hold(socket, sector.len())?;
+    let written = export.with_disk(|disk| disk.write(sector.start(), held, false));
+    if written.is_some() {
+        receiver.consume();
+    }
+    Ok(written)
 }
 
 /// What of a payload has arrived.

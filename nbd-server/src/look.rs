@@ -53,16 +53,16 @@ impl Look {
 mod tests {
     use super::*;
 
-    /// Receives what is there after so long, and notes how it was waited for.
-    fn arrives_after(look: &mut Look, delay: Duration) -> Vec<Waiting> {
-        let (begun, mut waited) = (Instant::now(), Vec::new());
+    /// Receives what is found at the look of that number, or in a sleep of that length; how it was waited for.
+    fn arrives(look: &mut Look, at: usize, sleep: Duration) -> Vec<Waiting> {
+        let mut waited = Vec::new();
         let received = look.receive(|waiting| {
             waited.push(waiting);
             match waiting {
-                Waiting::Never if begun.elapsed() < delay => Err(io::ErrorKind::WouldBlock.into()),
+                Waiting::Never if waited.len() < at => Err(io::ErrorKind::WouldBlock.into()),
                 Waiting::Never => Ok(()),
                 Waiting::Sleeps => {
-                    std::thread::sleep(delay.saturating_sub(begun.elapsed()));
+                    std::thread::sleep(sleep);
                     Ok(())
                 }
             }
@@ -73,22 +73,33 @@ mod tests {
 
     #[test]
     fn what_is_there_is_taken_without_a_wait() {
-        assert_eq!(arrives_after(&mut Look::default(), Duration::ZERO), [Waiting::Never]);
+        assert_eq!(arrives(&mut Look::default(), 1, Duration::ZERO), [Waiting::Never]);
     }
 
     #[test]
     fn nobody_looks_after_a_long_wait() {
         let mut look = Look::default();
         for _ in 0..3 {
-            let waited = arrives_after(&mut look, Duration::from_millis(2));
+            let waited = arrives(&mut look, usize::MAX, Duration::from_millis(2));
             assert_eq!(waited, [Waiting::Never, Waiting::Sleeps]);
         }
     }
 
     #[test]
-    fn a_look_ends_in_sleep() {
+    fn after_a_short_wait_one_looks() {
+        // A thread that loses its core in the middle waits for long, or looks no more than once: not each time.
+        let looks = |_| {
+            let mut look = Look::default();
+            arrives(&mut look, usize::MAX, Duration::ZERO);
+            arrives(&mut look, 4, Duration::ZERO) == [Waiting::Never; 4]
+        };
+        assert!((0..1000).any(looks));
+    }
+
+    #[test]
+    fn a_look_ends_in_sleep_and_a_long_one_in_no_further_look() {
         let mut look = Look { last_wait_was_short: true };
-        let waited = arrives_after(&mut look, Duration::from_millis(20));
+        let waited = arrives(&mut look, usize::MAX, Duration::from_millis(20));
         assert_eq!(waited.last(), Some(&Waiting::Sleeps));
         assert!(!look.last_wait_was_short);
     }

@@ -97,5 +97,7 @@ impl Drop for Mount {
             }
         }
         let _ = Command::new("umount").arg("-l").arg(&self.at).output();
+        // Whoever goes on to look at the device would find it in use.
+        assert!(std::thread::panicking(), "{} is in use and cannot be unmounted", self.at.display());
     }
 }

@@ -11,6 +11,15 @@ pub struct Process {
     child: Child,
 }
 
+/// Whether any thread of the process is there and not dead. Its own state says "zombie" as soon as the first one is gone, while
+/// the others still hold its files open.
+pub fn runs(process: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default()).any(
+        |stat| stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X'])),
+    )
+}
+
 impl Process {
     /// Starts it, its output appended to the log; with `crash_at` it dies at that step.
     pub fn start(mut command: Command, crash_at: Option<&str>, log: &Path) -> Process {

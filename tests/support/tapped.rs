@@ -1,6 +1,7 @@
 //! An agent that taps its disks: the devices that it shows, its processes, and their end.
 
 use super::Stage;
+use super::process::runs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -88,12 +89,6 @@ impl Tapped {
 /// What the agent said so far.
 pub fn logged(stage: &Stage) -> String {
     std::fs::read_to_string(stage.path("agent.log")).unwrap_or_default()
-}
-
-/// Whether the process is there and not dead.
-pub fn runs(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
 }
 
 fn children(process: u32) -> Vec<u32> {

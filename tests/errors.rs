@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::Value;
 use std::process::Command;
-use support::disk::{Disk, Mount};
+use support::disk::Disk;
 use support::{NAME, Stage, run, sh, uri};
 
 /// A stage whose disk is protected and at rest.
@@ -140,7 +140,7 @@ fn a_full_store_holds_its_machine_and_goes_on_when_there_is_room() {
     let medium = Disk::new(stage.disk.file().parent().unwrap(), "medium", 400);
     medium.format();
     let store = stage.path("store");
-    let _mount: Mount = medium.mount(&store);
+    let mount = medium.mount(&store);
     let ballast = store.join("ballast");
     run(Command::new("fallocate").args(["-l", "330M"]).arg(&ballast));
     stage.start_server_with(None, &["--reserve", "4MiB"]);
@@ -165,4 +165,6 @@ fn a_full_store_holds_its_machine_and_goes_on_when_there_is_room() {
         !stage.us(&["checkpoints", NAME]).unwrap()["gaps"].as_array().unwrap().is_empty(),
         "the hold left a gap"
     );
+    stage.server.take().unwrap().stop();
+    drop(mount);
 }

@@ -211,6 +211,8 @@ impl Walk<'_> {
                 }
             }
         }
+        let reach = counts.table.len() as u64 * counts.per_block();
+        self.check_uncounted(reach..file_clusters.max(reach));
         let mend = self.repair && self.report.damaged() == 0;
         if mend && !leaks.is_empty() {
             self.file.sync()?;

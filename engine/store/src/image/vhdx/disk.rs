@@ -307,7 +307,6 @@ impl Disk for VhdxDisk {
         Ok(())
     }
 
-    /// Leaves a file without a log, and without room that was made ready in vain.
     /// What lies in one block and is stored wholly.
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         let file = Arc::clone(self.file.host_file()?);
@@ -318,6 +317,7 @@ impl Disk for VhdxDisk {
         }
     }
 
+    /// Leaves a file without a log, and without room that was made ready in vain.
     fn close(&mut self) -> Result<()> {
         let mut changes = self.changes();
         if !changes.begun {

@@ -1,9 +1,9 @@
 //! Another length for a VHDX: the size is eight bytes of the metadata, in one sector.
 
 use super::super::resize::only_by_converting;
-use super::bat::Bat;
+use super::bat::{Bat, State};
 use super::metadata::size_at;
-use super::{Opened, new_id};
+use super::{Opened, Parts, new_id};
 use blocks::{ByteLen, Error, Extent, Result, SECTOR_BYTES, StorageFile};
 use std::sync::Arc;
 
@@ -50,10 +50,23 @@ pub(in super::super) fn resize(file: &Arc<dyn StorageFile>, len: ByteLen) -> Res
         // A power cut could leave half of a number that lies in two sectors.
         return Err(only_by_converting(name, "a VHDX whose size lies across two sectors"));
     }
+    complete_last_block(&*file, &parts)?;
     headers.replace(&*file, |header| {
         header.file_write = new_id();
         header.data_write = new_id();
     })?;
     file.write_at(at, &len.get().to_le_bytes())?;
+    file.sync().map(drop)
+}
+
+/// The file may end where the disk does, within its last block; in a longer disk that block is a whole one.
+fn complete_last_block(file: &dyn StorageFile, parts: &Parts) -> Result<()> {
+    let last = parts.bat.blocks() - 1;
+    let State::Present(at) = parts.bat.get(file, last)? else { return Ok(()) };
+    let end = ByteLen::new((at + parts.metadata.block.len()).get());
+    if file.len()? >= end {
+        return Ok(());
+    }
+    file.set_len(end)?;
     file.sync().map(drop)
 }

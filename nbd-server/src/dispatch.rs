@@ -13,8 +13,11 @@ use blocks::{ByteAccess, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileR
 use std::io;
 use std::sync::Arc;
 
-/// Reads in chunks are looked up and sent in pieces of this size, so that a long one holds no long buffer.
+/// Reads in chunks are looked up in pieces of this size, so that a long one holds no long buffer.
 pub const READ_PIECE_BYTES: u64 = 1 << 20;
+/// What has to be read into a buffer leaves in chunks of this size: it is still in the processor's cache when the socket
+/// takes it, and the client copies one while the next is read (docs/design/0020-landing.md).
+const COPIED_PIECE_BYTES: u64 = 256 << 10;
 /// Shorter reads are not worth a look for holes.
 const HOLE_LOOKUP_BYTES_MIN: u64 = 32 << 10;
 /// From here on bytes of a file are sent without being read first, where that is possible.
@@ -337,21 +340,24 @@ fn block_status(
 fn read_whole(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
     let data = &mut buffer[..extent.len().as_usize()];
     let takes_files = reply.socket.takes_files();
-    match ask(export, reply, |backing| fetch(&backing.disk, extent, data, takes_files))? {
+    let fetched = ask(export, reply, |backing| {
+        let file = file_range(&backing.disk, extent, takes_files);
+        if file.is_none() {
+            backing.disk.read(extent.start(), data)?;
+        }
+        Ok(file)
+    })?;
+    match fetched {
         Some(Some(file)) => reply.file(extent, &file, true, buffer),
         Some(None) => reply.data(extent.start(), &buffer[..extent.len().as_usize()], true),
         None => Ok(()),
     }
 }
 
-/// Where the bytes lie as they are, or else the bytes themselves in `data`.
-fn fetch(disk: &ByteAccess, extent: Extent, data: &mut [u8], takes_files: bool) -> Result<Option<FileRange>> {
+/// Where the bytes lie as they are, if they are to be sent from there.
+fn file_range(disk: &ByteAccess, extent: Extent, takes_files: bool) -> Option<FileRange> {
     let worth_it = takes_files && extent.len().get() >= FILE_BYTES_MIN;
-    let file = worth_it.then(|| disk.file_range(extent)).flatten();
-    if file.is_none() {
-        disk.read(extent.start(), data)?;
-    }
-    Ok(file)
+    worth_it.then(|| disk.file_range(extent)).flatten()
 }
 
 fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply<'_>) -> io::Result<()> {
@@ -408,8 +414,13 @@ fn next_run(
     if run.allocation.reads_as_zero() {
         return Ok((run, None));
     }
-    let data = &mut buffer[..run.extent.len().as_usize()];
-    Ok((run, fetch(disk, run.extent, data, takes_files)?))
+    if let Some(file) = file_range(disk, run.extent, takes_files) {
+        return Ok((run, Some(file)));
+    }
+    let copied = ByteLen::new(run.extent.len().get().min(COPIED_PIECE_BYTES));
+    let data = &mut buffer[..copied.as_usize()];
+    disk.read(run.extent.start(), data)?;
+    Ok((ExtentStatus { extent: Extent::new(run.extent.start(), copied)?, ..run }, None))
 }
 
 fn is_large_hole(run: &ExtentStatus) -> bool {

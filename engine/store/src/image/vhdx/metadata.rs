@@ -107,13 +107,14 @@ fn decode(table: &[u8], region: Extent, read: &dyn Fn(u32, u32) -> Result<Vec<u8
     if count > ENTRIES_MAX {
         return Err(Error::corrupt(format!("{count} items")));
     }
-    let mut items = Items::default();
+    let (mut items, mut places) = (Items::default(), Vec::new());
     for entry in table[32..].chunks_exact(32).take(usize::from(count)) {
         let (at, len, flags) = (le32(entry, 16), le32(entry, 20), le32(entry, 24));
         let inside = u64::from(at) + u64::from(len) <= region.len().get();
         if len > ITEM_BYTES_MAX || !inside || (len > 0 && u64::from(at) < TABLE_BYTES as u64) {
             return Err(Error::corrupt(format!("an item of {len} bytes at {at}")));
         }
+        places.push(at..at + len);
         let known = match &entry[..16] {
             id if *id == FILE_PARAMETERS => &mut items.parameters,
             id if *id == DISK_SIZE => &mut items.size,
@@ -129,7 +130,15 @@ fn decode(table: &[u8], region: Extent, read: &dyn Fn(u32, u32) -> Result<Vec<u8
             return Err(Error::corrupt("it holds an item twice"));
         }
     }
-    items.decode()
+    // Changing one of two would change the other.
+    places.retain(|place| !place.is_empty());
+    places.sort_unstable_by_key(|place| place.start);
+    match places.windows(2).find(|pair| pair[1].start < pair[0].end) {
+        Some(pair) => {
+            Err(Error::corrupt(format!("an item at {} lies on the one at {}", pair[1].start, pair[0].start)))
+        }
+        None => items.decode(),
+    }
 }
 
 impl Items {

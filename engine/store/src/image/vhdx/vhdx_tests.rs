@@ -211,7 +211,7 @@ fn written() -> (CrashStorage, Arc<dyn StorageFile>) {
 fn structures_that_make_no_sense_are_refused() {
     let region = 192_u64 << 10;
     let item = 2 * MIB + (64 << 10);
-    let cases: [(&str, u64, &[u8], ErrorKind); 17] = [
+    let cases: [(&str, u64, &[u8], ErrorKind); 18] = [
         ("another version", (64 << 10) + 66, &2_u16.to_le_bytes(), ErrorKind::Unsupported),
         ("a log askew", (64 << 10) + 72, &4096_u64.to_le_bytes(), ErrorKind::Corrupt),
         ("a log on the table", (64 << 10) + 72, &(3 * MIB).to_le_bytes(), ErrorKind::Corrupt),
@@ -225,6 +225,7 @@ fn structures_that_make_no_sense_are_refused() {
         ("too many items", 2 * MIB + 10, &u16::MAX.to_le_bytes(), ErrorKind::Corrupt),
         ("an unknown item", 2 * MIB + 32, &[9; 16], ErrorKind::Unsupported),
         ("an item past its region", 2 * MIB + 48, &u32::MAX.to_le_bytes(), ErrorKind::Corrupt),
+        ("items on each other", 2 * MIB + 80, &(64_u32 << 10).to_le_bytes(), ErrorKind::Corrupt),
         ("odd blocks", item, &(3_u32 << 20).to_le_bytes(), ErrorKind::Corrupt),
         ("tiny blocks", item, &4096_u32.to_le_bytes(), ErrorKind::Corrupt),
         ("an endless disk", item + 8, &u64::MAX.to_le_bytes(), ErrorKind::Corrupt),

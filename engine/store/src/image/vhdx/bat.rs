@@ -49,6 +49,15 @@ impl State {
     }
 }
 
+/// How many entries a table has (section 2.5): a bitmap's stands behind a whole chunk of them, even if the disk has fewer blocks.
+fn entries_of(blocks: u64, chunk_ratio: u64, has_parent: bool) -> u64 {
+    if has_parent {
+        blocks.div_ceil(chunk_ratio) * (chunk_ratio + 1)
+    } else {
+        blocks + (blocks - 1) / chunk_ratio
+    }
+}
+
 /// The table.
 #[derive(Debug)]
 pub(super) struct Bat {
@@ -72,11 +81,7 @@ impl Bat {
     pub(super) fn new(name: &str, region: Extent, metadata: &Metadata) -> Result<Bat> {
         let blocks = metadata.len.blocks(metadata.block);
         let chunk_ratio = (metadata.logical_sector.bytes() << 23) >> metadata.block.get();
-        let bitmaps = match metadata.parent {
-            Some(_) => blocks.div_ceil(chunk_ratio),
-            None => (blocks - 1) / chunk_ratio,
-        };
-        let entries = blocks + bitmaps;
+        let entries = entries_of(blocks, chunk_ratio, metadata.parent.is_some());
         if entries * ENTRY_BYTES > region.len().get() {
             let context = format!("{name}: a table of {} bytes for {entries} entries", region.len());
             return Err(Error::corrupt(context));
@@ -93,7 +98,7 @@ impl Bat {
 
     /// How many bytes the table of a disk of so many blocks takes.
     pub(super) fn len_for(blocks: u64, chunk_ratio: u64) -> ByteLen {
-        ByteLen::new((blocks + (blocks - 1) / chunk_ratio) * ENTRY_BYTES)
+        ByteLen::new(entries_of(blocks, chunk_ratio, false) * ENTRY_BYTES)
     }
 
     /// How many blocks a table of so many bytes is enough for.
@@ -170,10 +175,7 @@ impl Bat {
         let structures = [regions.bat, regions.metadata, log];
         let mut places = Vec::new();
         let period = self.chunk_ratio + 1;
-        let entries = match metadata.parent {
-            Some(_) => self.blocks.div_ceil(self.chunk_ratio) * period,
-            None => self.index_of(self.blocks - 1) + 1,
-        };
+        let entries = entries_of(self.blocks, self.chunk_ratio, metadata.parent.is_some());
         let listed = Extent::new(self.region.start(), ByteLen::new(entries * ENTRY_BYTES))?;
         let mut buffer = vec![0; PAGE.as_usize()];
         let mut index = 0_u64;

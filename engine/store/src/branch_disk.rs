@@ -11,13 +11,13 @@
 //! insertion into the map, never for a write or a sync. Locks are taken in the order unit, append, sync or layers.
 
 use crate::index::entry::Entry;
-use crate::index::stack::Stack;
+use crate::index::stack::{Holes, Stack};
 use crate::index::writer::{IndexHeader, IndexWriter};
 use crate::journal::location::{Location, RecordKind};
 use crate::journal::log::{LogWriter, PreparedWrite};
 use crate::journal::packer::Packer;
 use crate::journal::record::LogIdentity;
-use crate::plan::{Plan, PlanPiece, status_in_windows};
+use crate::plan::{Plan, PlanPiece, PlanPieces, status_in_windows};
 use crate::store::StoreOptions;
 use crate::stored_file::{FileTable, StoredFile};
 use crate::unit::Unit;
@@ -408,8 +408,8 @@ impl BranchDisk {
     }
 
     fn plan(&self, range: Extent) -> Result<(Plan, Arc<Stack>)> {
-        let mut pieces = Vec::new();
-        let mut holes = Vec::new();
+        let mut pieces = PlanPieces::new();
+        let mut holes = Holes::new();
         let stack = {
             let layers = self.layers.read().unwrap_or_else(PoisonError::into_inner);
             for piece in layers.map.lookup(range) {

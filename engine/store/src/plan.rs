@@ -6,6 +6,7 @@ use crate::stored_file::StoredFile;
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, StorageFile, Volume,
 };
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// Where the bytes of an extent live.
@@ -26,10 +27,13 @@ pub(crate) struct PlanPiece {
     pub source: PlanSource,
 }
 
+/// A guest's read mostly has one piece, for which nothing is allocated.
+pub(crate) type PlanPieces = SmallVec<[PlanPiece; 2]>;
+
 /// Pieces that tile a range, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
-    pieces: Vec<PlanPiece>,
+    pieces: PlanPieces,
 }
 
 /// The payload that was read and checked last, where only a part of it was wanted.
@@ -52,7 +56,7 @@ impl PlanPiece {
 
 impl Plan {
     /// A plan of pieces that are disjoint and together have no gap, in any order.
-    pub(crate) fn new(mut pieces: Vec<PlanPiece>) -> Plan {
+    pub(crate) fn new(mut pieces: PlanPieces) -> Plan {
         pieces.sort_unstable_by_key(|piece| piece.extent.start());
         Plan { pieces }
     }

@@ -121,7 +121,7 @@ impl SummedImage {
         let (present, _) = bytes.split_at_mut(short.len().as_usize());
         image.read_at(short.start(), present, RequestClass::Background)?;
         let (before, stored) = (Sum::of(present), layers.sums.get(short.blocks(self.block()))?);
-        if stored == [before] || self.redo_blocks().overlaps(short) {
+        if *stored == [before] || self.redo_blocks().overlaps(short) {
             return Ok(Sum::of(&bytes));
         }
         Err(Error::corrupt(format!("{short} of {} do not match their checksum", layers.sums.name())))

@@ -15,6 +15,7 @@ use blocks::{
     BlockShift, ByteLen, ByteOffset, ByteReader, ByteWriter, Error, Extent, Result, StorageFile, Synced,
     is_zero,
 };
+use smallvec::SmallVec;
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -125,7 +126,7 @@ impl SumTable {
     }
 
     /// The checksums of these blocks.
-    pub(super) fn get(&self, blocks: Range<u64>) -> Result<Vec<Sum>> {
+    pub(super) fn get(&self, blocks: Range<u64>) -> Result<SmallVec<[Sum; 4]>> {
         let mut cache = self.cache();
         blocks
             .map(|block| {

@@ -3,13 +3,17 @@
 use super::entry::Entry;
 use super::merge::Merge;
 use super::reader::IndexReader;
-use crate::plan::{Plan, PlanPiece, PlanSource};
+use crate::plan::{Plan, PlanPiece, PlanPieces, PlanSource};
 use crate::stored_file::StoredFile;
 use crate::unit::branch::DeltaId;
 use blocks::{Error, Extent, Result, Volume};
+use smallvec::{SmallVec, smallvec};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+
+/// Where nothing has been found yet.
+pub(crate) type Holes = SmallVec<[Extent; 2]>;
 
 /// One line of descent down to the image, as it was when this was made. Whoever holds it keeps its files.
 pub(crate) struct Stack {
@@ -43,18 +47,18 @@ impl Stack {
 
     /// The plan for a range of the disk.
     pub(crate) fn plan(&self, range: Extent) -> Result<Plan> {
-        let mut pieces = Vec::new();
-        self.resolve(vec![range], &mut pieces)?;
+        let mut pieces = PlanPieces::new();
+        self.resolve(smallvec![range], &mut pieces)?;
         Ok(Plan::new(pieces))
     }
 
     /// Adds to `pieces` where the bytes of `holes`, which are in order and disjoint, live.
-    pub(crate) fn resolve(&self, mut holes: Vec<Extent>, pieces: &mut Vec<PlanPiece>) -> Result<()> {
+    pub(crate) fn resolve(&self, mut holes: Holes, pieces: &mut PlanPieces) -> Result<()> {
         for index in &self.indexes {
             if holes.is_empty() {
                 return Ok(());
             }
-            let mut left = Vec::new();
+            let mut left = Holes::new();
             for hole in holes {
                 let mut at = hole.start();
                 let mut missing = None;

@@ -14,6 +14,7 @@ use super::block::{Bitmap, BitmapCache, BlockLayout};
 use super::footer::Footer;
 use super::slots::Slots;
 use blocks::{ByteLen, ByteOffset, Extent, FileRange, Result, StorageFile, Volume};
+use smallvec::{SmallVec, smallvec};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A dynamic VHD, open.
@@ -36,6 +37,9 @@ struct BlockPart {
     /// From the block's start.
     inside: Extent,
 }
+
+/// Runs of a part, in order, from the block's start, and where each is in the file. Mostly one.
+type Stored = SmallVec<[(Extent, Option<ByteOffset>); 1]>;
 
 impl VhdDisk {
     /// The disk of checked structures. Opened for writing, a footer that a crash has left behind is put right.
@@ -77,10 +81,10 @@ impl VhdDisk {
 
     /// The part's runs, with where their bytes lie in the file, `None` for those that are not stored: the parent's, or
     /// zeroes.
-    fn resolve(&self, part: &BlockPart) -> Result<Vec<(Extent, Option<ByteOffset>)>> {
-        let Some(bitmap_at) = self.bat.get(part.block) else { return Ok(vec![(part.inside, None)]) };
+    fn resolve(&self, part: &BlockPart) -> Result<Stored> {
+        let Some(bitmap_at) = self.bat.get(part.block) else { return Ok(smallvec![(part.inside, None)]) };
         let Some(bitmap) = self.bitmaps.get(&*self.file, part.block, bitmap_at, self.layout)? else {
-            return Ok(vec![(part.inside, Some(self.data_at(bitmap_at, part.inside)))]);
+            return Ok(smallvec![(part.inside, Some(self.data_at(bitmap_at, part.inside)))]);
         };
         let stored = |run, present: bool| present.then(|| self.data_at(bitmap_at, run));
         Ok(bitmap.runs(part.inside).into_iter().map(|(run, present)| (run, stored(run, present))).collect())

@@ -30,7 +30,6 @@ pub struct Look {
 impl Look {
     /// Has something received, which may wait.
     pub fn receive<T>(&mut self, mut receive: impl FnMut(Waiting) -> io::Result<T>) -> io::Result<T> {
-        let would_wait = |received: &io::Result<T>| matches!(received, Err(error) if error.kind() == io::ErrorKind::WouldBlock);
         let at_once = receive(Waiting::Never);
         if !would_wait(&at_once) {
             return at_once;
@@ -46,6 +45,25 @@ impl Look {
         let received = receive(Waiting::Sleeps);
         self.last_wait_was_short = begun.elapsed() < SHORT_WAIT;
         received
+    }
+}
+
+fn would_wait<T>(outcome: &io::Result<T>) -> bool {
+    matches!(outcome, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Tries again for a moment what does not wait, as long as it is refused with `WouldBlock`; `None` where it still is.
+pub fn for_a_moment<T>(mut attempt: impl FnMut() -> io::Result<T>) -> Option<io::Result<T>> {
+    let begun = Instant::now();
+    loop {
+        let outcome = attempt();
+        if !would_wait(&outcome) {
+            return Some(outcome);
+        }
+        if begun.elapsed() >= LOOK {
+            return None;
+        }
+        rustix::thread::sched_yield();
     }
 }
 
@@ -102,6 +120,25 @@ mod tests {
         let waited = arrives(&mut look, usize::MAX, Duration::from_millis(20));
         assert_eq!(waited.last(), Some(&Waiting::Sleeps));
         assert!(!look.last_wait_was_short);
+    }
+
+    #[test]
+    fn a_moment_ends_with_an_answer_or_without() {
+        let refused = || Err::<u32, _>(io::ErrorKind::WouldBlock.into());
+        assert!(for_a_moment(refused).is_none());
+        assert_eq!(for_a_moment(|| Ok(7)).unwrap().unwrap(), 7);
+        let failed = for_a_moment(|| Err::<u32, _>(io::ErrorKind::BrokenPipe.into())).unwrap();
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        // A thread that loses its core may have no moment left for the second attempt: not each time.
+        let second = |_| {
+            let mut attempts = 0;
+            let outcome = for_a_moment(|| {
+                attempts += 1;
+                if attempts == 2 { Ok(attempts) } else { refused() }
+            });
+            matches!(outcome, Some(Ok(2)))
+        };
+        assert!((0..1000).any(second));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! A connected stream, TCP or unix, encrypted from some moment on or not at all.
 
-use crate::look::Waiting;
+use crate::look::{Waiting, for_a_moment};
 #[cfg(any(test, feature = "fuzzing"))]
 use crate::memory_stream::MemoryStream;
 use crate::patience::{Patience, Underway};
@@ -8,7 +8,7 @@ use crate::tls::Tls;
 use blocks::{FileRange, Place};
 use rustix::fs::sendfile;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -21,6 +21,10 @@ use std::time::Duration;
 /// them first, a piece of this length at a time, puts them into the cache that the processors share while it is still busy with
 /// the piece before: docs/design/0020-landing.md has what that gains.
 const WARMED_BYTES: usize = 64 << 10;
+
+/// A body of this length does not fit a socket's buffer, or fills most of it: its sender waits for the client to copy, which on this
+/// machine takes less time than waking whoever sleeps.
+const LOOKED_FOR_BYTES_MIN: usize = 128 << 10;
 
 /// A connection that several threads may use at once: one reads, one writes.
 #[derive(Debug)]
@@ -285,6 +289,24 @@ impl Socket {
         Ok(())
     }
 
+    /// Sends as much as there is room for, or waits for room. Where it is worth a `look`, it looks for room before it sleeps.
+    fn write_some(&self, buffers: &[IoSlice<'_>], look: bool) -> io::Result<usize> {
+        let looked = if look && self.is_local { for_a_moment(|| self.write_now(buffers)) } else { None };
+        looked.unwrap_or_else(|| on_stream!(self, stream => (&mut &*stream).write_vectored(buffers)))
+    }
+
+    /// Sends as much as there is room for; `WouldBlock` where there is none.
+    fn write_now(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let mut nothing = SendAncillaryBuffer::default();
+        Ok(match &self.stream {
+            Stream::Tcp(stream) => sendmsg(stream, buffers, &mut nothing, flags)?,
+            Stream::Unix(stream) => sendmsg(stream, buffers, &mut nothing, flags)?,
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory(stream) => (&mut &*stream).write_vectored(buffers)?,
+        })
+    }
+
     /// Sends all of the head and then all of the body.
     pub fn write_all(&self, head: &[u8], body: &[u8]) -> io::Result<()> {
         if let Some(tls) = self.tls.get() {
@@ -296,7 +318,7 @@ impl Socket {
         let mut left = &mut buffers[..];
         IoSlice::advance_slices(&mut left, 0);
         while !left.is_empty() {
-            match on_stream!(self, stream => (&mut &*stream).write_vectored(left)) {
+            match self.write_some(left, body.len() >= LOOKED_FOR_BYTES_MIN) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => {
                     IoSlice::advance_slices(&mut left, sent);

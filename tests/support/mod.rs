@@ -115,7 +115,10 @@ impl Stage {
         self.agent = None;
         let mut command = program();
         command.args(["agent", "--server", &format!("127.0.0.1:{port}"), "--name", NAME]);
-        command.args(["--heartbeat", "500ms", "--checkpoint-every", "2s"]);
+        command.args(["--heartbeat", "500ms"]);
+        if !more.contains(&"--checkpoint-every") {
+            command.args(["--checkpoint-every", "2s"]);
+        }
         command.args(["--disk", device, "--state"]).arg(self.path("agent"));
         command.args(more);
         self.agent = Some(Process::start(command, crash_at, &self.path("agent.log")));

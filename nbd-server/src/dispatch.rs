@@ -13,11 +13,11 @@ use blocks::{ByteAccess, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileR
 use std::io;
 use std::sync::Arc;
 
-/// Reads in chunks are looked up in pieces of this size, so that a long one holds no long buffer.
-pub const READ_PIECE_BYTES: u64 = 1 << 20;
+/// Reads in chunks are looked up in pieces of this size.
+const LOOKED_UP_BYTES: u64 = 1 << 20;
 /// What has to be read into a buffer leaves in chunks of this size: it is still in the processor's cache when the socket
 /// takes it, and the client copies one while the next is read (docs/design/0020-landing.md).
-const COPIED_PIECE_BYTES: u64 = 256 << 10;
+const COPIED_BYTES: u64 = 256 << 10;
 /// Shorter reads are not worth a look for holes.
 const HOLE_LOOKUP_BYTES_MIN: u64 = 32 << 10;
 /// From here on bytes of a file are sent without being read first, where that is possible.
@@ -218,7 +218,7 @@ pub fn reply_bytes(action: &Action, agreed: &Agreed) -> usize {
             extent.len().as_usize()
         }
         Action::Read { extent: Some(extent), .. } | Action::Cache { extent: Some(extent) } => {
-            ByteLen::new(extent.len().get().min(READ_PIECE_BYTES)).as_usize()
+            ByteLen::new(extent.len().get().min(COPIED_BYTES)).as_usize()
         }
         _ => 0,
     }
@@ -364,14 +364,12 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
     let mut at = extent.start();
     let takes_files = reply.socket.takes_files();
     while let Some(rest) = Extent::between(at, extent.end()) {
-        let (run, file) = match export.with_disk(|disk| next_run(disk, rest, buffer, takes_files)) {
-            Some(Ok(found)) => found,
-            Some(Err(error)) => {
-                log(&error);
-                return reply.error_at(NbdError::of(error.kind()), &error.to_string(), at);
-            }
-            None => return reply.error_at(NbdError::Shutdown, REMOVED, at),
-        };
+        let found = export.with_disk(|disk| {
+            let run = next_run(disk, rest)?;
+            let is_zero = run.allocation.reads_as_zero();
+            Ok((run, if is_zero { None } else { file_range(disk, run.extent, takes_files) }))
+        });
+        let Some((run, file)) = told(found, at, reply)? else { return Ok(()) };
         at = run.extent.end();
         let last = at == extent.end();
         if run.allocation.reads_as_zero() {
@@ -379,48 +377,49 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
         } else if let Some(file) = file {
             reply.file(run.extent, &file, last, buffer)?;
         } else {
-            reply.data(run.extent.start(), &buffer[..run.extent.len().as_usize()], last)?;
+            for part in run.extent.split(ByteLen::new(COPIED_BYTES)) {
+                let data = &mut buffer[..part.len().as_usize()];
+                let read = export.with_disk(|disk| disk.read(part.start(), data));
+                let Some(()) = told(read, part.start(), reply)? else { return Ok(()) };
+                reply.data(part.start(), data, part.end() == extent.end())?;
+            }
         }
     }
     Ok(())
 }
 
-/// The run at the start of `rest`; its data in the buffer unless it reads as zeroes or can be had from a file.
-fn next_run(
-    disk: &ByteAccess,
-    rest: Extent,
-    buffer: &mut [u8],
-    takes_files: bool,
-) -> Result<(ExtentStatus, Option<FileRange>)> {
-    let piece_len = ByteLen::new(rest.len().get().min(READ_PIECE_BYTES));
-    let piece = Extent::new(rest.start(), piece_len)?;
-    let data = ExtentStatus { extent: piece, allocation: blocks::Allocation::Data };
-    let run = if rest.len().get() < HOLE_LOOKUP_BYTES_MIN {
-        data
-    } else {
-        let runs = disk.status(piece)?;
-        match runs.first() {
-            Some(first) if first.allocation.reads_as_zero() => *first,
-            // One system call for data with small holes in it is better than a chunk for each.
-            _ => match runs.iter().find(|run| is_large_hole(run)) {
-                Some(hole) => ExtentStatus {
-                    extent: Extent::new(piece.start(), hole.extent.start() - piece.start())?,
-                    ..data
-                },
-                None => data,
-            },
+/// What a read came to; `None` where it failed at this offset, or the export is gone, and the client has been told.
+fn told<T>(outcome: Option<Result<T>>, at: ByteOffset, reply: &Reply<'_>) -> io::Result<Option<T>> {
+    let failed = match outcome {
+        Some(Ok(found)) => return Ok(Some(found)),
+        Some(Err(error)) => {
+            log(&error);
+            reply.error_at(NbdError::of(error.kind()), &error.to_string(), at)
         }
+        None => reply.error_at(NbdError::Shutdown, REMOVED, at),
     };
-    if run.allocation.reads_as_zero() {
-        return Ok((run, None));
+    failed.map(|()| None)
+}
+
+/// The run at the start of `rest`, as it is to be sent.
+fn next_run(disk: &ByteAccess, rest: Extent) -> Result<ExtentStatus> {
+    let piece = Extent::new(rest.start(), ByteLen::new(rest.len().get().min(LOOKED_UP_BYTES)))?;
+    let data = ExtentStatus { extent: piece, allocation: blocks::Allocation::Data };
+    if rest.len().get() < HOLE_LOOKUP_BYTES_MIN {
+        return Ok(data);
     }
-    if let Some(file) = file_range(disk, run.extent, takes_files) {
-        return Ok((run, Some(file)));
+    let runs = disk.status(piece)?;
+    match runs.first() {
+        Some(first) if first.allocation.reads_as_zero() => Ok(*first),
+        // One system call for data with small holes in it is better than a chunk for each.
+        _ => match runs.iter().find(|run| is_large_hole(run)) {
+            Some(hole) => {
+                let len = hole.extent.start() - piece.start();
+                Ok(ExtentStatus { extent: Extent::new(piece.start(), len)?, ..data })
+            }
+            None => Ok(data),
+        },
     }
-    let copied = ByteLen::new(run.extent.len().get().min(COPIED_PIECE_BYTES));
-    let data = &mut buffer[..copied.as_usize()];
-    disk.read(run.extent.start(), data)?;
-    Ok((ExtentStatus { extent: Extent::new(run.extent.start(), copied)?, ..run }, None))
 }
 
 fn is_large_hole(run: &ExtentStatus) -> bool {

@@ -113,6 +113,21 @@ fn a_power_cut_while_growing_leaves_the_one_length_or_the_other() {
     }
 }
 
+/// As other writers may leave it: the file ends where the disk does, in the middle of a block.
+#[test]
+fn a_vhdx_whose_last_block_is_cut_becomes_longer() {
+    let kind = (ImageFormat::Vhdx, false);
+    let made = || {
+        let (storage, history) = made_with(kind, LEN, vec![extent(LEN - MIB, MIB)]);
+        let file = file(&storage);
+        let beyond = LEN.next_multiple_of(8 * MIB) - LEN;
+        file.set_len(ByteLen::new(file.len().unwrap().get() - beyond)).unwrap();
+        file.sync().unwrap();
+        (storage, history)
+    };
+    survives_power_cuts(&made, kind, LEN, 90 * MIB + 1024);
+}
+
 #[test]
 fn a_power_cut_while_shrinking_leaves_the_one_length_or_the_other() {
     for kind in SHRINKING {

@@ -6,7 +6,7 @@ use crate::stored_file::StoredFile;
 use blocks::{
     Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, StorageFile, Volume,
 };
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
 
 /// Where the bytes of an extent live.
@@ -59,6 +59,11 @@ impl Plan {
     pub(crate) fn new(mut pieces: PlanPieces) -> Plan {
         pieces.sort_unstable_by_key(|piece| piece.extent.start());
         Plan { pieces }
+    }
+
+    /// A plan of one piece.
+    pub(crate) fn of(piece: PlanPiece) -> Plan {
+        Plan { pieces: smallvec![piece] }
     }
 
     /// Reads what was planned into `buffer`, whose first byte is `start`. Checks every payload it uses; `Corrupt` names

@@ -304,7 +304,7 @@ impl Pieces<'_> {
                     self.report.log_read += location.stored_len();
                 }
                 let mut bytes = vec![0; extent.len().as_usize()];
-                let plan = Plan::new(smallvec::smallvec![PlanPiece::at(extent, entry.location, log)]);
+                let plan = Plan::of(PlanPiece::at(extent, entry.location, log));
                 plan.read(extent.start(), &mut bytes, self.stack.image(), RequestClass::Background)?;
                 ReplayContent::Data(bytes)
             }

@@ -68,8 +68,7 @@ impl Unit {
                         Error::corrupt(format!("an index names delta {}, which is not of it", entry.delta))
                     })?;
                     let mut bytes = vec![0; entry.extent.len().as_usize()];
-                    let plan =
-                        Plan::new(smallvec::smallvec![PlanPiece::at(entry.extent, entry.location, log)]);
+                    let plan = Plan::of(PlanPiece::at(entry.extent, entry.location, log));
                     plan.read(entry.extent.start(), &mut bytes, &*image, RequestClass::Background)?;
                     ReplayContent::Data(bytes)
                 }

@@ -379,9 +379,18 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
         } else {
             for part in run.extent.split(ByteLen::new(COPIED_BYTES)) {
                 let data = &mut buffer[..part.len().as_usize()];
-                let read = export.with_disk(|disk| disk.read(part.start(), data));
-                let Some(()) = told(read, part.start(), reply)? else { return Ok(()) };
-                reply.data(part.start(), data, part.end() == extent.end())?;
+                let located = takes_files && part.len().get() >= FILE_BYTES_MIN;
+                let read = export.with_disk(|disk| match located {
+                    true => disk.read_located(part.start(), data),
+                    false => disk.read(part.start(), data).map(|()| None),
+                });
+                let Some(file) = told(read, part.start(), reply)? else { return Ok(()) };
+                let last = part.end() == extent.end();
+                match file {
+                    // They were read just now, so they are near already.
+                    Some(file) => reply.file(part, &file, last, &mut [])?,
+                    None => reply.data(part.start(), data, last)?,
+                }
             }
         }
     }

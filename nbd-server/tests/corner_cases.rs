@@ -8,7 +8,7 @@ use blocks::{
     Volume,
 };
 use common::raw::Raw;
-use common::{MIB, Served, succeed};
+use common::{MIB, Served, patterned, succeed};
 use nbd_server::Export;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -468,4 +468,65 @@ fn a_read_that_fails_behind_its_head_ends_the_connection() {
     assert_eq!(raw.simple_reply(), (0, 2));
     raw.take(256 << 10);
     assert!(raw.is_closed(), "rather than bytes that are not the disk's");
+}
+
+/// A disk that has read its bytes, and says that they are in a file.
+struct Located {
+    disk: Arc<Watched>,
+    file: Arc<std::fs::File>,
+}
+
+impl Volume for Located {
+    fn len(&self) -> ByteLen {
+        self.disk.len()
+    }
+    fn is_read_only(&self) -> bool {
+        true
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> blocks::Result<()> {
+        self.disk.read_at(offset, buffer, class)
+    }
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> blocks::Result<Option<FileRange>> {
+        self.disk.read_at(offset, buffer, class)?;
+        Ok(Some(FileRange { file: self.file.clone(), offset }))
+    }
+    fn write_at(&self, _: ByteOffset, _: &[u8], _: bool, _: RequestClass) -> blocks::Result<()> {
+        unreachable!("it is read-only")
+    }
+    fn write_zeroes(&self, _: Extent, _: bool, _: bool, _: RequestClass) -> blocks::Result<()> {
+        unreachable!("it is read-only")
+    }
+    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> blocks::Result<()> {
+        unreachable!("it is read-only")
+    }
+    fn flush(&self) -> blocks::Result<()> {
+        Ok(())
+    }
+    fn status(&self, extent: Extent) -> blocks::Result<Vec<ExtentStatus>> {
+        Ok(vec![ExtentStatus { extent, allocation: blocks::Allocation::Data }])
+    }
+}
+
+#[test]
+fn a_long_read_that_was_located_is_sent_from_its_file_and_a_failed_one_is_an_error() {
+    let file = tempfile::tempfile().unwrap();
+    let bytes = patterned(MIB, 3);
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+    let disk = Watched::new();
+    let served = Served::volume(Arc::new(Located { disk: disk.clone(), file: Arc::new(file) }));
+    std::fs::write(served.path("bytes"), &bytes).unwrap();
+    for uri in served.uris() {
+        // The disk is all zeroes: what is not, came from the file.
+        let from_file = format!("assert h.pread({MIB}, 0) == open('{}', 'rb').read()", served.path("bytes"));
+        nbdsh(&uri, &from_file);
+        nbdsh(&uri, "assert h.pread(4096, 8192) == bytes(4096), 'a short read comes from the disk'");
+        *disk.fail_with.lock().unwrap() = Some(ErrorKind::Corrupt);
+        nbdsh(&uri, &format!("fails(errno.EIO, lambda: h.pread({MIB}, 0))"));
+        *disk.fail_with.lock().unwrap() = None;
+    }
 }

@@ -41,6 +41,14 @@ impl ByteAccess {
         Ok(())
     }
 
+    /// Fills the buffer, as [`Volume::read_located`]; nothing is said of what is not of whole sectors.
+    pub fn read_located(&self, offset: ByteOffset, buffer: &mut [u8]) -> Result<Option<FileRange>> {
+        if self.is_aligned(offset, ByteLen::of(buffer)) {
+            return self.volume.read_located(offset, buffer, CLASS);
+        }
+        self.read(offset, buffer).map(|()| None)
+    }
+
     /// The file range that holds the extent as it is, where there is one and the extent is of whole sectors.
     pub fn file_range(&self, extent: Extent) -> Option<FileRange> {
         extent.is_aligned(self.volume.alignment()).then(|| self.volume.file_range(extent)).flatten()

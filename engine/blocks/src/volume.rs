@@ -114,6 +114,18 @@ pub trait Volume: Send + Sync {
         None
     }
 
+    /// Fills the buffer as [`Volume::read_at`] does and says, where that is so, that the same bytes lie in a file of the host
+    /// and stay there unchanged until the disk is let go of: whatever had to be held against a checksum was, and they may be
+    /// handed on from there.
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        self.read_at(offset, buffer, class).map(|()| None)
+    }
+
     /// The shortest write for which [`Volume::write_arrived`] is worth a try; `None` where it never is.
     fn arrived_len_min(&self) -> Option<ByteLen> {
         None
@@ -173,6 +185,14 @@ impl<V: Volume + ?Sized> Volume for std::sync::Arc<V> {
     }
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
         (**self).file_range(extent)
+    }
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        (**self).read_located(offset, buffer, class)
     }
     fn arrived_len_min(&self) -> Option<ByteLen> {
         (**self).arrived_len_min()

@@ -4,7 +4,8 @@ use crate::journal::location::{Location, LogLocation};
 use crate::journal::pack::unpack;
 use crate::stored_file::StoredFile;
 use blocks::{
-    Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, RequestClass, Result, StorageFile, Volume,
+    Allocation, ByteLen, ByteOffset, Error, Extent, ExtentStatus, FileRange, RequestClass, Result,
+    StorageFile, Volume,
 };
 use smallvec::{SmallVec, smallvec};
 use std::sync::Arc;
@@ -88,6 +89,22 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// The same, and where the bytes lie in a file if all are the image's and it knows ([`Volume::read_located`]).
+    pub(crate) fn read_located(
+        &self,
+        start: ByteOffset,
+        buffer: &mut [u8],
+        image: &dyn Volume,
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        match self.pieces.as_slice() {
+            [PlanPiece { extent, source: PlanSource::Image }] if extent.end() <= image.len().end() => {
+                image.read_located(start, buffer, class)
+            }
+            _ => self.read(start, buffer, image, class).map(|()| None),
+        }
     }
 
     /// The pieces, in order.

@@ -4,8 +4,8 @@ use crate::index::stack::Stack;
 use crate::plan::status_in_windows;
 use crate::unit::pins::ViewPin;
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
-    check_request,
+    BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, FileRange, RequestClass, Result,
+    Volume, check_request,
 };
 use std::sync::Arc;
 
@@ -46,6 +46,17 @@ impl Volume for View {
             Some(range) => self.stack.plan(range)?.read(offset, buffer, self.stack.image(), class),
             None => Ok(()),
         }
+    }
+
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        let range = check_request(self.len, BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
+        let Some(range) = range else { return Ok(None) };
+        self.stack.plan(range)?.read_located(offset, buffer, self.stack.image(), class)
     }
 
     fn write_at(&self, _: ByteOffset, _: &[u8], _: bool, _: RequestClass) -> Result<()> {

@@ -1,7 +1,7 @@
 //! A disk after its pivot: the target takes the writes, the map remembers where.
 
 use crate::session::dirty_map::DirtyMap;
-use blocks::{ByteLen, ByteOffset, Extent, ExtentStatus, RequestClass, Result, Volume};
+use blocks::{Arrived, ByteLen, ByteOffset, Extent, ExtentStatus, FileRange, RequestClass, Result, Volume};
 use std::sync::Arc;
 
 /// A target whose writes are marked in a [`DirtyMap`] first. As long as the target; the session's volume above cuts it
@@ -61,6 +61,19 @@ impl Volume for PivotedVolume {
 
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         self.target.status(extent)
+    }
+
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        self.target.file_range(extent)
+    }
+
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.target.arrived_len_min()
+    }
+
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, class: RequestClass) -> Result<bool> {
+        self.map.mark(extent)?;
+        self.target.write_arrived(extent, from, class)
     }
 
     fn zeroes_fast(&self, keep_allocated: bool) -> bool {

@@ -13,8 +13,8 @@
 
 use crate::session::block_set::BlockSet;
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
-    check_request, monotonic_now,
+    Arrived, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, FileRange,
+    RequestClass, Result, Volume, check_request, monotonic_now,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockWriteGuard, Weak};
@@ -229,6 +229,18 @@ impl Volume for SessionVolume {
         }
     }
 
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        match self.check(offset, ByteLen::of(buffer))? {
+            Some(_) => self.inner().read_located(offset, buffer, class),
+            None => Ok(None),
+        }
+    }
+
     fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
         let extent = self.check(offset, ByteLen::of(data))?;
         self.change(extent, fua, |inner| inner.write_at(offset, data, fua, class))
@@ -260,6 +272,25 @@ impl Volume for SessionVolume {
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         self.check(extent.start(), extent.len())?;
         self.inner().status(extent)
+    }
+
+    fn file_range(&self, extent: Extent) -> Option<FileRange> {
+        self.check(extent.start(), extent.len()).ok()?;
+        self.inner().file_range(extent)
+    }
+
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.inner().arrived_len_min()
+    }
+
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, class: RequestClass) -> Result<bool> {
+        let checked = self.check(extent.start(), extent.len())?;
+        let mut has_landed = false;
+        self.change(checked, false, |inner| {
+            has_landed = inner.write_arrived(extent, from, class)?;
+            Ok(())
+        })?;
+        Ok(has_landed)
     }
 
     fn zeroes_fast(&self, keep_allocated: bool) -> bool {

@@ -1,5 +1,7 @@
 use super::*;
-use blocks::MemoryVolume;
+use crate::session::dirty_map::{DirtyMap, MapOwner};
+use crate::session::pivoted_volume::PivotedVolume;
+use blocks::{DiskIndex, Id, MemoryVolume, Place, SessionId};
 use std::sync::atomic::AtomicI32;
 
 fn volume_over(inner: Arc<MemoryVolume>) -> (Arc<SessionVolume>, Arc<AtomicI32>) {
@@ -90,4 +92,85 @@ fn a_closed_volume_refuses_writes_and_reads_on() {
     volume.read_at(ByteOffset::ZERO, &mut [0; 512], RequestClass::Guest).unwrap();
     volume.close(false);
     volume.write_at(ByteOffset::ZERO, &[1; 512], false, RequestClass::Guest).unwrap();
+}
+
+/// A disk that has all that arrives put into its memory.
+struct Landing(Mutex<Vec<u8>>);
+
+impl Volume for Landing {
+    fn len(&self) -> ByteLen {
+        ByteLen::of(&lock(&self.0))
+    }
+    fn is_read_only(&self) -> bool {
+        false
+    }
+    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], _: RequestClass) -> Result<()> {
+        let from = (offset - ByteOffset::ZERO).as_usize();
+        buffer.copy_from_slice(&lock(&self.0)[from..from + buffer.len()]);
+        Ok(())
+    }
+    fn write_at(&self, _: ByteOffset, _: &[u8], _: bool, _: RequestClass) -> Result<()> {
+        unreachable!("all lands")
+    }
+    fn write_zeroes(&self, _: Extent, _: bool, _: bool, _: RequestClass) -> Result<()> {
+        unreachable!("all lands")
+    }
+    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> Result<()> {
+        unreachable!("all lands")
+    }
+    fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
+        Ok(vec![ExtentStatus { extent, allocation: blocks::Allocation::Data }])
+    }
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        Some(ByteLen::new(512))
+    }
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, _: RequestClass) -> Result<bool> {
+        let start = (extent.start() - ByteOffset::ZERO).as_usize();
+        let mut memory = lock(&self.0);
+        let put = from.put(Place::over(&mut memory[start..start + extent.len().as_usize()]));
+        Ok(put.is_ok())
+    }
+}
+
+/// So many bytes of this value have arrived.
+struct Sevens;
+
+impl Arrived for Sevens {
+    fn put(&mut self, place: Place<'_>) -> std::io::Result<usize> {
+        // SAFETY: the places of this test are plain memory, and nobody else's meanwhile.
+        unsafe { place.address().write_bytes(7, place.len()) };
+        Ok(place.len())
+    }
+}
+
+/// After a pivot what a guest writes may land in the target; everything that waits for writes hears of it all the same.
+#[test]
+fn what_lands_is_watched_marked_and_in_the_dirty_map() {
+    let len = ByteLen::new(1 << 20);
+    let (volume, marks) = volume_over(Arc::new(MemoryVolume::new(len)));
+    let extent = Extent::new(ByteOffset::new(128 << 10), ByteLen::new(64 << 10)).unwrap();
+    assert_eq!(volume.arrived_len_min(), None, "a branch takes no payload that way");
+    let storage = store::testing::CrashStorage::new();
+    let session = SessionId(Id::from_bytes([7; 16]).unwrap());
+    let owner = MapOwner { session, disk: DiskIndex(0), len };
+    let map = Arc::new(DirtyMap::create(&storage, "map", owner, &BlockSet::new()).unwrap());
+    let target = Arc::new(Landing(Mutex::new(vec![0; len.as_usize()])));
+    let pivoted = PivotedVolume::new(Arc::clone(&target) as Arc<dyn Volume>, Arc::clone(&map));
+    volume.quiesce().switch(Arc::new(pivoted));
+    let watch = volume.watch();
+    assert!(volume.write_arrived(extent, &mut Sevens, RequestClass::Guest).unwrap());
+    let mut read = vec![0; extent.len().as_usize()];
+    volume.read_at(extent.start(), &mut read, RequestClass::Guest).unwrap();
+    assert!(read.iter().all(|byte| *byte == 7));
+    assert_eq!(watch.take().extents(len).iter().map(|(run, ())| run).collect::<Vec<_>>(), [extent]);
+    assert_eq!(marks.load(Ordering::SeqCst), 1, "it is not flushed");
+    assert_eq!(map.blocks().extents(len).iter().map(|(run, ())| run).collect::<Vec<_>>(), [extent]);
+    let past = Extent::new(len.end(), ByteLen::new(512)).unwrap();
+    assert!(volume.write_arrived(past, &mut Sevens, RequestClass::Guest).is_err());
+    volume.quiesce().close();
+    let refused = volume.write_arrived(extent, &mut Sevens, RequestClass::Guest).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::ReadOnly);
 }

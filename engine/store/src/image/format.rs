@@ -1,7 +1,7 @@
 //! Which formats there are, and what each can hold.
 
 use super::{qcow2, vhd, vhdx, vmdk};
-use blocks::{BlockShift, ByteLen, Error, ErrorKind, Result, SECTOR_BYTES};
+use blocks::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Result, SECTOR_BYTES};
 use std::fmt;
 use std::str::FromStr;
 
@@ -51,6 +51,18 @@ impl ImageFormat {
             ImageFormat::Vhdx => Some(vhdx::LEN_MAX),
             ImageFormat::Qcow2 => Some(qcow2::LEN_MAX),
             ImageFormat::Vmdk => Some(vmdk::LEN_MAX),
+        }
+    }
+
+    /// Where in a file data may lie that has to be moved when the disk becomes longer: only before this offset. `None` where
+    /// that can be anywhere.
+    pub(super) const fn moves_before(self) -> Option<ByteOffset> {
+        match self {
+            ImageFormat::Vhd => Some(vhd::TABLE_END_MAX),
+            // What does not fit their tables is refused, or there are none.
+            ImageFormat::Raw | ImageFormat::Vhdx => Some(ByteOffset::ZERO),
+            // Clusters change hands; tables are made anew anywhere.
+            ImageFormat::Qcow2 | ImageFormat::Vmdk => None,
         }
     }
 

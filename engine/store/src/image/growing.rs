@@ -15,7 +15,9 @@ use super::resize::{resize_image, room};
 use super::sum_table::{Sum, SumTable};
 use super::sums::{Layers, SummedImage};
 use crate::storage::{CountedFile, FileCounts};
-use blocks::{ByteLen, Error, ErrorKind, Extent, RequestClass, Result, StorageFile, Volume, crash_point};
+use blocks::{
+    ByteLen, ByteOffset, Error, ErrorKind, Extent, RequestClass, Result, StorageFile, Volume, crash_point,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 
@@ -29,6 +31,11 @@ pub(super) struct Medium {
 }
 
 impl Medium {
+    /// Whether data that lies at this offset of the file stays there, whatever becomes of the disk's length.
+    pub(super) fn stays_at(&self, offset: ByteOffset) -> bool {
+        self.format.moves_before().is_some_and(|end| offset >= end)
+    }
+
     /// Bytes written to it since it was opened.
     pub(super) fn written(&self) -> ByteLen {
         self.counts.written()

@@ -1,8 +1,10 @@
 use super::super::battery::{MIB, extent};
 use super::super::{create_image, with_sums};
 use super::*;
+use crate::storage::HostStorage;
 use crate::testing::{CrashStorage, History};
 use blocks::{OpenMode, Storage};
+use std::os::unix::fs::FileExt;
 
 /// Neither the old end nor the new one is a block's.
 const LEN: ByteLen = ByteLen::new((6 << 20) + 512);
@@ -125,4 +127,71 @@ fn what_does_not_fit_is_refused_beforehand() {
         assert!(error.to_string().contains(&format!("({gib} GiB)")), "{error}");
         assert_eq!(image.len(), LEN);
     }
+}
+
+/// What a reader was told of is handed on later, perhaps when the disk is longer already.
+#[test]
+fn bytes_that_were_located_stay_where_they_are_when_the_disk_becomes_longer() {
+    const LEN: ByteLen = ByteLen::new(96 << 20);
+    const GROWN: ByteLen = ByteLen::new(500 << 30);
+    let piece = 64 << 10;
+    for format in ImageFormat::ALL {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = HostStorage::new(folder.path()).unwrap();
+        let image = create_image(&storage, "image", format, LEN).unwrap();
+        with_sums(image, storage.open("sums", OpenMode::CreateNew).unwrap()).unwrap();
+        let (file, sums) =
+            (storage.open("image", OpenMode::ReadWrite), storage.open("sums", OpenMode::ReadWrite));
+        let image = open_summed((file.unwrap(), format), sums.unwrap(), (LEN, LEN), true).unwrap();
+        for at in (0..LEN.get()).step_by(MIB as usize) {
+            let data = vec![(at / MIB) as u8 + 1; MIB as usize];
+            image.write_at(ByteOffset::new(at), &data, false, RequestClass::Guest).unwrap();
+        }
+        let mut located = Vec::new();
+        for at in (0..LEN.get()).step_by(piece) {
+            let mut read = vec![0; piece];
+            let found = image.read_located(ByteOffset::new(at), &mut read, RequestClass::Guest).unwrap();
+            assert!(read.iter().all(|byte| *byte == (at / MIB) as u8 + 1), "{format} at {at}");
+            located.extend(found.map(|found| (found, read)));
+        }
+        let share = located.len() * piece * 100 / LEN.as_usize();
+        match format {
+            ImageFormat::Qcow2 | ImageFormat::Vmdk => assert_eq!(share, 0, "they may move what is anywhere"),
+            ImageFormat::Vhd => {
+                assert!((60..70).contains(&share), "{share} of 100: but for the first 32 MiB")
+            }
+            _ => assert!(share > 90, "{format}: {share} of 100"),
+        }
+        image.grow(GROWN).unwrap();
+        for (found, read) in located {
+            let mut bytes = vec![0; piece];
+            found.file.read_exact_at(&mut bytes, found.offset.get()).unwrap();
+            assert!(bytes == read, "{format}: {:?} was moved", found.offset);
+        }
+    }
+}
+
+/// It is held against its checksum whether it is handed on from the file or not.
+#[test]
+fn damage_is_found_before_anything_is_said_of_where_it_lies() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = HostStorage::new(folder.path()).unwrap();
+    let len = ByteLen::new(4 << 20);
+    let image = create_image(&storage, "image", ImageFormat::Raw, len).unwrap();
+    with_sums(image, storage.open("sums", OpenMode::CreateNew).unwrap()).unwrap();
+    let (file, sums) =
+        (storage.open("image", OpenMode::ReadWrite), storage.open("sums", OpenMode::ReadWrite));
+    let image = open_summed((file.unwrap(), ImageFormat::Raw), sums.unwrap(), (len, len), true).unwrap();
+    image.write_at(ByteOffset::ZERO, &[7; 1 << 20], false, RequestClass::Guest).unwrap();
+    let mut read = vec![0; 64 << 10];
+    let locate = |at, read: &mut [u8]| image.read_located(ByteOffset::new(at), read, RequestClass::Guest);
+    assert!(locate(0, &mut read).unwrap().is_some());
+    std::fs::File::options()
+        .write(true)
+        .open(folder.path().join("image"))
+        .unwrap()
+        .write_all_at(&[8], 9)
+        .unwrap();
+    assert_eq!(locate(0, &mut read).unwrap_err().kind(), ErrorKind::Corrupt);
+    assert!(locate(64 << 10, &mut read).unwrap().is_some());
 }

@@ -9,8 +9,8 @@ use super::growing::Medium;
 use super::poison::{Poison, check_writable};
 use super::sum_table::{Sum, SumTable};
 use blocks::{
-    BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentSet, ExtentStatus, RequestClass, Result,
-    StorageFile, Volume, check_request,
+    BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentSet, ExtentStatus, FileRange,
+    RequestClass, Result, StorageFile, Volume, check_request,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -387,6 +387,21 @@ impl Volume for SummedImage {
             part.copy_from_slice(&whole[skip..skip + part.len()]);
         }
         Ok(())
+    }
+
+    /// What was held against its checksum is changed by replays alone, and those change nothing that a stack shows which was
+    /// opened before; growth moves what lies in its way.
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        let extent = check_request(self.len(), BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
+        self.read_at(offset, buffer, class)?;
+        let (Some(extent), Some(medium)) = (extent, self.medium.as_ref()) else { return Ok(None) };
+        let found = self.on_image(|image| Ok(image.file_range(extent)))?;
+        Ok(found.filter(|range| medium.stays_at(range.offset)))
     }
 
     fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {

@@ -1,6 +1,7 @@
 //! A file that counts what is read from it and written to it.
 
 use blocks::{ByteLen, ByteOffset, Extent, Result, StorageFile, Synced};
+use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,5 +74,9 @@ impl StorageFile for CountedFile {
 
     fn sync(&self) -> Result<Synced> {
         self.file.sync()
+    }
+
+    fn host_file(&self) -> Option<&Arc<File>> {
+        self.file.host_file()
     }
 }

@@ -10,7 +10,8 @@ const COOKIE: [u8; 8] = *b"cxsparse";
 const VERSION: u32 = 0x0001_0000;
 const CHECKSUM_AT: usize = 36;
 /// 512 KiB and 2 MiB are seen in the wild. Smaller ones would make tables that do not fit in memory.
-const BLOCK_SHIFTS: std::ops::RangeInclusive<u32> = 19..=26;
+const BLOCK_SHIFTS: std::ops::RangeInclusive<u32> = BLOCK_SHIFT_MIN..=26;
+pub(super) const BLOCK_SHIFT_MIN: u32 = 19;
 
 /// A checked dynamic header.
 #[derive(Debug, Clone, PartialEq, Eq)]

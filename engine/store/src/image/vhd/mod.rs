@@ -25,7 +25,7 @@ mod shown;
 mod slots;
 
 use super::opening::last_part;
-use bat::Bat;
+use bat::{Bat, ENTRY_BYTES};
 use blocks::{BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, StorageFile};
 use footer::{DiskType, FOOTER_BYTES, Footer};
 use header::{DynamicHeader, HEADER_BYTES};
@@ -46,6 +46,11 @@ const BLOCK_BYTES: ByteLen = ByteLen::new(2 << 20);
 const LOCATOR_ROOM: ByteLen = ByteLen::new(1024);
 const HEADER_START: ByteOffset = ByteOffset::new(FOOTER_BYTES.get());
 const BAT_START: ByteOffset = ByteOffset::new(FOOTER_BYTES.get() + HEADER_BYTES.get());
+/// Where the table of an image of ours ends at the latest, however long its disk becomes. With room for blocks of 512 KiB.
+pub(super) const TABLE_END_MAX: ByteOffset = ByteOffset::new(32 << 20);
+const _: () = assert!(
+    BAT_START.get() + (LEN_MAX.get() >> header::BLOCK_SHIFT_MIN) * ENTRY_BYTES <= TABLE_END_MAX.get()
+);
 
 /// What a VHD turned out to be.
 pub(super) enum Opened {

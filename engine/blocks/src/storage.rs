@@ -71,8 +71,11 @@ pub trait StorageFile: Send + Sync + Debug {
     fn drop_cached(&self) {}
 
     /// Lets long writes go past the system's memory from now on, straight to the medium, where that is possible. For a
-    /// file that is written once and read later. A hint: it may do nothing.
-    fn write_past_cache(&self) {}
+    /// file that is written once and read later. Whether they do: those that are whole blocks of 4 KiB in an
+    /// [`AlignedBuffer`](crate::AlignedBuffer), at multiples of 4 KiB.
+    fn write_past_cache(&self) -> bool {
+        false
+    }
 
     /// Makes `len` bytes from `offset` on the bytes of `from` without copying them: both files lead to the same place on
     /// the medium, and a later write to either leaves the other as it is. `false` where that is not possible, for the

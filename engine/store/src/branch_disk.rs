@@ -27,8 +27,8 @@ use crate::unit::lineage::Span;
 use crate::unit::space::SpaceCount;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Durable, Error, ErrorKind, Extent, ExtentMap, ExtentSet,
-    ExtentStatus, OpenMode, Piece, PlantedBug, RequestClass, Result, Seq, Synced, Volume, check_request,
-    is_zero,
+    ExtentStatus, FileRange, OpenMode, Piece, PlantedBug, RequestClass, Result, Seq, Synced, Volume,
+    check_request, is_zero,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
@@ -96,6 +96,8 @@ struct Appender {
     /// Whether the log's name is on the medium.
     named: bool,
     last_seq: Seq,
+    /// What went past the page cache since the last sync began.
+    straight: ByteLen,
     /// How much may be appended before the free space is looked at again.
     allowance: u64,
 }
@@ -149,7 +151,7 @@ impl BranchDisk {
         let writer = match open.log_len {
             Some(len) => {
                 let file = table.storage().open(open.log.name(), OpenMode::ReadWrite)?;
-                Some(LogWriter::new(file, log_identity, len))
+                Some(LogWriter::new(file, log_identity, len).with_straight(options.long_write))
             }
             None => None,
         };
@@ -160,6 +162,7 @@ impl BranchDisk {
             named: open.log_len.is_some(),
             last_seq: open.last_seq,
             allowance: 0,
+            straight: ByteLen::ZERO,
         };
         let layers = Layers { map: open.map, log: open.log, stack };
         let len = open.log_len.unwrap_or_default();
@@ -291,21 +294,23 @@ impl BranchDisk {
     /// Stops appends, syncs the open delta and writes its index.
     pub(crate) fn begin_seal(&self) -> Result<Sealing<'_>> {
         self.check_poison()?;
-        let appender = lock(&self.append);
+        let mut appender = lock(&self.append);
         self.check_poison()?;
-        let sealed = match &appender.writer {
+        let appending = &mut *appender;
+        let sealed = match &mut appending.writer {
             Some(writer) if writer.len() > ByteOffset::ZERO => {
+                writer.trim().map_err(|error| self.poisoned_by(error))?;
                 let proof = match PlantedBug::IndexBeforeData.is_planted() {
                     true => Synced::after_completed_sync(),
                     false => writer.file().sync().map_err(|error| self.poisoned_by(error))?,
                 };
                 let log_len = writer.len() - ByteOffset::ZERO;
-                let index = self.write_index(appender.delta)?;
+                let index = self.write_index(appending.delta)?;
                 let dir = files::disk_dir(&self.identity.unit_dir, self.identity.disk);
                 self.table.storage().sync_dir(&dir).map_err(|error| self.poisoned_by(error))?;
                 // Only now: that has put the log's name on the medium too.
-                lock(&self.sync).cover(appender.delta, appender.last_seq, writer.len(), proof);
-                Some(SealedDelta { id: appender.delta, log: Arc::clone(&appender.log), log_len, index })
+                lock(&self.sync).cover(appending.delta, appending.last_seq, writer.len(), proof);
+                Some(SealedDelta { id: appending.delta, log: Arc::clone(&appending.log), log_len, index })
             }
             _ => None,
         };
@@ -349,12 +354,13 @@ impl BranchDisk {
     }
 
     fn sync_log(&self) -> Result<(DeltaId, Seq, ByteOffset, Synced)> {
-        let (delta, seq, file, len, named) = {
-            let appender = lock(&self.append);
+        let (delta, seq, file, len, straight, named) = {
+            let mut appender = lock(&self.append);
+            let straight = std::mem::take(&mut appender.straight);
             let writer = appender.writer.as_ref();
             let (file, len) =
                 (writer.map(|w| Arc::clone(w.file())), writer.map_or(ByteOffset::ZERO, LogWriter::len));
-            (appender.delta, appender.last_seq, file, len, appender.named)
+            (appender.delta, appender.last_seq, file, len, straight, appender.named)
         };
         let dir = files::disk_dir(&self.identity.unit_dir, self.identity.disk);
         let Some(file) = file else {
@@ -362,7 +368,9 @@ impl BranchDisk {
         };
         let (begun, before) = (Instant::now(), lock(&self.sync).len);
         let proof = file.sync()?;
-        self.packer.note_medium(len.get().saturating_sub(before.get()), begun.elapsed());
+        // What went straight to the medium was there before.
+        let synced = len.get().saturating_sub(before.get() + straight.get());
+        self.packer.note_medium(synced, begun.elapsed());
         if !named {
             self.table.storage().sync_dir(&dir)?;
             let mut appender = lock(&self.append);
@@ -397,8 +405,12 @@ impl BranchDisk {
         self.space.take(write.log_len(), is_replication, appender.log.name())?;
         let identity = LogIdentity { salt: self.identity.salt, delta: appender.delta };
         let synced_to = lock(&self.sync).len;
-        let writer = appender.writer(&self.table, identity)?;
+        let writer = appender.writer(&self.table, identity, self.options.long_write)?;
         let locations = writer.append(seq, &write, synced_to).map_err(|error| self.poisoned_by(error))?;
+        if let Some((bytes, took)) = writer.went_straight() {
+            self.packer.note_medium(bytes.get(), took);
+            appender.straight += bytes;
+        }
         appender.last_seq = seq;
         let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
         for (extent, location) in locations {
@@ -456,6 +468,19 @@ impl Volume for BranchDisk {
         self.note(class);
         let (plan, stack) = self.plan(range)?;
         plan.read(offset, buffer, stack.image(), class)
+    }
+
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        let range = check_request(self.len(), BlockShift::SECTOR, offset, ByteLen::of(buffer))?;
+        let Some(range) = range else { return Ok(None) };
+        self.note(class);
+        let (plan, stack) = self.plan(range)?;
+        plan.read_located(offset, buffer, stack.image(), class)
     }
 
     fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
@@ -521,13 +546,18 @@ impl Appender {
         Ok(())
     }
 
-    fn writer(&mut self, table: &FileTable, identity: LogIdentity) -> Result<&mut LogWriter> {
+    fn writer(
+        &mut self,
+        table: &FileTable,
+        identity: LogIdentity,
+        long_write: ByteLen,
+    ) -> Result<&mut LogWriter> {
         let writer = match self.writer.take() {
             Some(writer) => writer,
             None => {
                 let file = files::create_anew(&**table.storage(), self.log.name())?;
                 self.named = false;
-                LogWriter::new(file, identity, ByteOffset::ZERO)
+                LogWriter::new(file, identity, ByteOffset::ZERO).with_straight(long_write)
             }
         };
         Ok(self.writer.insert(writer))

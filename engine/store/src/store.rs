@@ -33,6 +33,9 @@ pub struct StoreOptions {
     pub part_extents_max: usize,
     /// How long the log of an open delta may be before a part of it is sealed; bounds recovery.
     pub part_log_bytes_max: ByteLen,
+    /// From where on a write is long, as it is stored: some of them in a row go to the medium past the page cache, and no
+    /// sync has to wait for them.
+    pub long_write: ByteLen,
     /// How much of all indexes is kept in memory.
     pub index_cache: ByteLen,
     /// Whether a thread merges indexes; otherwise a seal does before it returns.
@@ -50,6 +53,7 @@ impl Default for StoreOptions {
             reserve: ByteLen::new(256 << 20),
             part_extents_max: 128 << 10,
             part_log_bytes_max: ByteLen::new(512 << 20),
+            long_write: ByteLen::new(256 << 10),
             index_cache: ByteLen::new(16 << 20),
             merge_in_background: true,
             compress: Compression::Never,

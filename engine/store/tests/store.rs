@@ -283,6 +283,32 @@ fn what_was_cut_never_returns() {
     assert_eq!(bytes, [1, 4, 0]);
 }
 
+/// What a kill leaves of long writes that went past the page cache is no torn tail, and nothing of it is lost.
+#[test]
+fn a_kill_in_the_middle_of_long_writes_is_no_finding() {
+    let storage = CrashStorage::new();
+    let open = |storage: CrashStorage| {
+        let options = StoreOptions { long_write: ByteLen::new(4096), ..options() };
+        Store::open(Arc::new(storage), options).unwrap()
+    };
+    let unit = open(storage.clone()).create_unit(spec(1, "box")).unwrap();
+    for block in 0..40 {
+        write(&*head(&unit), block * 8192, 8192, block as u8 + 1);
+    }
+    let log = storage.open(&format!("units/{}/disk0/1.log", machine(1)), OpenMode::Read).unwrap();
+    assert_eq!(log.len().unwrap().get() % 4096, 0, "it ends with a block that is filled up");
+    drop((unit, log));
+    let store = open(storage.survive());
+    assert_eq!(store.findings(), [] as [String; 0]);
+    let unit = store.unit(machine(1)).unwrap();
+    for block in 0..40 {
+        assert_eq!(byte_at(&*head(&unit), block * 8192 + 8191), block as u8 + 1);
+    }
+    assert_eq!(head(&unit).last_seq(), Seq(40));
+    let sealed = seal(&unit, unit.main_branch());
+    assert_eq!(byte_at(&unit.view(sealed, DISK).unwrap(), 39 * 8192), 40);
+}
+
 #[test]
 fn rot_in_the_image_is_found() {
     let storage = CrashStorage::new();

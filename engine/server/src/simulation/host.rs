@@ -48,6 +48,7 @@ pub(super) fn open_store(storage: &CrashStorage, image_format: ImageFormat) -> R
         reserve: RESERVE,
         part_extents_max: 12,
         part_log_bytes_max: ByteLen::new(256 << 10),
+        long_write: ByteLen::new(1 << 10),
         index_cache: ByteLen::new(64 << 10),
         merge_in_background: false,
         compress: if image_format == ImageFormat::Vhd { Compression::Always } else { Compression::Never },

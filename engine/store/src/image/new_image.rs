@@ -107,7 +107,8 @@ fn make_files(
         files.push(storage.open(&name, OpenMode::CreateNew)?);
     }
     if new.filled_once {
-        files.iter().for_each(|file| file.write_past_cache());
+        // Where that is not possible, it takes longer and is as good.
+        files.iter().for_each(|file| _ = file.write_past_cache());
     }
     let NewImage { format, len, fixed, logical_sector, .. } = new;
     let file = &*files[0];

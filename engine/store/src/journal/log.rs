@@ -4,9 +4,11 @@ use super::location::{Location, LogLocation, RecordKind};
 use super::pack;
 use super::packer::Packer;
 use super::record::{HEADER_BYTES, LogIdentity, PAYLOAD_BYTES_MAX, RecordHeader};
+use super::straight::Straight;
 use blocks::{ByteLen, ByteOffset, Extent, Result, SECTOR_BYTES, Seq, StorageFile};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A write, cut into what becomes one record each, with the checksums already taken.
 #[derive(Debug)]
@@ -30,6 +32,9 @@ pub(crate) struct LogWriter {
     file: Arc<dyn StorageFile>,
     identity: LogIdentity,
     len: ByteOffset,
+    straight: Straight,
+    /// How much of the last append went straight to the medium, and how long that took.
+    went_straight: Option<(ByteLen, Duration)>,
 }
 
 impl<'a> PreparedWrite<'a> {
@@ -67,7 +72,23 @@ impl<'a> PreparedWrite<'a> {
 impl LogWriter {
     /// Appends to `file` from `len` on.
     pub(crate) fn new(file: Arc<dyn StorageFile>, identity: LogIdentity, len: ByteOffset) -> LogWriter {
-        LogWriter { file, identity, len }
+        LogWriter { file, identity, len, straight: Straight::new(None), went_straight: None }
+    }
+
+    /// Has appends of at least `long` bytes go straight to the medium once they come in a row.
+    pub(crate) fn with_straight(mut self, long: ByteLen) -> LogWriter {
+        self.straight = Straight::new(Some(long));
+        self
+    }
+
+    /// The length of the last append and how long it took, if it went straight to the medium.
+    pub(crate) fn went_straight(&self) -> Option<(ByteLen, Duration)> {
+        self.went_straight
+    }
+
+    /// Makes the file as long as the log, before it is published. Not synced.
+    pub(crate) fn trim(&mut self) -> Result<()> {
+        self.straight.trim(&*self.file, self.len)
     }
 
     pub(crate) fn file(&self) -> &Arc<dyn StorageFile> {
@@ -109,7 +130,14 @@ impl LogWriter {
             .zip(&write.pieces)
             .flat_map(|(header, piece)| [&header[..], &piece.payload])
             .collect();
-        self.file.write_vectored_at(self.len, &parts)?;
+        self.went_straight = None;
+        if self.straight.takes(&*self.file, self.len, at - self.len)? {
+            let begun = Instant::now();
+            self.straight.append(&*self.file, &parts)?;
+            self.went_straight = Some((at - self.len, begun.elapsed()));
+        } else {
+            self.file.write_vectored_at(self.len, &parts)?;
+        }
         self.len = at;
         Ok(locations)
     }

@@ -7,3 +7,4 @@ pub(crate) mod pack;
 pub(crate) mod packer;
 pub(crate) mod record;
 pub(crate) mod recovery;
+pub(crate) mod straight;

@@ -193,10 +193,8 @@ impl StorageFile for HostFile {
         let _ = rustix::fs::fadvise(&self.file, 0, None, rustix::fs::Advice::DontNeed);
     }
 
-    fn write_past_cache(&self) {
-        if self.syncs == Syncs::Kept {
-            self.past_cache.begin(&self.file);
-        }
+    fn write_past_cache(&self) -> bool {
+        self.syncs == Syncs::Kept && self.past_cache.begin(&self.file)
     }
 
     fn share(&self, offset: ByteOffset, from: &FileRange, len: ByteLen) -> Result<bool> {

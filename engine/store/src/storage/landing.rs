@@ -31,7 +31,7 @@ const REGIONS_MAX: usize = if cfg!(test) { 3 } else { 16 << 10 };
 const AT_ONCE_LEN_MIN: ByteLen = ByteLen::new(64 << 10);
 
 /// File systems whose pages this was measured with.
-const TMPFS: u64 = 0x0102_1994;
+pub(super) const TMPFS: u64 = 0x0102_1994;
 const EXT4: u64 = 0xef53;
 const XFS: u64 = 0x5846_5342;
 const BTRFS: u64 = 0x9123_683e;

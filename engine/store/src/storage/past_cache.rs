@@ -3,6 +3,7 @@
 //! A file that is written once and made durable before anybody reads it gains nothing from being in memory first: the
 //! copy into fresh pages takes more of a processor than everything else that writing does.
 
+use super::landing::TMPFS;
 use blocks::{AlignedBuffer, ByteOffset};
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -22,13 +23,17 @@ pub(super) struct PastCache {
 }
 
 impl PastCache {
-    /// Has long writes of `file` go past the cache from now on, where its file system allows that.
-    pub(super) fn begin(&self, file: &File) {
-        self.file.get_or_init(|| {
+    /// Has long writes of `file` go past the cache from now on, where its file system has a medium and allows that.
+    pub(super) fn begin(&self, file: &File) -> bool {
+        let opened = self.file.get_or_init(|| {
+            if rustix::fs::fstatfs(file).is_ok_and(|found| found.f_type.cast_unsigned() == TMPFS) {
+                return None;
+            }
             let mut options = OpenOptions::new();
             options.write(true).custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed());
             options.open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
         });
+        opened.is_some() && !self.refused.load(Ordering::Relaxed)
     }
 
     /// Whether that was asked for.

@@ -122,6 +122,10 @@ impl StorageFile for CountingFile {
         self.inner.read_at(offset, buffer)
     }
 
+    fn write_past_cache(&self) -> bool {
+        self.inner.write_past_cache()
+    }
+
     fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
         self.inner.write_at(offset, data)?;
         self.count(data.len());

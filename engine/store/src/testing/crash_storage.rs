@@ -315,6 +315,11 @@ impl StorageFile for CrashHandle {
         Ok(())
     }
 
+    /// As any other write: on the medium after a sync.
+    fn write_past_cache(&self) -> bool {
+        true
+    }
+
     fn write_at(&self, offset: ByteOffset, data: &[u8]) -> Result<()> {
         self.check_writable()?;
         self.storage.world().write(self.node, &self.name, offset, data)

@@ -3,6 +3,7 @@
 use crate::branch_disk::{BranchDisk, BranchDiskIdentity, OpenDelta};
 use crate::journal::record::LogIdentity;
 use crate::journal::recovery::recover;
+use crate::journal::straight;
 use crate::unit::Unit;
 use crate::unit::branch::{BranchId, BranchKind, DeltaId, Edition};
 use crate::unit::files::{self, PublishError};
@@ -12,7 +13,7 @@ use crate::unit::pins::ViewPins;
 use crate::unit::unit::{NAME_BYTES_MAX, UnitContext, UnitState};
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, Extent, ExtentMap, ExtentSet, Generation,
-    OpenMode, Result, Seq, StorageFile, StoreId,
+    OpenMode, Result, Seq, StorageFile, StoreId, is_zero,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -185,7 +186,9 @@ impl Unit {
         let recovered = recover(&*file, LogIdentity { salt: manifest.salt, delta: end.open })?;
         if !recovered.torn.is_zero() {
             let (name, torn, at) = (file.name(), recovered.torn, recovered.len);
-            findings.push(format!("{name}: a torn tail of {torn} bytes at offset {at} was cut"));
+            if !is_padding(&*file, at, torn)? {
+                findings.push(format!("{name}: a torn tail of {torn} bytes at offset {at} was cut"));
+            }
             file.set_len(recovered.len - ByteOffset::ZERO)?;
         }
         rewrite(&*file, recovered.synced_to, recovered.len)?;
@@ -196,6 +199,16 @@ impl Unit {
         open.last_seq = open.last_seq.max(recovered.last_seq);
         Ok(open)
     }
+}
+
+/// Whether what lies behind a log is what fills its last block where long appends went straight to the medium.
+fn is_padding(file: &dyn StorageFile, end: ByteOffset, behind: ByteLen) -> Result<bool> {
+    if behind >= straight::BLOCK {
+        return Ok(false);
+    }
+    let mut bytes = vec![0; behind.as_usize()];
+    file.read_at(end, &mut bytes)?;
+    Ok(is_zero(&bytes))
 }
 
 /// Writes what is in the file from `from` to `to` once more. It may be in the kernel's cache and on no medium, and marked

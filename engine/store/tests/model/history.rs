@@ -89,6 +89,7 @@ enum Doing {
 }
 
 pub struct History {
+    seed: u64,
     random: Random,
     storage: CrashStorage,
     store: Option<Store>,
@@ -101,20 +102,22 @@ pub struct History {
     counts: Counts,
 }
 
-fn options() -> StoreOptions {
+/// Half of the histories have compressed logs. Of all, long writes in a row go past the page cache.
+fn options(seed: u64) -> StoreOptions {
     StoreOptions {
         reserve: ByteLen::ZERO,
         part_extents_max: 12,
         part_log_bytes_max: ByteLen::new(400 << 10),
         index_cache: ByteLen::new(64 << 10),
         merge_in_background: false,
-        compress: Compression::Always,
+        compress: if seed.is_multiple_of(2) { Compression::Always } else { Compression::Never },
+        long_write: ByteLen::new(2 << 10),
         ..StoreOptions::default()
     }
 }
 
-fn open(storage: &CrashStorage) -> Store {
-    Store::open(Arc::new(storage.clone()), options()).unwrap()
+fn open(storage: &CrashStorage, seed: u64) -> Store {
+    Store::open(Arc::new(storage.clone()), options(seed)).unwrap()
 }
 
 fn read_all(volume: &dyn Volume) -> Disk {
@@ -134,7 +137,7 @@ impl History {
     pub fn new(seed: u64) -> History {
         let mut random = Random::new(seed);
         let storage = CrashStorage::new();
-        let store = open(&storage);
+        let store = open(&storage, seed);
         let machine = MachineId(Id::from_bytes([9; 16]).unwrap());
         let disks = 1 + random.below(2);
         let disk =
@@ -152,6 +155,7 @@ impl History {
         let heads = vec![head; disks as usize];
         naive.branches.insert(unit.main_branch(), NaiveBranch { heads, base: None });
         History {
+            seed,
             random,
             storage,
             store: Some(store),
@@ -562,7 +566,7 @@ impl History {
         self.store = None;
         let seed = self.random.number();
         self.storage = self.storage.crash(seed);
-        let store = open(&self.storage);
+        let store = open(&self.storage, self.seed);
         assert!(store.damaged_units().is_empty(), "{:?}", store.findings());
         self.counts.torn_tails +=
             store.findings().iter().filter(|finding| finding.contains("torn")).count() as u64;

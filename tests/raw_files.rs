@@ -1,13 +1,17 @@
-//! A raw file that is served while its file system fills up, or while somebody cuts it: an error code, never a dead server.
+//! A raw file that is served while its file system fills up, or while somebody cuts it: an error code, never a dead server. And
+//! one that is shown as a file: small writes of it are put into the page cache by the kernel, and fio finds each again.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 #![allow(dead_code, reason = "each test file uses its own part of the support")]
 
 mod support;
 
+use blocks::OpenMode;
+use fuse_fs::{Mount, MountOptions, SingleFile};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+use store::{HostFile, ImageFormat, open_image};
 use support::process::Process;
 use support::{program, run};
 
@@ -22,6 +26,17 @@ impl Small {
         std::fs::create_dir(small.root()).unwrap();
         let size = format!("size={mib}m");
         run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(small.root()));
+        small
+    }
+
+    /// ext4 in a file beside where it is mounted.
+    fn ext4(mib: u64) -> Small {
+        let small = Small(tempfile::tempdir().unwrap());
+        let image = small.0.path().join("image");
+        std::fs::create_dir(small.root()).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(mib * MIB).unwrap();
+        run(Command::new("mkfs.ext4").args(["-q", "-m0"]).arg(&image));
+        run(Command::new("mount").args(["-o", "loop"]).args([image, small.root()]));
         small
     }
 
@@ -50,6 +65,14 @@ impl Drop for Small {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("-l").arg(self.root()).status();
     }
+}
+
+fn fio(file: &Path, more: &[&str]) {
+    let mut fio = Command::new("fio");
+    fio.arg("--name=writes").arg(format!("--filename={}", file.display()));
+    fio.args(["--rw=randwrite", "--size=64m", "--ioengine=libaio", "--iodepth=16", "--randseed=7"]);
+    fio.args(["--verify=crc32c", "--verify_fatal=1", "--output-format=terse"]).args(more);
+    run(&mut fio);
 }
 
 /// What qemu-io says to these commands, each on its own line.
@@ -94,4 +117,24 @@ fn a_file_that_is_cut_under_a_client_kills_nobody() {
     assert!(bytes_of(&disk, 512 << 10, 256 << 10).iter().all(|byte| *byte == 6));
     assert!(!qemu_io(&uri, &["write -P 7 0 1m", "read -P 7 0 1m"]).contains("failed"));
     served.stop();
+}
+
+#[test]
+fn small_writes_of_a_file_that_is_shown_are_found_again_in_it_and_below() {
+    let small = Small::ext4(160);
+    let (disk, folder) = (small.root().join("disk"), small.0.path().join("shown"));
+    std::fs::create_dir(&folder).unwrap();
+    for (sizes, is_repeated) in [("--bs=4k", true), ("--bsrange=512-64k", false)] {
+        std::fs::write(&disk, vec![5; 64 << 20]).unwrap();
+        let file = HostFile::open(&disk, OpenMode::ReadWrite).unwrap();
+        let image = open_image(file, Some(ImageFormat::Raw), true).unwrap();
+        let mount = Mount::start(SingleFile::new("disk", image), &folder, MountOptions::default()).unwrap();
+        fio(&folder.join("disk"), &[sizes, "--direct=1"]);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.contains("/mounted/disk"), "the file is mapped: writes of it go that way");
+        mount.unmount().unwrap();
+        if is_repeated {
+            fio(&disk, &[sizes, "--verify_only"]);
+        }
+    }
 }

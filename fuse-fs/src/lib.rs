@@ -12,6 +12,7 @@ mod datastore;
 mod errno;
 mod held;
 mod inodes;
+mod landing;
 mod loop_device;
 mod mount;
 mod name;

@@ -1,6 +1,7 @@
 //! One file over any volume: the core that every tree serves.
 
-use blocks::{ByteAccess, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, Volume};
+use crate::landing::{PAYLOAD_BYTES_MAX, Payload};
+use blocks::{BlockShift, ByteAccess, ByteLen, ByteOffset, Error, ErrorKind, Extent, Result, Volume};
 use std::sync::Arc;
 
 /// Where a file's bytes come from. Dropping it, at the last close, lets go of what was claimed for it.
@@ -83,8 +84,11 @@ impl OpenFile {
         let range = self.range(offset, data.len() as u64).ok_or_else(|| {
             Error::new(ErrorKind::NoSpace, format!("a write at {offset} past the end, at {}", self.len))
         })?;
-        disk.write(range.start(), &data[..range.len().as_usize()], false)?;
-        Ok(range.len().as_usize())
+        let data = &data[..range.len().as_usize()];
+        if !land(disk, range, data)? {
+            disk.write(range.start(), data, false)?;
+        }
+        Ok(data.len())
     }
 
     /// Makes the part of the range that lies in the file read as zeroes.
@@ -139,6 +143,14 @@ impl OpenFile {
         }
         Extent::between(ByteOffset::new(offset), ByteOffset::new(end))
     }
+}
+
+/// Writes the data as [`Volume::write_arrived`] has it, where that is quicker and possible; whether it did.
+fn land(disk: &ByteAccess, range: Extent, data: &[u8]) -> Result<bool> {
+    let is_candidate = data.len() <= PAYLOAD_BYTES_MAX
+        && disk.arrived_len_min().is_some_and(|min| range.len() >= min)
+        && range.is_aligned(BlockShift::SECTOR);
+    if is_candidate { disk.write_arrived(range, &mut Payload::new(data)) } else { Ok(false) }
 }
 
 #[cfg(test)]

@@ -32,7 +32,6 @@ pub struct Export {
     backing: RwLock<Option<Backing>>,
     len: ByteLen,
     preferred_block_bytes: u32,
-    arrived_len_min: Option<ByteLen>,
     description: String,
     read_only: bool,
     hidden: bool,
@@ -67,7 +66,6 @@ impl Export {
             len: volume.len(),
             preferred_block_bytes: u32::try_from(preferred).unwrap_or(4096),
             read_only: volume.is_read_only(),
-            arrived_len_min: volume.arrived_len_min(),
             backing: RwLock::new(Some(Backing { disk: ByteAccess::new(volume), metadata: None })),
             hidden: false,
             description: String::new(),
@@ -156,9 +154,9 @@ impl Export {
         self.preferred_block_bytes
     }
 
-    /// The shortest write that the volume may take from the socket itself.
+    /// The shortest write that the volume may take from the socket itself, as it is now.
     pub(crate) fn arrived_len_min(&self) -> Option<ByteLen> {
-        self.arrived_len_min
+        self.with_disk(ByteAccess::arrived_len_min).flatten()
     }
 
     /// Runs `work` on the disk; `None` once the export is removed. `work` must not send anything: removing waits for it.

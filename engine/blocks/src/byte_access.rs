@@ -54,6 +54,11 @@ impl ByteAccess {
         extent.is_aligned(self.volume.alignment()).then(|| self.volume.file_range(extent)).flatten()
     }
 
+    /// The shortest write that may arrive, as [`Volume::arrived_len_min`].
+    pub fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.volume.arrived_len_min()
+    }
+
     /// Writes bytes that have arrived, as [`Volume::write_arrived`]; `false` also where the extent is not of whole sectors.
     pub fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived) -> Result<bool> {
         if !extent.is_aligned(self.volume.alignment()) {

@@ -17,8 +17,8 @@ use blocks::{AlignedBuffer, ByteLen, ByteOffset, Result, StorageFile};
 
 /// So many times the length of a long append has to come in a row.
 const STREAK: u64 = 16;
-/// What goes to the medium at once.
-const PIECE_BYTES: usize = 1 << 20;
+/// What goes to the medium at once: a guest's longest usual write, 1 MiB, with its headers and the block before it.
+const PIECE_BYTES: usize = 2 << 20;
 const BLOCK_BYTES: usize = AlignedBuffer::ALIGNMENT;
 /// What goes straight to the medium ends with a block of this length, filled up with fewer zeroes than that.
 pub(crate) const BLOCK: ByteLen = ByteLen::new(BLOCK_BYTES as u64);

@@ -184,6 +184,31 @@ assert r.returncode != 0 and b\"busy\" in r.stderr, r'"
     shown.stage.wait_until("the folder to go", 10, |_| !folder.exists());
 }
 
+/// After a pivot the files of a session are its target's, and small writes are put into that one's pages.
+#[test]
+fn a_pivoted_session_is_written_through_its_files_into_its_target() {
+    let mut shown = Shown::new(100, &[]);
+    let (session, folder) = shown.recover();
+    let (at, id) = (folder.display().to_string(), session["session"].as_str().unwrap());
+    let target = shown.stage.path("target.raw");
+    shown.stage.insist(&["migrate", id, "--to", target.to_str().unwrap(), "--pivot"]);
+    bash(&format!("dd if=/dev/zero of={at}/disk0.raw bs=1M count=64 conv=notrunc status=none"));
+    for ending in ["raw", "vhd"] {
+        bash(&format!(
+            "fio --name=v --filename={at}/disk0.{ending} --rw=randwrite --bs=4k --size=64m --direct=1 --ioengine=libaio \
+                 --verify_state_save=0 --iodepth=16 --verify=crc32c --do_verify=1 --verify_fatal=1 --minimal >&2"
+        ));
+    }
+    let file_system = bash(&format!("stat -f -c %T {}", target.display()));
+    if ["ext2/ext3", "xfs", "btrfs"].contains(&file_system.trim()) {
+        bash("cat /proc/[0-9]*/maps 2>/dev/null | grep -q /target.raw");
+    }
+    let len = session["disks"][0]["len"].as_u64().unwrap();
+    bash(&format!("cmp -n {len} {at}/disk0.raw {}", target.display()));
+    let copy = shown.stage.path("copy.raw");
+    bash(&format!("nbdcopy {} {1} && cmp -n {len} {1} {2}", uri(&session, 0), copy.display(), target.display()));
+}
+
 #[test]
 fn what_dead_processes_leave_is_taken_over() {
     let mut shown = Shown::new(24, &["--allow-other"]);

@@ -71,7 +71,8 @@ fn fio(file: &Path, more: &[&str]) {
     let mut fio = Command::new("fio");
     fio.arg("--name=writes").arg(format!("--filename={}", file.display()));
     fio.args(["--rw=randwrite", "--size=64m", "--ioengine=libaio", "--iodepth=16", "--randseed=7"]);
-    fio.args(["--verify=crc32c", "--verify_fatal=1", "--output-format=terse"]).args(more);
+    fio.args(["--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0", "--output-format=terse"])
+        .args(more);
     run(&mut fio);
 }
 

@@ -37,17 +37,22 @@ impl Arrived for Payload<'_> {
         let len = place.len().min(self.left.len());
         let count = MEMORY.with(|memory| match memory.get_or_init(open) {
             Some(memory) => {
-                memory.write_all_at(&self.left[..len], 0)?;
+                // No memory for it is no fault of the place's: then it goes the usual way.
+                memory.write_all_at(&self.left[..len], 0).map_err(|_| no_way())?;
                 // SAFETY: the kernel writes to the place, which is there for that, not more than it has.
                 let count = unsafe { libc::pread(memory.as_raw_fd(), place.address().cast(), len, 0) };
                 usize::try_from(count).map_err(|_| io::Error::last_os_error())
             }
-            // As if the place could not be written: then it goes the usual way.
-            None => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+            None => Err(no_way()),
         })?;
         self.left = &self.left[count..];
         Ok(count)
     }
+}
+
+/// As if the place could not be written.
+fn no_way() -> io::Error {
+    io::Error::from_raw_os_error(libc::EFAULT)
 }
 
 fn open() -> Option<File> {

@@ -387,8 +387,14 @@ fn read_pieces(extent: Extent, export: &Export, buffer: &mut [u8], reply: &Reply
                 let Some(file) = told(read, part.start(), reply)? else { return Ok(()) };
                 let last = part.end() == extent.end();
                 match file {
-                    // They were read just now, so they are near already.
-                    Some(file) => reply.file(part, &file, last, &mut [])?,
+                    Some(file) => {
+                        // They were read just now, so they are near already.
+                        reply.file(part, &file, last, &mut [])?;
+                        // From then on the file may change.
+                        if export.is_removed() {
+                            return Err(io::ErrorKind::ConnectionAborted.into());
+                        }
+                    }
                     None => reply.data(part.start(), data, last)?,
                 }
             }

@@ -357,6 +357,7 @@ impl BranchDisk {
         let (delta, seq, file, len, straight, named) = {
             let mut appender = lock(&self.append);
             let straight = std::mem::take(&mut appender.straight);
+            appender.writer.iter_mut().for_each(LogWriter::rest);
             let writer = appender.writer.as_ref();
             let (file, len) =
                 (writer.map(|w| Arc::clone(w.file())), writer.map_or(ByteOffset::ZERO, LogWriter::len));
@@ -606,6 +607,7 @@ impl Sealing<'_> {
         *layers = Layers { map: ExtentMap::new(), log: Arc::clone(&log), stack };
         drop(layers);
         (self.appender.delta, self.appender.log, self.appender.writer) = (next, log, None);
+        self.appender.straight = ByteLen::ZERO;
     }
 }
 

@@ -7,7 +7,9 @@
 //! ```
 
 use crate::session::volume::lock;
-use blocks::{ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume};
+use blocks::{
+    Arrived, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
+};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// The door of one disk.
@@ -193,6 +195,14 @@ impl Volume for VisitedDisk {
 
     fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
         self.with(|volume| volume.status(extent))
+    }
+
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.with(|volume| Ok(volume.arrived_len_min())).ok().flatten()
+    }
+
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, class: RequestClass) -> Result<bool> {
+        self.with(|volume| volume.write_arrived(extent, from, class))
     }
 }
 

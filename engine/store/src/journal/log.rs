@@ -86,6 +86,11 @@ impl LogWriter {
         self.went_straight
     }
 
+    /// To be told at each sync: gives back memory that is not needed.
+    pub(crate) fn rest(&mut self) {
+        self.straight.rest();
+    }
+
     /// Makes the file as long as the log, before it is published. Not synced.
     pub(crate) fn trim(&mut self) -> Result<()> {
         self.straight.trim(&*self.file, self.len)
@@ -136,7 +141,7 @@ impl LogWriter {
             self.straight.append(&*self.file, &parts)?;
             self.went_straight = Some((at - self.len, begun.elapsed()));
         } else {
-            self.file.write_vectored_at(self.len, &parts)?;
+            self.straight.append_usually(&*self.file, self.len, &parts)?;
         }
         self.len = at;
         Ok(locations)

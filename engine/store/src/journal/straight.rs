@@ -13,15 +13,13 @@
 //!   the next append              |.......record....|00| from that block's start
 //! ```
 
-use blocks::{AlignedBuffer, ByteLen, ByteOffset, Result, StorageFile};
+use blocks::{AlignedBuffer, ByteLen, ByteOffset, Result, StorageFile, is_zero};
 
 /// So many times the length of a long append has to come in a row.
 const STREAK: u64 = 16;
 /// What goes to the medium at once: a guest's longest usual write, 1 MiB, with its headers and the block before it.
 const PIECE_BYTES: usize = 2 << 20;
 const BLOCK_BYTES: usize = AlignedBuffer::ALIGNMENT;
-/// What goes straight to the medium ends with a block of this length, filled up with fewer zeroes than that.
-pub(crate) const BLOCK: ByteLen = ByteLen::new(BLOCK_BYTES as u64);
 
 /// What a log has come to in that respect.
 #[derive(Debug)]
@@ -30,67 +28,108 @@ pub(crate) struct Straight {
     long: Option<ByteLen>,
     /// Bytes of long appends since the last short one.
     streak: u64,
-    piece: Option<Piece>,
-    /// Whether the file ends with zeroes that are not the log's.
+    /// What is written next is put together here; only while long appends come.
+    buffer: Option<AlignedBuffer>,
+    /// Whether one came since the last [`Straight::rest`].
+    used: bool,
+    /// Where the last append went straight.
+    tail: Option<Tail>,
+    /// Whether the file may end with zeroes that are not the log's.
     padded: bool,
 }
 
-/// What is to be written next: the log's last block, as far as it is there, and what follows.
+/// The log's last block, as far as it is there.
 #[derive(Debug)]
-struct Piece {
-    bytes: AlignedBuffer,
-    filled: usize,
-    /// Where in the file it starts, at a block.
+struct Tail {
+    /// Where in the file it starts.
     at: ByteOffset,
+    bytes: Vec<u8>,
 }
 
 impl Straight {
     pub(crate) fn new(long: Option<ByteLen>) -> Straight {
-        Straight { long, streak: 0, piece: None, padded: false }
+        Straight { long, streak: 0, buffer: None, used: false, tail: None, padded: false }
     }
 
     /// Whether an append of `len` bytes at `end`, the log's, goes straight. It must be made that way then.
     pub(crate) fn takes(&mut self, file: &dyn StorageFile, end: ByteOffset, len: ByteLen) -> Result<bool> {
         let Some(long) = self.long else { return Ok(false) };
         if len < long {
-            (self.streak, self.piece) = (0, None);
+            self.streak = 0;
             return Ok(false);
         }
         if self.streak < STREAK * long.get() {
             self.streak += len.get();
             return Ok(false);
         }
-        if self.piece.is_none() {
-            if !file.write_past_cache() {
-                self.long = None;
-                return Ok(false);
-            }
-            self.piece = Some(Piece::begin(file, end)?);
+        if !file.write_past_cache() {
+            self.long = None;
+            return Ok(false);
+        }
+        if self.tail.is_none() {
+            self.tail = Some(Tail::read(file, end)?);
         }
         Ok(true)
     }
 
-    /// Writes the parts one after the other at the log's end. After an error the log must not be appended to any more.
+    /// Writes the parts one after the other at the log's end, straight to the medium. After an error the log must not be
+    /// appended to any more, here and below.
     pub(crate) fn append(&mut self, file: &dyn StorageFile, parts: &[&[u8]]) -> Result<()> {
-        let piece = self.piece.as_mut().expect("it takes the append");
+        let Tail { mut at, bytes } = self.tail.take().expect("it takes the append");
+        self.used = true;
+        let buffer = self.buffer.get_or_insert_with(|| AlignedBuffer::new(PIECE_BYTES));
+        buffer[..bytes.len()].copy_from_slice(&bytes);
+        let mut filled = bytes.len();
         for part in parts {
             let mut rest = *part;
             while !rest.is_empty() {
-                rest = piece.fill(rest);
-                if piece.filled == PIECE_BYTES {
-                    piece.write(file)?;
+                let (taken, after) = rest.split_at(rest.len().min(PIECE_BYTES - filled));
+                buffer[filled..filled + taken.len()].copy_from_slice(taken);
+                (filled, rest) = (filled + taken.len(), after);
+                if filled == PIECE_BYTES {
+                    file.write_at(at, buffer)?;
+                    (at, filled) = (at + ByteLen::new(PIECE_BYTES as u64), 0);
                 }
             }
         }
-        if piece.filled > 0 {
-            self.padded |= piece.pad_and_write(file)?;
+        let (whole, end) = (filled / BLOCK_BYTES * BLOCK_BYTES, filled.next_multiple_of(BLOCK_BYTES));
+        buffer[filled..end].fill(0);
+        if end > 0 {
+            file.write_at(at, &buffer[..end])?;
         }
+        self.padded |= filled < end;
+        self.tail = Some(Tail { at: at + ByteLen::new(whole as u64), bytes: buffer[whole..filled].to_vec() });
         Ok(())
+    }
+
+    /// The same through the cache, at `end`. What the last block has is written with it, so that it does not count whether the
+    /// kernel holds that block as it is on the medium.
+    pub(crate) fn append_usually(
+        &mut self,
+        file: &dyn StorageFile,
+        end: ByteOffset,
+        parts: &[&[u8]],
+    ) -> Result<()> {
+        match self.tail.take() {
+            Some(tail) => {
+                let mut all = vec![tail.bytes.as_slice()];
+                all.extend_from_slice(parts);
+                file.write_vectored_at(tail.at, &all)
+            }
+            None => file.write_vectored_at(end, parts),
+        }
+    }
+
+    /// To be told now and then: gives back memory where no long append came since the last time.
+    pub(crate) fn rest(&mut self) {
+        if !std::mem::take(&mut self.used) {
+            self.buffer = None;
+        }
     }
 
     /// Cuts off what is behind the log's end, before that is published as the file's.
     pub(crate) fn trim(&mut self, file: &dyn StorageFile, end: ByteOffset) -> Result<()> {
-        self.piece = None;
+        (self.buffer, self.tail) = (None, None);
         if std::mem::take(&mut self.padded) {
             file.set_len(end - ByteOffset::ZERO)?;
         }
@@ -98,44 +137,24 @@ impl Straight {
     }
 }
 
-impl Piece {
-    fn begin(file: &dyn StorageFile, end: ByteOffset) -> Result<Piece> {
-        let filled = ByteLen::new(end.get() % BLOCK_BYTES as u64);
-        let mut piece = Piece {
-            bytes: AlignedBuffer::new(PIECE_BYTES),
-            filled: filled.as_usize(),
-            at: ByteOffset::new(end.get() - filled.get()),
-        };
-        file.read_at(piece.at, &mut piece.bytes[..filled.as_usize()])?;
-        Ok(piece)
+impl Tail {
+    fn read(file: &dyn StorageFile, end: ByteOffset) -> Result<Tail> {
+        let len = ByteLen::new(end.get() % BLOCK_BYTES as u64);
+        let at = ByteOffset::new(end.get() - len.get());
+        let mut bytes = vec![0; len.as_usize()];
+        file.read_at(at, &mut bytes)?;
+        Ok(Tail { at, bytes })
     }
+}
 
-    /// Takes what fits; the rest is returned.
-    fn fill<'a>(&mut self, part: &'a [u8]) -> &'a [u8] {
-        let (taken, rest) = part.split_at(part.len().min(PIECE_BYTES - self.filled));
-        self.bytes[self.filled..self.filled + taken.len()].copy_from_slice(taken);
-        self.filled += taken.len();
-        rest
+/// Whether what lies behind a log is what fills up its last block where appends went straight.
+pub(crate) fn is_padding(file: &dyn StorageFile, end: ByteOffset, behind: ByteLen) -> Result<bool> {
+    if behind.as_usize() >= BLOCK_BYTES {
+        return Ok(false);
     }
-
-    fn write(&mut self, file: &dyn StorageFile) -> Result<()> {
-        file.write_at(self.at, &self.bytes[..self.filled])?;
-        self.at += ByteLen::new(self.filled as u64);
-        self.filled = 0;
-        Ok(())
-    }
-
-    /// Writes whole blocks, and keeps the last one where the log ends within it; whether it does.
-    fn pad_and_write(&mut self, file: &dyn StorageFile) -> Result<bool> {
-        let end = self.filled.next_multiple_of(BLOCK_BYTES);
-        self.bytes[self.filled..end].fill(0);
-        file.write_at(self.at, &self.bytes[..end])?;
-        let whole = self.filled / BLOCK_BYTES * BLOCK_BYTES;
-        self.bytes.copy_within(whole..self.filled, 0);
-        self.at += ByteLen::new(whole as u64);
-        self.filled -= whole;
-        Ok(self.filled > 0)
-    }
+    let mut bytes = vec![0; behind.as_usize()];
+    file.read_at(end, &mut bytes)?;
+    Ok(is_zero(&bytes))
 }
 
 #[cfg(test)]

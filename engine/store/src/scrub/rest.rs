@@ -7,6 +7,7 @@ use crate::index::entry::Entry;
 use crate::index::writer::IndexWriter;
 use crate::journal::record::LogIdentity;
 use crate::journal::recovery::recover;
+use crate::journal::straight::is_padding;
 use crate::pace::Pace;
 use crate::store::{self, Store, StoreOptions, UNITS};
 use crate::stored_file::FileTable;
@@ -192,7 +193,7 @@ fn check_open_logs(
             };
             match recover(&*file, LogIdentity { salt: manifest.salt, delta: end.open }) {
                 Ok(log) => {
-                    if !log.torn.is_zero() {
+                    if !is_padding(&*file, log.len, log.torn)? {
                         let (torn, at) = (log.torn, log.len);
                         let note =
                             format!("{name}: a torn tail of {torn} bytes at offset {at}; opening cuts it");

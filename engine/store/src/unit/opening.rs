@@ -3,7 +3,7 @@
 use crate::branch_disk::{BranchDisk, BranchDiskIdentity, OpenDelta};
 use crate::journal::record::LogIdentity;
 use crate::journal::recovery::recover;
-use crate::journal::straight;
+use crate::journal::straight::is_padding;
 use crate::unit::Unit;
 use crate::unit::branch::{BranchId, BranchKind, DeltaId, Edition};
 use crate::unit::files::{self, PublishError};
@@ -13,7 +13,7 @@ use crate::unit::pins::ViewPins;
 use crate::unit::unit::{NAME_BYTES_MAX, UnitContext, UnitState};
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Error, ErrorKind, Extent, ExtentMap, ExtentSet, Generation,
-    OpenMode, Result, Seq, StorageFile, StoreId, is_zero,
+    OpenMode, Result, Seq, StorageFile, StoreId,
 };
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -199,16 +199,6 @@ impl Unit {
         open.last_seq = open.last_seq.max(recovered.last_seq);
         Ok(open)
     }
-}
-
-/// Whether what lies behind a log is what fills its last block where long appends went straight to the medium.
-fn is_padding(file: &dyn StorageFile, end: ByteOffset, behind: ByteLen) -> Result<bool> {
-    if behind >= straight::BLOCK {
-        return Ok(false);
-    }
-    let mut bytes = vec![0; behind.as_usize()];
-    file.read_at(end, &mut bytes)?;
-    Ok(is_zero(&bytes))
 }
 
 /// Writes what is in the file from `from` to `to` once more. It may be in the kernel's cache and on no medium, and marked

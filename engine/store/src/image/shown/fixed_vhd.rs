@@ -1,8 +1,8 @@
 //! A fixed VHD: the disk, and a footer behind it.
 
 use blocks::{
-    Allocation, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass,
-    Result, Volume, check_request,
+    Allocation, Arrived, BlockShift, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus,
+    RequestClass, Result, Volume, check_request,
 };
 use std::sync::Arc;
 
@@ -95,6 +95,18 @@ impl Volume for FixedVhd {
         match self.on_disk(extent)? {
             Some(extent) => self.disk.discard(extent, fua, class),
             None => Ok(()),
+        }
+    }
+
+    fn arrived_len_min(&self) -> Option<ByteLen> {
+        self.disk.arrived_len_min()
+    }
+
+    /// What touches the footer goes the usual way.
+    fn write_arrived(&self, extent: Extent, from: &mut dyn Arrived, class: RequestClass) -> Result<bool> {
+        match self.check(extent.start(), extent.len())?.map(|extent| self.split(extent)) {
+            Some((Some(on_disk), None)) => self.disk.write_arrived(on_disk, from, class),
+            _ => Ok(false),
         }
     }
 

@@ -206,7 +206,12 @@ fn a_pivoted_session_is_written_through_its_files_into_its_target() {
     let len = session["disks"][0]["len"].as_u64().unwrap();
     bash(&format!("cmp -n {len} {at}/disk0.raw {}", target.display()));
     let copy = shown.stage.path("copy.raw");
-    bash(&format!("nbdcopy {} {1} && cmp -n {len} {1} {2}", uri(&session, 0), copy.display(), target.display()));
+    bash(&format!(
+        "nbdcopy {} {1} && cmp -n {len} {1} {2}",
+        uri(&session, 0),
+        copy.display(),
+        target.display()
+    ));
 }
 
 #[test]

@@ -418,13 +418,14 @@ fn each_kind_of_error_arrives_as_its_nbd_error() {
     }
 }
 
-/// A disk that says its bytes are in a file, which has become shorter.
-struct Shortened {
-    disk: MemoryVolume,
+/// A disk that says its bytes are in a file: at once, or only of those that it has read.
+struct InFile {
+    disk: Arc<Watched>,
     file: Arc<std::fs::File>,
+    is_read_first: bool,
 }
 
-impl Volume for Shortened {
+impl Volume for InFile {
     fn len(&self) -> ByteLen {
         self.disk.len()
     }
@@ -433,6 +434,15 @@ impl Volume for Shortened {
     }
     fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> blocks::Result<()> {
         self.disk.read_at(offset, buffer, class)
+    }
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> blocks::Result<Option<FileRange>> {
+        self.disk.read_at(offset, buffer, class)?;
+        Ok(self.is_read_first.then(|| FileRange { file: self.file.clone(), offset }))
     }
     fn write_at(&self, _: ByteOffset, _: &[u8], _: bool, _: RequestClass) -> blocks::Result<()> {
         unreachable!("it is read-only")
@@ -450,7 +460,7 @@ impl Volume for Shortened {
         Ok(vec![ExtentStatus { extent, allocation: blocks::Allocation::Data }])
     }
     fn file_range(&self, extent: Extent) -> Option<FileRange> {
-        Some(FileRange { file: self.file.clone(), offset: extent.start() })
+        (!self.is_read_first).then(|| FileRange { file: self.file.clone(), offset: extent.start() })
     }
 }
 
@@ -458,8 +468,8 @@ impl Volume for Shortened {
 fn a_read_that_fails_behind_its_head_ends_the_connection() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(MIB / 2).unwrap();
-    let disk = MemoryVolume::new(ByteLen::new(MIB));
-    let served = Served::volume(Arc::new(Shortened { disk, file: Arc::new(file) }));
+    let disk = InFile { disk: Watched::new(), file: Arc::new(file), is_read_first: false };
+    let served = Served::volume(Arc::new(disk));
     let mut raw = Raw::ready(served.tcp_port());
     raw.request(0, 0, 1, 0, 512 << 10);
     assert_eq!(raw.simple_reply(), (0, 1));
@@ -470,55 +480,14 @@ fn a_read_that_fails_behind_its_head_ends_the_connection() {
     assert!(raw.is_closed(), "rather than bytes that are not the disk's");
 }
 
-/// A disk that has read its bytes, and says that they are in a file.
-struct Located {
-    disk: Arc<Watched>,
-    file: Arc<std::fs::File>,
-}
-
-impl Volume for Located {
-    fn len(&self) -> ByteLen {
-        self.disk.len()
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> blocks::Result<()> {
-        self.disk.read_at(offset, buffer, class)
-    }
-    fn read_located(
-        &self,
-        offset: ByteOffset,
-        buffer: &mut [u8],
-        class: RequestClass,
-    ) -> blocks::Result<Option<FileRange>> {
-        self.disk.read_at(offset, buffer, class)?;
-        Ok(Some(FileRange { file: self.file.clone(), offset }))
-    }
-    fn write_at(&self, _: ByteOffset, _: &[u8], _: bool, _: RequestClass) -> blocks::Result<()> {
-        unreachable!("it is read-only")
-    }
-    fn write_zeroes(&self, _: Extent, _: bool, _: bool, _: RequestClass) -> blocks::Result<()> {
-        unreachable!("it is read-only")
-    }
-    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> blocks::Result<()> {
-        unreachable!("it is read-only")
-    }
-    fn flush(&self) -> blocks::Result<()> {
-        Ok(())
-    }
-    fn status(&self, extent: Extent) -> blocks::Result<Vec<ExtentStatus>> {
-        Ok(vec![ExtentStatus { extent, allocation: blocks::Allocation::Data }])
-    }
-}
-
 #[test]
 fn a_long_read_that_was_located_is_sent_from_its_file_and_a_failed_one_is_an_error() {
     let file = tempfile::tempfile().unwrap();
     let bytes = patterned(MIB, 3);
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
     let disk = Watched::new();
-    let served = Served::volume(Arc::new(Located { disk: disk.clone(), file: Arc::new(file) }));
+    let in_file = InFile { disk: disk.clone(), file: Arc::new(file), is_read_first: true };
+    let served = Served::volume(Arc::new(in_file));
     std::fs::write(served.path("bytes"), &bytes).unwrap();
     for uri in served.uris() {
         // The disk is all zeroes: what is not, came from the file.

@@ -115,8 +115,8 @@ pub trait Volume: Send + Sync {
     }
 
     /// Fills the buffer as [`Volume::read_at`] does and says, where that is so, that the same bytes lie in a file of the host
-    /// and stay there unchanged until the disk is let go of: whatever had to be held against a checksum was, and they may be
-    /// handed on from there.
+    /// and stay there, unchanged but by writes to them here, until the disk is let go of: whatever had to be held against a
+    /// checksum was, and they may be handed on from there.
     fn read_located(
         &self,
         offset: ByteOffset,

@@ -63,8 +63,16 @@ impl Volume for PivotedVolume {
         self.target.status(extent)
     }
 
-    fn file_range(&self, extent: Extent) -> Option<FileRange> {
-        self.target.file_range(extent)
+    /// Read first, so that what cannot be read is an error to the guest and not the end of his connection.
+    fn read_located(
+        &self,
+        offset: ByteOffset,
+        buffer: &mut [u8],
+        class: RequestClass,
+    ) -> Result<Option<FileRange>> {
+        self.target.read_at(offset, buffer, class)?;
+        let extent = Extent::new(offset, ByteLen::of(buffer)).ok();
+        Ok(extent.and_then(|extent| self.target.file_range(extent)))
     }
 
     fn arrived_len_min(&self) -> Option<ByteLen> {

@@ -274,11 +274,6 @@ impl Volume for SessionVolume {
         self.inner().status(extent)
     }
 
-    fn file_range(&self, extent: Extent) -> Option<FileRange> {
-        self.check(extent.start(), extent.len()).ok()?;
-        self.inner().file_range(extent)
-    }
-
     fn arrived_len_min(&self) -> Option<ByteLen> {
         self.inner().arrived_len_min()
     }

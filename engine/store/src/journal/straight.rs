@@ -52,24 +52,25 @@ impl Straight {
     }
 
     /// Whether an append of `len` bytes at `end`, the log's, goes straight. It must be made that way then.
-    pub(crate) fn takes(&mut self, file: &dyn StorageFile, end: ByteOffset, len: ByteLen) -> Result<bool> {
-        let Some(long) = self.long else { return Ok(false) };
+    pub(crate) fn takes(&mut self, file: &dyn StorageFile, end: ByteOffset, len: ByteLen) -> bool {
+        let Some(long) = self.long else { return false };
         if len < long {
             self.streak = 0;
-            return Ok(false);
+            return false;
         }
         if self.streak < STREAK * long.get() {
             self.streak += len.get();
-            return Ok(false);
+            return false;
         }
-        if !file.write_past_cache() {
-            self.long = None;
-            return Ok(false);
+        if file.write_past_cache() {
+            // A block that cannot be read is its readers' affair, and keeps nobody from appending.
+            self.tail = self.tail.take().or_else(|| Tail::read(file, end).ok());
+            if self.tail.is_some() {
+                return true;
+            }
         }
-        if self.tail.is_none() {
-            self.tail = Some(Tail::read(file, end)?);
-        }
-        Ok(true)
+        self.long = None;
+        false
     }
 
     /// Writes the parts one after the other at the log's end, straight to the medium. After an error the log must not be

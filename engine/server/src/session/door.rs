@@ -5,16 +5,28 @@
 //!     ^                ^--enter, last leaves--> in a mount, one file, opened so often
 //!     '--shut (waits for requests from a mount; whoever is inside there gets errors from then on)
 //! ```
+//!
+//! A process that has ended may be inside for some moments more: its hang-up and its closes are told to us behind its
+//! back. So whoever finds another inside waits for [`LEAVING`] before being refused, and a script that uses a disk over
+//! NBD and then as a file is not refused by its own last command.
 
 use crate::session::volume::lock;
 use blocks::{
     Arrived, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
 };
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::{
+    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+/// How long one may be inside after having ended, on a busy machine.
+const LEAVING: Duration = Duration::from_secs(1);
 
 /// The door of one disk.
 pub(crate) struct Door {
     state: Mutex<State>,
+    /// Told when the last one leaves, and when it is shut.
+    left: Condvar,
     /// A request from a mount holds it, shared.
     passage: RwLock<Passage>,
 }
@@ -51,7 +63,7 @@ impl Door {
     pub fn new() -> Arc<Door> {
         let state = State { turn: 0, inside: Inside::Shut };
         let passage = Passage { turn: 0, volume: None };
-        Arc::new(Door { state: Mutex::new(state), passage: RwLock::new(passage) })
+        Arc::new(Door { state: Mutex::new(state), left: Condvar::new(), passage: RwLock::new(passage) })
     }
 
     /// Lets visitors in, to this disk.
@@ -71,40 +83,44 @@ impl Door {
         state.turn += 1;
         *self.passage.write().unwrap_or_else(PoisonError::into_inner) =
             Passage { turn: state.turn, volume: None };
+        self.left.notify_all();
     }
 
-    /// A client over NBD enters. `Busy` where a mount has the disk.
+    /// A client over NBD enters. `Busy` where a mount has the disk and keeps it.
     pub fn enter_over_nbd(self: &Arc<Door>) -> Result<Visit> {
-        let mut state = lock(&self.state);
-        state.inside = match &state.inside {
-            Inside::Nobody => Inside::Nbd { clients: 1 },
-            Inside::Nbd { clients } => Inside::Nbd { clients: clients + 1 },
+        self.enter(|inside| match inside {
+            Inside::Nobody => Ok(Inside::Nbd { clients: 1 }),
+            Inside::Nbd { clients } => Ok(Inside::Nbd { clients: clients + 1 }),
             Inside::Mount { file, .. } => {
-                let context = format!("the disk is open as {file}: close it there first");
-                return Err(Error::new(ErrorKind::Busy, context));
+                Err(busy(format!("the disk is open as {file}: close it there first")))
             }
-            Inside::Shut => return Err(gone()),
-        };
-        Ok(Visit { door: self.clone(), turn: state.turn })
+            Inside::Shut => Err(gone()),
+        })
     }
 
-    /// `file` of a mount is opened. `Busy` where NBD's clients or another file have the disk.
+    /// `file` of a mount is opened. `Busy` where NBD's clients or another file have the disk and keep it.
     pub fn enter_from_mount(self: &Arc<Door>, file: &str) -> Result<Visit> {
-        let mut state = lock(&self.state);
-        let busy = |who: String| Err(Error::new(ErrorKind::Busy, who));
-        state.inside = match &state.inside {
-            Inside::Nobody => Inside::Mount { file: file.to_owned(), opens: 1 },
-            Inside::Mount { file: open, opens } if open == file => {
-                Inside::Mount { file: file.to_owned(), opens: opens + 1 }
-            }
+        let opened = |opens| Ok(Inside::Mount { file: file.to_owned(), opens });
+        self.enter(|inside| match inside {
+            Inside::Nobody => opened(1),
+            Inside::Mount { file: open, opens } if open == file => opened(opens + 1),
             Inside::Mount { file: open, .. } => {
-                return busy(format!("the disk is open as {open}: one file of it at a time"));
+                Err(busy(format!("the disk is open as {open}: one file of it at a time")))
             }
             Inside::Nbd { clients } => {
-                return busy(format!("{clients} NBD clients have the disk: disconnect them first"));
+                Err(busy(format!("{clients} NBD clients have the disk: disconnect them first")))
             }
-            Inside::Shut => return Err(gone()),
-        };
+            Inside::Shut => Err(gone()),
+        })
+    }
+
+    /// Waits while the visitor is busy with others who may be leaving.
+    fn enter(self: &Arc<Door>, let_in: impl Fn(&Inside) -> Result<Inside>) -> Result<Visit> {
+        let taken =
+            |state: &mut State| let_in(&state.inside).is_err_and(|error| error.kind() == ErrorKind::Busy);
+        let waited = self.left.wait_timeout_while(lock(&self.state), LEAVING, taken);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        state.inside = let_in(&state.inside)?;
         Ok(Visit { door: self.clone(), turn: state.turn })
     }
 
@@ -116,6 +132,10 @@ impl Door {
             Inside::Mount { file, .. } => Some(file.clone()),
         }
     }
+}
+
+fn busy(who: String) -> Error {
+    Error::new(ErrorKind::Busy, who)
 }
 
 fn gone() -> Error {
@@ -134,6 +154,9 @@ impl Drop for Visit {
             Inside::Shut => Inside::Shut,
             Inside::Nobody | Inside::Nbd { .. } | Inside::Mount { .. } => Inside::Nobody,
         };
+        if state.inside == Inside::Nobody {
+            self.door.left.notify_all();
+        }
     }
 }
 
@@ -235,6 +258,37 @@ mod tests {
         drop((file, again));
         assert_eq!(door.visitors(), None);
         door.enter_over_nbd().unwrap();
+    }
+
+    #[test]
+    fn whoever_comes_while_the_last_one_leaves_is_let_in() {
+        let door = Door::new();
+        door.open(disk());
+        for _ in 0..20 {
+            let client = door.enter_over_nbd().unwrap();
+            let file = std::thread::scope(|scope| {
+                let file = scope.spawn(|| door.enter_from_mount("/mnt/disk0.raw"));
+                std::thread::sleep(Duration::from_millis(2));
+                drop(client);
+                file.join().unwrap().unwrap()
+            });
+            std::thread::scope(|scope| {
+                let client = scope.spawn(|| door.enter_over_nbd());
+                let other = scope.spawn(|| door.enter_from_mount("/mnt/disk0.raw"));
+                drop(other.join().unwrap().unwrap());
+                drop(file);
+                drop(client.join().unwrap().unwrap());
+            });
+        }
+        let client = door.enter_over_nbd().unwrap();
+        let refused = std::thread::scope(|scope| {
+            let file = scope.spawn(|| door.enter_from_mount("/mnt/disk0.raw").err());
+            std::thread::sleep(Duration::from_millis(2));
+            door.shut();
+            file.join().unwrap().unwrap()
+        });
+        assert_eq!(refused.kind(), ErrorKind::Fenced, "nobody waits at a door that is shut");
+        drop(client);
     }
 
     #[test]

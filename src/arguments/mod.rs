@@ -180,7 +180,8 @@ again; exit status 1 if the probe did not succeed.")]
     Recover {
         /// A name or identity.
         machine: String,
-        /// A checkpoint's number or name, or a time (the newest checkpoint not after it); the newest by default.
+        /// A checkpoint's number or name, or a time (RFC 3339, or `now`): the newest checkpoint not after it and, of
+        /// tapped disks, each write up to it; the newest checkpoint by default.
         #[arg(long, value_name = "CHECKPOINT|TIME")]
         at: Option<String>,
         /// Leave the machine in charge: a session to look at or to rehearse with.

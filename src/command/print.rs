@@ -215,6 +215,9 @@ fn time_of(ms: u64) -> String {
 fn session(info: &SessionInfo) {
     println!("session   {}", info.session);
     println!("machine   {} at checkpoint {}", info.machine_name, info.checkpoint);
+    if let Some(moment) = &info.moment {
+        println!("          and the {} writes behind it up to {}", moment.writes, moment.time);
+    }
     println!(
         "state     {}{}",
         info.state,

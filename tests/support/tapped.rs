@@ -24,7 +24,10 @@ impl Tapped {
 
     /// The same for these disks or partitions.
     pub fn start_on(stage: &mut Stage, disks: &[&str], port: u16, more: &[&str]) -> Tapped {
-        let mut flags = vec!["--tracker", "tap", "--tap-checkpoint-every", "100ms"];
+        let mut flags = vec!["--tracker", "tap"];
+        if !more.contains(&"--tap-checkpoint-every") {
+            flags.extend(["--tap-checkpoint-every", "100ms"]);
+        }
         disks[1..].iter().for_each(|disk| flags.extend(["--disk", disk]));
         let said = logged(stage).len();
         stage.start_agent_of(disks[0], None, port, &[&flags, more].concat());

@@ -383,7 +383,9 @@ async fn write(
         };
         let Some(parcel) = parcel else { return Ok(sender) };
         let last = parcel.iter().rev().find_map(|message| match message {
-            AgentMessage::Write(write) => Some((write.disk, write.seq)),
+            AgentMessage::Write(write) | AgentMessage::WriteInOrder { write, .. } => {
+                Some((write.disk, write.seq))
+            }
             _ => None,
         });
         if last.is_some() {
@@ -403,7 +405,7 @@ async fn write(
 /// What has gone to the socket may or may not arrive: where a crash hurts.
 fn note_sent(message: &AgentMessage) {
     match message {
-        AgentMessage::Write(_) => blocks::crash_point("copy.sent"),
+        AgentMessage::Write(_) | AgentMessage::WriteInOrder { .. } => blocks::crash_point("copy.sent"),
         AgentMessage::RestoreReady(_) => blocks::crash_point("restore.ready"),
         _ => {}
     }

@@ -15,7 +15,7 @@ use crate::tracker::Trust;
 use blocks::{ByteLen, DiskIndex, Error, ErrorKind, Result, Seq, WallClock};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{AgentMessage, CheckpointReport, DiskInstant, DiskWelcome, GapReport, Payload};
+use wire::{AgentMessage, CheckpointReport, DiskInstant, DiskWelcome, GapReport};
 
 /// How much is sent between two looks at what the server says.
 const PUMP_BYTES: u64 = 8 << 20;
@@ -112,13 +112,13 @@ impl Worker {
     /// Sends one entry of the order; the number of a write.
     fn send_next(&mut self, session: &mut Session, next: Next) -> Result<Option<Seq>> {
         match next {
-            Next::Write(disk, extent, data) => {
-                let payload = data.map_or(Payload::Zero, |data| Payload::Data(data.to_vec()));
+            Next::Write(write) => {
+                let disk = write.disk;
                 let replica = self.replicas.iter_mut().find(|replica| replica.index == disk);
                 let replica = replica.ok_or_else(|| {
                     Error::new(ErrorKind::NotFound, format!("disk {disk} is not tapped here"))
                 })?;
-                replica.send_write(&session.link, extent, payload).map(Some)
+                replica.send_in_order(&session.link, &write).map(Some)
             }
             Next::Instant(moment) => self.report_moment(session, moment).map(|()| None),
         }

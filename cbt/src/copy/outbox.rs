@@ -2,6 +2,7 @@
 
 use super::reader::Shipment;
 use crate::link::Link;
+use crate::tap::OrderedWrite;
 use crate::tracker::{Base, Tracker};
 use blocks::{DiskIndex, Extent, Generation, MachineId, Result, Seq, StoreId};
 use wire::{AgentMessage, Payload, Write};
@@ -55,15 +56,17 @@ impl Outbox {
     }
 
     /// Sends a write as it was made, at the latest with the next [`Link::send_gathered`]; its number.
-    pub fn write(
+    pub fn write_in_order(
         &mut self,
         link: &Link,
         tracker: &dyn Tracker,
-        extent: Extent,
-        payload: Payload,
+        write: &OrderedWrite,
     ) -> Result<Seq> {
         self.flush(link, tracker)?;
-        link.gather(self.number(tracker, extent, payload)?)?;
+        let payload = write.payload.as_ref().map_or(Payload::Zero, |data| Payload::Data(data.to_vec()));
+        let age_us = u64::try_from(write.completed.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let write = self.number(tracker, write.extent, payload)?;
+        link.gather(AgentMessage::WriteInOrder { write, age_us })?;
         Ok(self.last)
     }
 
@@ -107,18 +110,18 @@ impl Outbox {
     }
 
     fn send(&mut self, link: &Link, tracker: &dyn Tracker, extent: Extent, payload: Payload) -> Result<()> {
-        link.send(self.number(tracker, extent, payload)?)
+        link.send(AgentMessage::Write(self.number(tracker, extent, payload)?))
     }
 
     /// Gives the write the next number.
-    fn number(&mut self, tracker: &dyn Tracker, extent: Extent, payload: Payload) -> Result<AgentMessage> {
+    fn number(&mut self, tracker: &dyn Tracker, extent: Extent, payload: Payload) -> Result<Write> {
         let seq = self.last.next();
         if seq > self.noted {
             self.noted = Seq(seq.0 + NOTED_AHEAD);
             tracker.set_base(self.base())?;
         }
         self.last = seq;
-        Ok(AgentMessage::Write(Write { disk: self.disk, seq, extent, payload }))
+        Ok(Write { disk: self.disk, seq, extent, payload })
     }
 
     /// Notes how far the server has come.

@@ -7,13 +7,12 @@ use super::scan::{InitialCopy, Manner};
 use super::{Digests, READ_BYTES, pieces};
 use crate::disk::{DeviceNumber, Disk, DiskLock};
 use crate::link::Link;
-use crate::tap::TapDisk;
+use crate::tap::{OrderedWrite, TapDisk};
 use crate::tracker::{Taking, Tracker, TrackerKind};
 use blocks::{AlignedBuffer, ByteLen, DiskIndex, Error, ErrorKind, Extent, ExtentSet, Result, Seq};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
-use wire::Payload;
 
 /// How much is taken from the tracker at a time.
 pub(super) const TAKING_BYTES: ByteLen = ByteLen::new(32 << 20);
@@ -178,12 +177,12 @@ impl Replica {
     }
 
     /// Sends a write as it was made, at the latest with the next [`Link::send_gathered`]; its number.
-    pub fn send_write(&mut self, link: &Link, extent: Extent, payload: Payload) -> Result<Seq> {
+    pub fn send_in_order(&mut self, link: &Link, write: &OrderedWrite) -> Result<Seq> {
         if let Some(written) = &mut self.written_since {
-            written.insert(extent, ());
+            written.insert(write.extent, ());
         }
         let tracker = Arc::clone(&self.tracker);
-        self.outbox()?.write(link, &*tracker, extent, payload)
+        self.outbox()?.write_in_order(link, &*tracker, write)
     }
 
     /// The number of the last write, everything having been sent.

@@ -21,7 +21,7 @@ mod tests;
 
 pub(crate) use disk::TapDisk;
 pub use memory::never_wait_for_own_writes;
-pub(crate) use order::{Mode, Moment, Next, Order};
+pub(crate) use order::{Mode, Moment, Next, Order, OrderedWrite};
 
 use crate::disk::{DeviceNumber, Disk};
 use activity::{Activity, SlotFile};

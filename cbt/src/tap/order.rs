@@ -65,9 +65,18 @@ struct State {
 }
 
 enum Entry {
-    /// `None`: zeroes.
-    Write(DiskIndex, Extent, Option<Arc<AlignedBuffer>>),
+    Write(OrderedWrite),
     Instant(Moment),
+}
+
+/// A completed write.
+#[derive(Clone)]
+pub(crate) struct OrderedWrite {
+    pub disk: DiskIndex,
+    pub extent: Extent,
+    /// `None`: zeroes.
+    pub payload: Option<Arc<AlignedBuffer>>,
+    pub completed: Instant,
 }
 
 /// A point of the queue that is to become a checkpoint.
@@ -85,8 +94,7 @@ pub(crate) struct Moment {
 
 /// What is to be sent next.
 pub(crate) enum Next {
-    /// `None`: zeroes.
-    Write(DiskIndex, Extent, Option<Arc<AlignedBuffer>>),
+    Write(OrderedWrite),
     Instant(Moment),
 }
 
@@ -94,8 +102,8 @@ impl Next {
     /// How many bytes it carries.
     pub fn payload_bytes(&self) -> usize {
         match self {
-            Next::Write(_, _, Some(payload)) => payload.len(),
-            Next::Write(_, _, None) | Next::Instant(_) => 0,
+            Next::Write(write) => write.payload.as_ref().map_or(0, |payload| payload.len()),
+            Next::Instant(_) => 0,
         }
     }
 }
@@ -103,8 +111,10 @@ impl Next {
 impl Entry {
     fn bytes(&self) -> u64 {
         match self {
-            Entry::Write(_, _, Some(buffer)) => ENTRY_BYTES + memory_of(ByteLen::of(buffer)),
-            Entry::Write(_, _, None) | Entry::Instant(_) => ENTRY_BYTES,
+            Entry::Write(OrderedWrite { payload: Some(buffer), .. }) => {
+                ENTRY_BYTES + memory_of(ByteLen::of(buffer))
+            }
+            Entry::Write(_) | Entry::Instant(_) => ENTRY_BYTES,
         }
     }
 }
@@ -138,7 +148,8 @@ impl Order {
     ) -> Result<()> {
         let mut state = self.lock();
         if state.mode != Mode::Marking {
-            let entry = Entry::Write(disk, extent, payload.map(Arc::new));
+            let (payload, completed) = (payload.map(Arc::new), Instant::now());
+            let entry = Entry::Write(OrderedWrite { disk, extent, payload, completed });
             let bytes = entry.bytes();
             if state.bytes + bytes <= self.bytes_max {
                 state.bytes += bytes;
@@ -257,7 +268,7 @@ impl Order {
         });
         // Not the bytes themselves: who puts in waits for this lock.
         next.map(|entry| match entry {
-            Entry::Write(disk, extent, payload) => Next::Write(*disk, *extent, payload.clone()),
+            Entry::Write(write) => Next::Write(write.clone()),
             Entry::Instant(moment) => Next::Instant(moment.clone()),
         })
         .collect()
@@ -268,8 +279,8 @@ impl Order {
         let mut state = self.lock();
         for number in numbers {
             match (state.waiting.pop_front(), number) {
-                (Some(Entry::Write(disk, extent, payload)), Some(seq)) => {
-                    state.sent.push_back((disk, *seq, Entry::Write(disk, extent, payload)));
+                (Some(Entry::Write(write)), Some(seq)) => {
+                    state.sent.push_back((write.disk, *seq, Entry::Write(write)));
                 }
                 (Some(gone), _) => state.bytes -= gone.bytes(),
                 (None, _) => {}
@@ -329,8 +340,8 @@ impl Order {
         }
         let sent = std::mem::take(&mut state.sent).into_iter().map(|(_, _, entry)| entry);
         for entry in sent.chain(std::mem::take(&mut state.waiting)) {
-            if let Entry::Write(disk, extent, _) = entry {
-                mark(disk, extent);
+            if let Entry::Write(write) = entry {
+                mark(write.disk, write.extent);
             }
         }
         state.bytes = 0;
@@ -341,10 +352,10 @@ impl Order {
         let state = self.lock();
         let sent = state.sent.iter().map(|(_, _, entry)| entry);
         for entry in sent.chain(&state.waiting) {
-            if let Entry::Write(of, extent, _) = entry
-                && *of == disk
+            if let Entry::Write(write) = entry
+                && write.disk == disk
             {
-                see(*extent);
+                see(write.extent);
             }
         }
     }

@@ -311,9 +311,9 @@ impl Play {
             return Ok(());
         }
         match (self.order.next(1, 1).pop(), self.order.mode()) {
-            (Some(Next::Write(_, extent, data)), _) => {
+            (Some(Next::Write(OrderedWrite { extent, payload, .. })), _) => {
                 let seq = self.number()?;
-                let bytes = data.map_or_else(|| vec![0; extent.len().as_usize()], |data| data.to_vec());
+                let bytes = payload.map_or_else(|| vec![0; extent.len().as_usize()], |data| data.to_vec());
                 self.server.coming.push_back((seq, Some((extent, bytes))));
                 self.order.sent(&[Some(seq)]);
             }

@@ -217,10 +217,15 @@ async fn serve(
         loop {
             let Some(message) = reader.recv().await? else { return Ok(()) };
             let slow = model.lock().unwrap().rules.slow;
-            if !slow.is_zero() && matches!(message, AgentMessage::Write(_)) {
+            if !slow.is_zero()
+                && matches!(message, AgentMessage::Write(_) | AgentMessage::WriteInOrder { .. })
+            {
                 tokio::time::sleep(slow).await;
             }
-            if let AgentMessage::Write(Write { payload: Payload::Data(bytes), .. }) = &message {
+            if let AgentMessage::Write(Write { payload: Payload::Data(bytes), .. })
+            | AgentMessage::WriteInOrder { write: Write { payload: Payload::Data(bytes), .. }, .. } =
+                &message
+            {
                 received += bytes.len() as u64;
                 if cut.is_some_and(|cut| received > cut) {
                     return Ok(());
@@ -280,7 +285,7 @@ impl Model {
 
     fn take(&mut self, message: AgentMessage) -> Vec<ServerMessage> {
         match message {
-            AgentMessage::Write(write) => self.write(write),
+            AgentMessage::Write(write) | AgentMessage::WriteInOrder { write, .. } => self.write(write),
             AgentMessage::Checkpoint(report) => {
                 for (disk, instant) in report.disks.iter().enumerate() {
                     assert!(

@@ -42,6 +42,6 @@ pub use storage::{OpenMode, Storage, StorageFile};
 pub use surroundings::{monotonic_now, random_bytes};
 pub use turns::{Turn, Turns};
 pub use units::{
-    BlockShift, ByteLen, ByteOffset, Generation, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq, WallClock,
+    BlockShift, ByteLen, ByteOffset, Generation, Lba, SECTOR_BYTES, SECTOR_SHIFT, Seq, WallClock, WriteTime,
 };
 pub use volume::{Allocation, ExtentStatus, FileRange, RequestClass, Volume, check_request, is_zero};

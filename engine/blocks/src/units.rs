@@ -40,6 +40,11 @@ pub struct Generation(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct WallClock(pub u64);
 
+/// When a write was completed, in microseconds since 1970-01-01 UTC on the server's clock. Rises with every write of a machine
+/// whose writes come in order, so it names a state of all its disks.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
+pub struct WriteTime(pub u64);
+
 impl ByteOffset {
     /// The start of the disk.
     pub const ZERO: ByteOffset = ByteOffset(0);

@@ -28,7 +28,7 @@ use crate::unit::space::SpaceCount;
 use blocks::{
     BlockShift, ByteLen, ByteOffset, DiskIndex, Durable, Error, ErrorKind, Extent, ExtentMap, ExtentSet,
     ExtentStatus, FileRange, OpenMode, Piece, PlantedBug, RequestClass, Result, Seq, Synced, Volume,
-    check_request, is_zero,
+    WriteTime, check_request, is_zero,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, Weak};
@@ -86,6 +86,7 @@ pub(crate) struct OpenDelta {
     /// The end of the log, all of it synced; `None` where there is no log yet.
     pub log_len: Option<ByteOffset>,
     pub last_seq: Seq,
+    pub last_time: Option<WriteTime>,
 }
 
 #[derive(Debug)]
@@ -96,6 +97,7 @@ struct Appender {
     /// Whether the log's name is on the medium.
     named: bool,
     last_seq: Seq,
+    last_time: Option<WriteTime>,
     /// What went past the page cache since the last sync began.
     straight: ByteLen,
     /// How much may be appended before the free space is looked at again.
@@ -161,6 +163,7 @@ impl BranchDisk {
             writer,
             named: open.log_len.is_some(),
             last_seq: open.last_seq,
+            last_time: open.last_time,
             allowance: 0,
             straight: ByteLen::ZERO,
         };
@@ -188,7 +191,25 @@ impl BranchDisk {
     /// `InvalidInput`, `OutOfRange`, `NoSpace` where the reserve would be touched or the unit's quota passed; any other poisons
     /// the disk.
     pub fn append(&self, seq: Seq, extent: Extent, payload: Payload<'_>) -> Result<()> {
-        self.write(Some(seq), extent, payload).map(drop)
+        self.write(Some(seq), None, extent, payload).map(drop)
+    }
+
+    /// As [`BranchDisk::append`], of a write that is one of all the machine's writes in their order, completed at that time: a
+    /// state between two checkpoints can be asked for by it ([`Unit::moment`]). Times must rise over all disks of the
+    /// branch; of what came before on this one, [`BranchDisk::last_time`] tells the highest.
+    pub fn append_in_order(
+        &self,
+        seq: Seq,
+        time: WriteTime,
+        extent: Extent,
+        payload: Payload<'_>,
+    ) -> Result<()> {
+        self.write(Some(seq), Some(time), extent, payload).map(drop)
+    }
+
+    /// The highest time of a write, as far as it is known: what was sealed before the store was opened is not looked at.
+    pub fn last_time(&self) -> Option<WriteTime> {
+        lock(&self.append).last_time
     }
 
     /// Puts everything appended before this call on the medium. Callers that wait at the same time share one sync.
@@ -382,7 +403,13 @@ impl BranchDisk {
         Ok((delta, seq, len, proof))
     }
 
-    fn write(&self, seq: Option<Seq>, extent: Extent, payload: Payload<'_>) -> Result<Seq> {
+    fn write(
+        &self,
+        seq: Option<Seq>,
+        time: Option<WriteTime>,
+        extent: Extent,
+        payload: Payload<'_>,
+    ) -> Result<Seq> {
         check_request(self.len(), BlockShift::SECTOR, extent.start(), extent.len())?;
         let write = match payload {
             Payload::Data(data) if ByteLen::of(data) != extent.len() => {
@@ -394,6 +421,7 @@ impl BranchDisk {
             Payload::Zero => PreparedWrite::empty(extent, RecordKind::Zero),
             Payload::Discard => PreparedWrite::empty(extent, RecordKind::Discard),
         };
+        let write = write.at(time);
         self.check_poison()?;
         if self.is_part_full() {
             self.unit()?.seal_part(self, BranchDisk::is_part_full)?;
@@ -413,6 +441,7 @@ impl BranchDisk {
             appender.straight += bytes;
         }
         appender.last_seq = seq;
+        appender.last_time = appender.last_time.max(time);
         let mut layers = self.layers.write().unwrap_or_else(PoisonError::into_inner);
         for (extent, location) in locations {
             layers.map.insert(extent, location);
@@ -448,7 +477,7 @@ impl BranchDisk {
 
     fn guest_write(&self, extent: Option<Extent>, payload: Payload<'_>, fua: bool) -> Result<()> {
         if let Some(extent) = extent {
-            self.write(None, extent, payload)?;
+            self.write(None, None, extent, payload)?;
         }
         if fua { self.flush() } else { Ok(()) }
     }

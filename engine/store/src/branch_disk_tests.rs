@@ -57,7 +57,7 @@ fn those_who_wait_share_a_sync() {
             let (disk, barrier) = (&disk, &barrier);
             scope.spawn(move || {
                 let extent = Extent::new(ByteOffset::new(thread * 512), ByteLen::new(512)).unwrap();
-                let seq = disk.write(None, extent, Payload::Data(&[7; 512])).unwrap();
+                let seq = disk.write(None, None, extent, Payload::Data(&[7; 512])).unwrap();
                 barrier.wait();
                 assert!(*disk.sync().unwrap().get() >= seq);
             });

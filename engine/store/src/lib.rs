@@ -46,5 +46,5 @@ pub use unit::checkpoint::{Checkpoint, CheckpointSpec, Consistency, Gap};
 pub use unit::files::SETTLING_SUFFIX;
 pub use unit::manifest::{DiskSpec, UnitSpec};
 pub use unit::pins::{Pin, PinHolder};
-pub use unit::{ConsolidateReport, ThinGoal, ThinReport, Unit, Usage};
+pub use unit::{ConsolidateReport, Moment, ThinGoal, ThinReport, Unit, Usage};
 pub use view::View;

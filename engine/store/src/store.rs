@@ -21,8 +21,9 @@ const MARKER_NEW: &str = "store.new";
 pub(crate) const UNITS: &str = "units";
 const MAGIC: [u8; 4] = *b"UStr";
 const VERSION: u16 = 1;
-/// Of a store whose logs may have compressed payloads: the programs of version 1 would take those for a torn tail.
-pub(crate) const VERSION_PACKED: u16 = 2;
+/// Logs may have compressed payloads (from version 2 on) and say when writes were completed (3): the programs of earlier
+/// versions would take such records for a torn tail.
+pub(crate) const VERSION_TIMED: u16 = 3;
 
 /// How a store behaves; nothing of it is written down.
 #[derive(Clone, Debug)]
@@ -40,8 +41,7 @@ pub struct StoreOptions {
     pub index_cache: ByteLen,
     /// Whether a thread merges indexes; otherwise a seal does before it returns.
     pub merge_in_background: bool,
-    /// Whether payloads are compressed in the logs. From the first opening with other than `Never` on, programs of version 1
-    /// refuse the store.
+    /// Whether payloads are compressed in the logs.
     pub compress: Compression,
     /// Where it is noted that guests are being served, for background work to make way.
     pub guests: Arc<GuestActivity>,
@@ -88,10 +88,8 @@ impl Store {
             Some((id, _)) => id,
             None => create(&*storage)?,
         };
-        if options.compress != Compression::Never
-            && read_marker(&*storage)?.is_some_and(|(_, v)| v == VERSION)
-        {
-            write_marker(&*storage, id, VERSION_PACKED)?;
+        if read_marker(&*storage)?.is_some_and(|(_, version)| version < VERSION_TIMED) {
+            write_marker(&*storage, id, VERSION_TIMED)?;
         }
         let worker = if options.merge_in_background { Some(MergeWorker::start()?) } else { None };
         let context = UnitContext {
@@ -306,7 +304,7 @@ pub(crate) fn decode_marker(bytes: &[u8]) -> Result<(StoreId, u16)> {
         return Err(Error::corrupt(format!("{MARKER} is not the marker of a store")));
     }
     let version = reader.u16()?;
-    if version != VERSION && version != VERSION_PACKED {
+    if !(VERSION..=VERSION_TIMED).contains(&version) {
         let context = format!("a store of version {version}, which is newer than this program");
         return Err(Error::new(ErrorKind::Unsupported, context));
     }
@@ -319,7 +317,7 @@ fn create(storage: &dyn Storage) -> Result<StoreId> {
     let id = Id::from_bytes(random_bytes()).ok_or_else(|| Error::new(ErrorKind::Io, "no random numbers"))?;
     storage.make_dir(UNITS)?;
     storage.sync_dir("")?;
-    write_marker(storage, StoreId(id), VERSION)?;
+    write_marker(storage, StoreId(id), VERSION_TIMED)?;
     Ok(StoreId(id))
 }
 

@@ -5,7 +5,7 @@ use crate::{Message, codec};
 use blocks::{ByteReader, ByteWriter, Error, ErrorKind, Result};
 
 /// The version of the frame and of every message in it.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// The oldest version that is understood. Whoever speaks it is answered in it.
 pub const VERSION_MIN: u16 = 1;
 /// The version from which on payloads may be packed.

@@ -23,6 +23,13 @@ pub enum AgentMessage {
     Heartbeat(Heartbeat),
     /// A changed extent of a disk.
     Write(Write),
+    /// A write of the machine, in the order of all its writes on all its disks.
+    WriteInOrder {
+        /// What was written.
+        write: Write,
+        /// How long before it was sent it had been completed, in microseconds.
+        age_us: u64,
+    },
     /// Every disk is at the instant described; seal it.
     Checkpoint(CheckpointReport),
     /// No checkpoint can be offered for this interval.

@@ -101,7 +101,7 @@ fn refusal(change: impl FnOnce(&mut Vec<u8>), resealed: bool) -> blocks::Error {
 fn frames_that_are_none_say_why() {
     for (error, kind, why) in [
         (refusal(|frame| frame[0] = b'G', true), ErrorKind::Corrupt, "wrong magic"),
-        (refusal(|frame| frame[4] = 3, true), ErrorKind::Unsupported, "speaks version 3 of the protocol"),
+        (refusal(|frame| frame[4] = 4, true), ErrorKind::Unsupported, "speaks version 4 of the protocol"),
         (refusal(|frame| frame[4] = 0, true), ErrorKind::Unsupported, "speaks version 0 of the protocol"),
         (
             refusal(|frame| frame[7] |= 0x40, true),

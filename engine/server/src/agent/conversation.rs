@@ -20,7 +20,7 @@ use super::machine::{Machine, Phase};
 use super::registration::refusal;
 use super::restore_link::{LinkEnds, is_restore_answer, is_restore_order};
 use super::source::Source;
-use blocks::{Compression, Error, ErrorKind, Result};
+use blocks::{Compression, Error, ErrorKind, Result, WriteTime};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use store::{Gap, Unit};
@@ -262,6 +262,10 @@ impl Conversation {
         match message {
             message if is_restore_answer(&message) => return self.hear_restore(message).await,
             AgentMessage::Write(write) => return self.submit(Work::Write(write)).await,
+            AgentMessage::WriteInOrder { write, age_us } => {
+                let completed = WriteTime::ago(Duration::from_micros(age_us));
+                return self.submit(Work::WriteInOrder(write, completed)).await;
+            }
             AgentMessage::Checkpoint(report) => return self.submit(Work::Checkpoint(report)).await,
             AgentMessage::Hashes(report) => return self.submit(Work::Hashes(report)).await,
             AgentMessage::Heartbeat(heartbeat) => {

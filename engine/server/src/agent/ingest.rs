@@ -18,7 +18,7 @@ use super::gaps;
 use super::machine::Phase;
 use super::requests::RequestEvent;
 use super::source::Source;
-use blocks::{ByteLen, CheckpointId, DiskIndex, Error, ErrorKind, Result, Seq, crash_point};
+use blocks::{ByteLen, CheckpointId, DiskIndex, Error, ErrorKind, Result, Seq, WriteTime, crash_point};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
@@ -43,6 +43,8 @@ const RETRY: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub(crate) enum Work {
     Write(Write),
+    /// One of all the machine's writes in their order, and when it was completed as far as its age tells.
+    WriteInOrder(Write, WriteTime),
     Checkpoint(CheckpointReport),
     Hashes(HashReport),
 }
@@ -86,11 +88,12 @@ impl Ingest {
     /// ingest has failed; [`Source::failure`] says why.
     pub async fn submit(&self, work: Work) -> Result<()> {
         let bytes = match &work {
-            Work::Write(Write { payload: Payload::Data(data), .. }) => {
+            Work::Write(Write { payload: Payload::Data(data), .. })
+            | Work::WriteInOrder(Write { payload: Payload::Data(data), .. }, _) => {
                 u32::try_from(data.len()).unwrap_or(QUEUE_BYTES)
             }
             Work::Hashes(report) => u32::try_from(report.hashes.len() * 33).unwrap_or(QUEUE_BYTES),
-            Work::Write(_) | Work::Checkpoint(_) => 0,
+            Work::Write(_) | Work::WriteInOrder(..) | Work::Checkpoint(_) => 0,
         };
         let permits = bytes.saturating_add(ENTRY_BYTES).min(QUEUE_BYTES);
         let ended = |_| Error::new(ErrorKind::Cancelled, "the ingest has ended");
@@ -118,6 +121,8 @@ pub(super) struct Appender {
     comparers: Comparers,
     /// For each disk, the last number of this connection.
     last: Vec<Option<Seq>>,
+    /// No write in order has a higher time.
+    last_time: WriteTime,
     held: bool,
     /// The newest checkpoints of this connection, by request: those that may be verified.
     sealed: VecDeque<(u64, CheckpointId)>,
@@ -126,7 +131,8 @@ pub(super) struct Appender {
 impl Appender {
     pub fn new(source: Arc<Source>, commit: Arc<Commit>, comparers: Comparers) -> Appender {
         let last = vec![None; source.disks.len()];
-        Appender { source, commit, comparers, last, held: false, sealed: VecDeque::new() }
+        let last_time = source.disks.iter().filter_map(|disk| disk.last_time()).max().unwrap_or_default();
+        Appender { source, commit, comparers, last, last_time, held: false, sealed: VecDeque::new() }
     }
 
     fn run(mut self, entries: &mpsc::Receiver<Entry>, stopping: &AtomicBool) {
@@ -161,8 +167,12 @@ impl Appender {
     pub fn step(&mut self, work: Work) -> Result<Option<Work>> {
         let (work, done) = match work {
             Work::Write(write) => {
-                let done = self.append(&write);
+                let done = self.append(&write, None);
                 (Work::Write(write), done)
+            }
+            Work::WriteInOrder(write, completed) => {
+                let done = self.append(&write, Some(completed));
+                (Work::WriteInOrder(write, completed), done)
             }
             Work::Checkpoint(report) => {
                 let done = self.seal(&report);
@@ -186,15 +196,23 @@ impl Appender {
         }
     }
 
-    fn append(&mut self, write: &Write) -> Result<()> {
+    fn append(&mut self, write: &Write, completed: Option<WriteTime>) -> Result<()> {
         let disk = self.source.disk(write.disk)?.clone();
         self.check_number(write.disk, write.seq, disk.last_seq())?;
         let (payload, bytes) = match &write.payload {
             Payload::Data(data) => (store::Payload::Data(data), write.extent.len()),
             Payload::Zero => (store::Payload::Zero, ByteLen::ZERO),
         };
-        disk.append(write.seq, write.extent, payload)
-            .map_err(|error| error.context(format_args!("disk {} {}", write.disk, write.extent)))?;
+        let appended = match completed.filter(|_| !self.source.unit.has_torn_tails()) {
+            Some(completed) => {
+                // What one message took longer than the next must not change their order.
+                let time = completed.max(WriteTime(self.last_time.0 + 1));
+                let appended = disk.append_in_order(write.seq, time, write.extent, payload);
+                appended.map(|()| self.last_time = time)
+            }
+            None => disk.append(write.seq, write.extent, payload),
+        };
+        appended.map_err(|error| error.context(format_args!("disk {} {}", write.disk, write.extent)))?;
         self.last[usize::from(write.disk.0)] = Some(write.seq);
         crash_point("ingest.appended");
         self.source.machine.received(write.disk, bytes.get());

@@ -1,18 +1,20 @@
 //! Which checkpoint an administrator means.
 
-use blocks::{CheckpointId, Error, ErrorKind, Result, WallClock};
+use blocks::{CheckpointId, Error, ErrorKind, Result, WallClock, WriteTime};
+use std::time::Duration;
 use store::Checkpoint;
 use time::format_description::BorrowedFormatItem;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use time::{OffsetDateTime, PrimitiveDateTime, UtcOffset};
 
+const NOW: &str = "now";
 const SECONDS: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day] [hour]:[minute]:[second]");
 const MINUTES: &[BorrowedFormatItem<'_>] = format_description!("[year]-[month]-[day] [hour]:[minute]");
 
 /// The checkpoint that `at` means: a number, a name (the newest of that name), or a time on the server's clock (the
-/// newest not after it): RFC 3339, or `YYYY-MM-DD HH:MM[:SS]` in UTC. Without `at`, the newest. `checkpoints` come by
+/// newest not after it): RFC 3339, `YYYY-MM-DD HH:MM[:SS]` in UTC, or `now`. Without `at`, the newest. `checkpoints` come by
 /// rising number. `NotFound` says what there is instead.
 pub(crate) fn choose<'a>(checkpoints: &'a [Checkpoint], at: Option<&str>) -> Result<&'a Checkpoint> {
     let not_found = |what: String| Error::new(ErrorKind::NotFound, what);
@@ -41,11 +43,26 @@ pub(crate) fn choose<'a>(checkpoints: &'a [Checkpoint], at: Option<&str>) -> Res
     })
 }
 
+/// A time as in [`choose`], to the microsecond.
+pub(crate) fn parse_write_time(text: &str) -> Option<WriteTime> {
+    if text.trim() == NOW {
+        return Some(WriteTime::ago(Duration::ZERO));
+    }
+    u64::try_from(parse_nanos(text.trim())? / 1000).ok().map(WriteTime)
+}
+
 pub(crate) fn parse_time(text: &str) -> Option<WallClock> {
+    if text == NOW {
+        return Some(WallClock::now());
+    }
+    u64::try_from(parse_nanos(text)? / 1_000_000).ok().map(WallClock)
+}
+
+fn parse_nanos(text: &str) -> Option<i128> {
     let local = |format| PrimitiveDateTime::parse(text, format).ok().map(PrimitiveDateTime::assume_utc);
     let time =
         OffsetDateTime::parse(text, &Rfc3339).ok().or_else(|| local(SECONDS)).or_else(|| local(MINUTES))?;
-    u64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok().map(WallClock)
+    Some(time.unix_timestamp_nanos())
 }
 
 /// The instant before which something is to stay: as in [`choose`], a day alone, or `forever`. `InvalidInput` where it is
@@ -69,6 +86,14 @@ pub(crate) fn format_time(at: WallClock) -> String {
         .ok()
         .and_then(|time| time.to_offset(UtcOffset::UTC).format(&Rfc3339).ok())
         .unwrap_or_else(|| format!("{} ms", at.0))
+}
+
+/// RFC 3339 in UTC with microseconds, the form that [`parse_write_time`] takes back exactly.
+pub(crate) fn format_write_time(at_us: u64) -> String {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(at_us) * 1000)
+        .ok()
+        .and_then(|time| time.to_offset(UtcOffset::UTC).format(&Rfc3339).ok())
+        .unwrap_or_else(|| format!("{at_us} us"))
 }
 
 #[cfg(test)]
@@ -131,6 +156,17 @@ mod tests {
                 "what is printed is understood"
             );
         }
+    }
+
+    #[test]
+    fn times_of_writes_are_taken_back_to_the_microsecond() {
+        for at in [1_795_179_600_000_000, 1_795_179_600_123_456] {
+            assert_eq!(parse_write_time(&format_write_time(at)), Some(WriteTime(at)));
+        }
+        assert_eq!(parse_write_time("2026-11-20 13:00"), Some(WriteTime(1_795_179_600_000_000)));
+        assert_eq!(parse_write_time("nightly"), None);
+        assert!(parse_write_time("now").unwrap() > WriteTime(1_795_179_600_000_000));
+        assert_eq!(at("now"), 9);
     }
 
     #[test]

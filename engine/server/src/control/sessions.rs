@@ -5,7 +5,7 @@ use super::job::Job;
 use super::{at, guests, machines};
 use crate::agent::blocking;
 use crate::services::Services;
-use crate::session::{FailbackOptions, MigrateOptions};
+use crate::session::{Beginning, FailbackOptions, MigrateOptions};
 use crate::stand_in::PATIENCE;
 use crate::takeover;
 use blocks::{DiskIndex, Error, ErrorKind, Result};
@@ -43,12 +43,30 @@ pub(super) struct Recovery {
 pub(super) async fn recover(services: Arc<Services>, wanted: Recovery, job: Job) -> Result<Reply> {
     let begun = Instant::now();
     let unit = machines::find(&services.store, &wanted.machine)?;
-    let checkpoint = choose(&unit, wanted.at.as_deref())?;
-    let session = takeover::recover(&services, &unit, checkpoint, wanted.drill).await?;
+    let beginning = {
+        let unit = Arc::clone(&unit);
+        blocking(move || beginning(&unit, wanted.at.as_deref())).await?
+    };
+    let session = takeover::recover(&services, &unit, beginning, wanted.drill).await?;
     match wanted.boot {
         Some(boot) => guests::boot(services, session.session, boot, begun, job).await,
         None => guests::seen(services, session).await,
     }
+}
+
+/// What is meant: as in [`choose`], but where the machine's writes have come in order a time means the last of them that is
+/// not after it. Blocks.
+fn beginning(unit: &Unit, at: Option<&str>) -> Result<Beginning> {
+    let checkpoint = choose(unit, at)?;
+    let chosen = unit.checkpoint(checkpoint);
+    let (Some(text), Some(chosen)) = (at, chosen) else { return Ok(checkpoint.into()) };
+    let Some(time) = at::parse_write_time(text) else { return Ok(checkpoint.into()) };
+    let is_meant_itself = chosen.name == text.trim() || chosen.server_time.0 * 1000 == time.0;
+    if is_meant_itself || chosen.branch != unit.main_branch() {
+        return Ok(checkpoint.into());
+    }
+    let moment = unit.moment(time)?.filter(|moment| moment.time.is_some());
+    Ok(moment.map_or(checkpoint.into(), Beginning::Moment))
 }
 
 /// The checkpoint that is meant; without a word about it, the newest of the main line.

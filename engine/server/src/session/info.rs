@@ -1,7 +1,7 @@
 //! Sessions and checkpoints as administrators see them.
 
-use crate::control::api::{CheckpointInfo, MigrationInfo, SessionDisk, SessionInfo};
-use crate::control::at::format_time;
+use crate::control::api::{CheckpointInfo, MigrationInfo, MomentInfo, SessionDisk, SessionInfo};
+use crate::control::at::{format_time, format_write_time};
 use crate::session::live::{LiveDisk, LiveSession};
 use crate::session::record::{MigrationRecord, MigrationState, SessionState};
 use blocks::{ByteLen, DiskIndex, Extent, Result, WallClock};
@@ -42,6 +42,9 @@ pub(crate) fn session_info(session: &LiveSession) -> Result<SessionInfo> {
         machine: session.unit.machine().to_string(),
         machine_name: session.unit.name(),
         checkpoint: record.base().0,
+        moment: record
+            .moment
+            .map(|moment| MomentInfo { time: format_write_time(moment.time_us), writes: moment.writes }),
         drill: record.drill,
         state,
         detail,

@@ -9,7 +9,7 @@ use crate::session::live::{LiveSession, session_dir};
 use crate::session::migrate::{Migration, MigrationProgress, Target};
 use crate::session::pull;
 use crate::session::record::{
-    MigrationEvent, MigrationRecord, MigrationState, SessionEvent, SessionRecord, SessionState,
+    MigrationEvent, MigrationRecord, MigrationState, MomentRecord, SessionEvent, SessionRecord, SessionState,
 };
 use crate::session::volume::lock;
 use blocks::{
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use store::{BranchKind, Store, Unit};
+use store::{BranchKind, Moment, Store, Unit};
 
 /// How long a disk must be flushed and idle before it is durably noted that nothing waits for a flush.
 const MARK_IDLE: Duration = Duration::from_secs(30);
@@ -36,6 +36,39 @@ pub struct Sessions {
     /// Held while a session begins or ends, so that no two take charge of a machine.
     turn: Mutex<()>,
     closing: Arc<AtomicBool>,
+}
+
+/// What a session begins with.
+#[derive(Debug)]
+pub enum Beginning {
+    /// A checkpoint.
+    Checkpoint(CheckpointId),
+    /// A checkpoint and writes behind it.
+    Moment(Moment),
+}
+
+impl From<CheckpointId> for Beginning {
+    fn from(checkpoint: CheckpointId) -> Beginning {
+        Beginning::Checkpoint(checkpoint)
+    }
+}
+
+impl Beginning {
+    fn base(&self) -> CheckpointId {
+        match self {
+            Beginning::Checkpoint(checkpoint) => *checkpoint,
+            Beginning::Moment(moment) => moment.base,
+        }
+    }
+
+    fn moment_record(&self) -> Option<MomentRecord> {
+        match self {
+            Beginning::Moment(Moment { time: Some(time), writes, .. }) => {
+                Some(MomentRecord { time_us: time.0, writes: *writes })
+            }
+            _ => None,
+        }
+    }
 }
 
 /// What is wanted of a migration; see [`crate::control::api::Request::Migrate`].
@@ -132,11 +165,18 @@ impl Sessions {
         session.start_migrations()
     }
 
-    /// Begins a session: a branch at the checkpoint, served. Unless it is a drill, it takes charge of the machine: the
+    /// Begins a session: a branch at the checkpoint or the moment, served. Unless it is a drill, it takes charge of the machine: the
     /// unit's generation rises, and the old primary is fenced. A session that is in charge already and began at the
-    /// same checkpoint is returned as it is. Reads indexes, never data.
-    pub fn recover(&self, unit: &Arc<Unit>, checkpoint: CheckpointId, drill: bool) -> Result<SessionInfo> {
+    /// same place is returned as it is. Reads indexes, and the writes behind the checkpoint of a moment; no other data.
+    pub fn recover(
+        &self,
+        unit: &Arc<Unit>,
+        beginning: impl Into<Beginning>,
+        drill: bool,
+    ) -> Result<SessionInfo> {
         let begun = monotonic_now();
+        let beginning = beginning.into();
+        let (checkpoint, moment) = (beginning.base(), beginning.moment_record());
         let _turn = lock(&self.turn);
         let base = unit.checkpoint(checkpoint).ok_or_else(|| {
             let context = format!("{} has no checkpoint {checkpoint}", unit.name());
@@ -144,7 +184,8 @@ impl Sessions {
         })?;
         if let (false, Some(other)) = (drill, self.session_in_charge(unit.machine())) {
             let other = self.find(&other.to_string())?;
-            if other.record.get().base() == checkpoint {
+            let record = other.record.get();
+            if (record.base(), record.moment) == (checkpoint, moment) {
                 // The command is repeated, perhaps because its answer was lost.
                 return session_info(&other);
             }
@@ -154,13 +195,18 @@ impl Sessions {
             return Err(Error::new(ErrorKind::Busy, context));
         }
         let id = new_session()?;
-        let branch = unit.fork(checkpoint, BranchKind::Session(id))?;
+        let branch = match &beginning {
+            Beginning::Checkpoint(checkpoint) => unit.fork(*checkpoint, BranchKind::Session(id))?,
+            Beginning::Moment(moment) => unit.fork_at(moment, BranchKind::Session(id))?,
+        };
         self.context.step("recover.forked");
         let generation = if drill { unit.generation() } else { Generation(unit.generation().0 + 1) };
         let disks = unit.disks().len();
         let mut record =
             SessionRecord::begin(id, unit.machine(), checkpoint, branch, generation, drill, disks);
-        record.rpo_ms = WallClock::now().0.saturating_sub(base.server_time.0);
+        let as_of = moment.map_or(base.server_time.0, |moment| moment.time_us / 1000);
+        record.rpo_ms = WallClock::now().0.saturating_sub(as_of);
+        record.moment = moment;
         record.save(unit)?;
         self.context.step("recover.recorded");
         if !drill {

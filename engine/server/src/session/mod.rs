@@ -29,6 +29,6 @@ pub(crate) use door::VisitedDisk;
 pub use failback::FailbackOptions;
 pub(crate) use info::checkpoint_info;
 pub(crate) use live::LiveSession;
-pub use manager::{MigrateOptions, Sessions};
+pub use manager::{Beginning, MigrateOptions, Sessions};
 #[cfg(feature = "simulation")]
 pub(crate) use record::{MigrationState, SessionState};

@@ -21,6 +21,9 @@ pub(crate) struct SessionRecord {
     session: String,
     machine: String,
     base: u64,
+    /// What it begins with behind the base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moment: Option<MomentRecord>,
     branch: u64,
     /// The unit's generation under which the session runs; a drill leaves it as it was.
     generation: u64,
@@ -31,6 +34,14 @@ pub(crate) struct SessionRecord {
     pub rpo_ms: u64,
     pub disks: Vec<DiskRecord>,
     pub failback: FailbackRecord,
+}
+
+/// The writes behind a checkpoint that a session begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MomentRecord {
+    /// When the last of them was completed.
+    pub time_us: u64,
+    pub writes: u64,
 }
 
 /// A session from the cradle to the grave.
@@ -245,6 +256,7 @@ impl SessionRecord {
             session: session.to_string(),
             machine: machine.to_string(),
             base: base.0,
+            moment: None,
             branch: branch.0,
             generation: generation.0,
             drill,

@@ -7,7 +7,8 @@ use super::model::{Doubt, UnitModel, Write, disk_tag};
 use super::network::{Link, now};
 use super::play::Play;
 use crate::agent::{SteppedAgent, Work};
-use blocks::{CheckpointId, DiskIndex, ErrorKind};
+use blocks::{CheckpointId, DiskIndex, ErrorKind, WriteTime};
+use std::time::Duration;
 use wire::{AgentMessage, Hello, Payload, Refusal, RefusalKind, ServerMessage};
 
 /// How much may wait for the appender.
@@ -64,6 +65,10 @@ impl Play {
         match message {
             AgentMessage::Hello(hello) => self.greet(at, &hello),
             AgentMessage::Write(write) => self.submit(at, Work::Write(write)),
+            AgentMessage::WriteInOrder { write, age_us } => {
+                let completed = WriteTime::ago(Duration::from_micros(age_us));
+                self.submit(at, Work::WriteInOrder(write, completed))
+            }
             AgentMessage::Checkpoint(report) => self.submit(at, Work::Checkpoint(report)),
             AgentMessage::Hashes(report) => self.submit(at, Work::Hashes(report)),
             AgentMessage::Heartbeat(heartbeat) => {
@@ -387,7 +392,7 @@ pub(super) fn tag_of(name: &str) -> usize {
 
 fn coming(machine: usize, work: &Work) -> Outcome<Coming> {
     match work {
-        Work::Write(write) => {
+        Work::Write(write) | Work::WriteInOrder(write, _) => {
             let range = sectors(write.extent);
             let versions = match &write.payload {
                 Payload::Zero => vec![0; range.len()],

@@ -18,8 +18,9 @@ use crate::agent::{Machine, blocking};
 use crate::control::api::{BootRequest, SessionInfo};
 use crate::retention;
 use crate::services::Services;
+use crate::session::Beginning;
 use crate::stop::Stop;
-use blocks::{CheckpointId, Error, ErrorKind, Result};
+use blocks::{Error, ErrorKind, Result};
 use probe::{Opinion, Probe};
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,16 +101,17 @@ async fn attempt(services: &Arc<Services>, unit: &Arc<Unit>, machine: &Machine) 
     Ok(true)
 }
 
-/// Begins a session at a checkpoint; unless it is a drill, it takes charge, and the machine's agent is told so.
+/// Begins a session at a checkpoint or a moment; unless it is a drill, it takes charge, and the machine's agent is told so.
 pub(crate) async fn recover(
     services: &Arc<Services>,
     unit: &Arc<Unit>,
-    checkpoint: CheckpointId,
+    beginning: impl Into<Beginning>,
     drill: bool,
 ) -> Result<SessionInfo> {
+    let beginning = beginning.into();
     let begun = {
         let (services, unit) = (services.clone(), unit.clone());
-        blocking(move || services.sessions.recover(&unit, checkpoint, drill))
+        blocking(move || services.sessions.recover(&unit, beginning, drill))
     };
     let session = begun.await?;
     if !drill {

@@ -3,9 +3,9 @@
 use super::location::{Location, LogLocation, RecordKind};
 use super::pack;
 use super::packer::Packer;
-use super::record::{HEADER_BYTES, LogIdentity, PAYLOAD_BYTES_MAX, RecordHeader};
+use super::record::{EXTENT_BYTES_MAX, HEADER_BYTES, LogIdentity, PAYLOAD_BYTES_MAX, RecordHeader};
 use super::straight::Straight;
-use blocks::{ByteLen, ByteOffset, Extent, Result, SECTOR_BYTES, Seq, StorageFile};
+use blocks::{ByteLen, ByteOffset, Extent, Result, SECTOR_BYTES, Seq, StorageFile, WriteTime};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct PreparedWrite<'a> {
     pieces: Vec<PreparedPiece<'a>>,
+    time: Option<WriteTime>,
 }
 
 #[derive(Debug)]
@@ -53,14 +54,19 @@ impl<'a> PreparedWrite<'a> {
             let crc = crc32c::crc32c(&payload);
             PreparedPiece { kind: RecordKind::Data, extent: part, payload, packed, crc }
         };
-        PreparedWrite { pieces: extent.split(ByteLen::new(PAYLOAD_BYTES_MAX)).map(piece).collect() }
+        let pieces = extent.split(ByteLen::new(PAYLOAD_BYTES_MAX)).map(piece).collect();
+        PreparedWrite { pieces, time: None }
     }
 
     /// `extent` gets no bytes.
     pub(crate) fn empty(extent: Extent, kind: RecordKind) -> PreparedWrite<'a> {
-        PreparedWrite {
-            pieces: vec![PreparedPiece { kind, extent, payload: Cow::Borrowed(&[]), packed: 0, crc: 0 }],
-        }
+        let piece = |extent| PreparedPiece { kind, extent, payload: Cow::Borrowed(&[]), packed: 0, crc: 0 };
+        PreparedWrite { pieces: extent.split(EXTENT_BYTES_MAX).map(piece).collect(), time: None }
+    }
+
+    /// The same, completed at that time.
+    pub(crate) fn at(self, time: Option<WriteTime>) -> PreparedWrite<'a> {
+        PreparedWrite { time, ..self }
     }
 
     /// How much longer it makes a log.
@@ -124,6 +130,7 @@ impl LogWriter {
                 synced_to,
                 payload_crc: piece.crc,
                 packed: piece.packed,
+                time: write.time,
             };
             headers.push(header.encode(self.identity, at));
             let payload = at + ByteLen::new(HEADER_BYTES as u64);

@@ -8,7 +8,9 @@
 use super::location::Location;
 use super::log::location;
 use super::record::{HEADER_BYTES, LogIdentity, RecordHeader};
-use blocks::{ByteLen, ByteOffset, Error, Extent, ExtentMap, PlantedBug, Result, Seq, StorageFile};
+use blocks::{
+    ByteLen, ByteOffset, Error, Extent, ExtentMap, PlantedBug, Result, Seq, StorageFile, WriteTime,
+};
 
 /// What a log holds.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub(crate) struct RecoveredLog {
     pub synced_to: ByteOffset,
     /// The number of the last whole write; 0 where there is none.
     pub last_seq: Seq,
+    /// The highest time of a whole write.
+    pub last_time: Option<WriteTime>,
     /// How many bytes lie behind `len`.
     pub torn: ByteLen,
 }
@@ -42,6 +46,7 @@ pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<R
         len: ByteOffset::ZERO,
         synced_to: ByteOffset::ZERO,
         last_seq: Seq(0),
+        last_time: None,
         torn: ByteLen::ZERO,
     };
     let mut synced_to = synced_high_mark(&mut window, file_len, identity)?;
@@ -60,6 +65,7 @@ pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<R
         if header.last {
             pending.drain(..).for_each(|(extent, location)| log.map.insert(extent, location));
             (log.len, log.last_seq) = (at, header.seq);
+            log.last_time = log.last_time.max(header.time);
         }
     }
     if at < file_len {
@@ -138,6 +144,36 @@ fn payload_is_whole(file: &dyn StorageFile, at: ByteOffset, header: &RecordHeade
     Ok(payload.is_empty()
         || PlantedBug::TornRecordTaken.is_planted()
         || crc32c::crc32c(&payload) == header.payload_crc)
+}
+
+/// The writes of a log that is sealed and so long, from the first on, for as long as `wants` them; each with all its pieces
+/// and the time of its completion. Reads headers, no payloads. `Corrupt`: damage.
+pub(crate) fn read_writes(
+    file: &dyn StorageFile,
+    identity: LogIdentity,
+    len: ByteLen,
+    mut wants: impl FnMut(Option<WriteTime>, &[(Extent, Location)]) -> bool,
+) -> Result<()> {
+    let file_len = ByteOffset::ZERO + len;
+    let mut window = Window { file, file_len, start: ByteOffset::ZERO, bytes: Vec::new(), ahead: 4 << 10 };
+    let mut at = ByteOffset::ZERO;
+    let mut pieces = Vec::new();
+    while at < file_len {
+        let Some(header) = window.header(at, identity)? else {
+            let context = format!("{}: damaged at offset {at}: no whole record there", file.name());
+            return Err(Error::corrupt(context));
+        };
+        let payload = at + ByteLen::new(HEADER_BYTES as u64);
+        pieces.push((header.extent, location(&header, payload)));
+        at = payload + header.payload_len();
+        if header.last {
+            if !wants(header.time, &pieces) {
+                return Ok(());
+            }
+            pieces.clear();
+        }
+    }
+    Ok(())
 }
 
 impl Window<'_> {

@@ -219,7 +219,7 @@ fn take_step(storage: &dyn Storage, finding: &Finding, step: &RepairStep) -> Res
         let id = common_store(storage, &storage.list(UNITS)?)
             .ok_or_else(|| Error::new(ErrorKind::Io, "the units no longer agree"))?;
         // The newer version is right for stores of either.
-        store::write_marker(storage, id, store::VERSION_PACKED)?;
+        store::write_marker(storage, id, store::VERSION_TIMED)?;
         return Ok(format!("{file} was made again from what the units say"));
     }
     let (disk, dir) = place_of(file)?;

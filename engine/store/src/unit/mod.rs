@@ -13,6 +13,7 @@ pub(crate) mod lineage;
 pub(crate) mod manifest;
 pub(crate) mod manifest_codec;
 pub(crate) mod merging;
+mod moment;
 pub(crate) mod opening;
 pub(crate) mod pins;
 mod run;
@@ -24,6 +25,7 @@ mod thin;
 pub(crate) mod unit;
 
 pub use consolidate::ConsolidateReport;
+pub use moment::Moment;
 pub use space::Usage;
 pub use thin::{ThinGoal, ThinReport};
 pub use unit::Unit;

@@ -16,6 +16,7 @@ use blocks::{
     OpenMode, Result, Seq, StorageFile, StoreId,
 };
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How much of a log is written again at a time.
@@ -109,12 +110,16 @@ impl Unit {
             space: Arc::default(),
             not_worth_merging: Mutex::default(),
             consolidated: Mutex::default(),
+            torn_tails: AtomicBool::new(false),
             state: Mutex::new(state),
         });
         let mut state = unit.lock();
         for branch in manifest.branches.keys() {
             for disk in manifest.disk_indexes() {
                 let open = unit.recover_open_delta(&manifest, *branch, disk, findings)?;
+                if *branch == manifest.main && open.log_len.is_some() && manifest.disks.len() > 1 {
+                    unit.torn_tails.store(true, Ordering::Release);
+                }
                 let (key, opened) = unit.branch_disk(&mut state, &manifest, (*branch, disk), open)?;
                 state.disks.insert(key, opened);
             }
@@ -144,6 +149,7 @@ impl Unit {
             map: ExtentMap::new(),
             log_len: None,
             last_seq: end.sealed_seq,
+            last_time: None,
         }
     }
 
@@ -197,6 +203,7 @@ impl Unit {
         open.map = recovered.map;
         open.log_len = Some(recovered.len);
         open.last_seq = open.last_seq.max(recovered.last_seq);
+        open.last_time = recovered.last_time;
         Ok(open)
     }
 }

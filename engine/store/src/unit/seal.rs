@@ -15,6 +15,7 @@ use blocks::{
     WallClock, crash_point,
 };
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 impl Unit {
     /// Syncs and seals what is open on every disk of the branch, and records that instant as a checkpoint. Appends to
@@ -59,6 +60,9 @@ impl Unit {
         next.seal_deltas(branch, &sealings)?;
         let id = next.add_checkpoint(branch, spec)?;
         let synced = self.finish_seal(&mut state, next, sealings)?;
+        if branch == state.manifest.main {
+            self.torn_tails.store(false, Ordering::Release);
+        }
         drop(state);
         self.request_merges(&disks);
         Ok(Durable::new(id, synced))

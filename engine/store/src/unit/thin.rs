@@ -13,6 +13,7 @@ use crate::journal::location::Location;
 use crate::journal::log::{LogWriter, PreparedWrite};
 use crate::journal::packer::Packer;
 use crate::journal::record::{HEADER_BYTES, LogIdentity};
+use crate::journal::recovery::read_writes;
 use crate::plan::{Plan, PlanPiece};
 use crate::stored_file::StoredFile;
 use crate::unit::Unit;
@@ -22,6 +23,7 @@ use crate::unit::files;
 use crate::unit::lineage::Span;
 use crate::unit::manifest::Manifest;
 use crate::unit::run::{Run, Stored};
+use crate::unit::unit::UnitState;
 use blocks::Compression;
 use blocks::{
     ByteLen, ByteOffset, CheckpointId, Error, ErrorKind, RequestClass, Result, Seq, WallClock, crash_point,
@@ -169,6 +171,9 @@ impl Unit {
         if run.deltas.len() == 1 && !may_be_packed && !goal.is_reached(&run, old_len, held) {
             return Ok(None);
         }
+        if run.deltas.len() == 1 && self.holds_moments(&mut state, &run)? {
+            return Ok(None);
+        }
         let key = (run.clone(), goal == ThinGoal::Everything);
         if self.not_worth_merging.lock().is_ok_and(|known| known.contains(&key)) {
             return Ok(None);
@@ -186,6 +191,20 @@ impl Unit {
         // Every boundary has one; the head of a branch without anything has none and no deltas either.
         let seq = manifest.seq_at(run.disk, last.delta).unwrap_or(Seq(0));
         Ok(Some(Work { run, last, manifest, readers, logs, seq, old_len, new_len }))
+    }
+
+    /// Whether single writes of a run can be asked for: a merge would end that.
+    fn holds_moments(&self, state: &mut UnitState, run: &Run) -> Result<bool> {
+        let Some(edition) = run.last().filter(|edition| edition.revision == 0) else { return Ok(false) };
+        let Some(delta) = state.manifest.deltas.get(&edition.delta).copied() else { return Ok(false) };
+        let identity = LogIdentity { salt: state.manifest.salt, delta: edition.delta };
+        let log = state.inventory.log(run.disk, edition).open()?;
+        let mut is_timed = false;
+        read_writes(&*log, identity, delta.log_len, |time, _| {
+            is_timed = time.is_some();
+            false
+        })?;
+        Ok(is_timed)
     }
 
     /// Counting again what a run holds costs reading its indexes: once is enough.

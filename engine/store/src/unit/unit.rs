@@ -22,6 +22,7 @@ use blocks::{
     WallClock, crash_point,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The most that one note may hold.
@@ -45,6 +46,9 @@ pub struct Unit {
     /// Runs whose merging was found not to be worth it; with whether it was asked for everything.
     pub(super) not_worth_merging: Mutex<BTreeSet<(Run, bool)>>,
     pub(super) consolidated: Mutex<ConsolidateReport>,
+    /// Appends may have been lost on one disk that came before what is left on another: since the store was opened there
+    /// was no checkpoint of the main line.
+    pub(super) torn_tails: AtomicBool,
     pub(super) state: Mutex<UnitState>,
 }
 
@@ -248,6 +252,13 @@ impl Unit {
         let stack = state.inventory.stack(&manifest, disk, sealed.ends[position].0)?;
         let pin = self.view_pins.pin(at, disk);
         Ok(View::new(sealed.checkpoint.lens[position], stack, pin))
+    }
+
+    /// Whether what was written behind the newest checkpoint of the main line is no state that the machine had: the store was
+    /// opened since, and its disks may have lost appends independently of each other. Then times of further writes
+    /// say nothing ([`BranchDisk::append_in_order`]) until the next checkpoint.
+    pub fn has_torn_tails(&self) -> bool {
+        self.torn_tails.load(Ordering::Acquire)
     }
 
     /// A new branch that starts at a checkpoint, and pins it while it exists. Not for a second main branch.

@@ -23,6 +23,7 @@ const KIND_RESTORE_FAILED: u16 = 0x000b;
 const KIND_RESTORE_SYNCED: u16 = 0x000c;
 const KIND_RESTORE_FINISHED: u16 = 0x000d;
 const KIND_RESTORE_DATA: u16 = 0x000e;
+const KIND_WRITE_IN_ORDER: u16 = 0x000f;
 
 const TEXT_BYTES_MIN: usize = 4;
 
@@ -33,6 +34,7 @@ impl Message for AgentMessage {
             AgentMessage::Enroll(_) => KIND_ENROLL,
             AgentMessage::Heartbeat(_) => KIND_HEARTBEAT,
             AgentMessage::Write(_) => KIND_WRITE,
+            AgentMessage::WriteInOrder { .. } => KIND_WRITE_IN_ORDER,
             AgentMessage::Checkpoint(_) => KIND_CHECKPOINT,
             AgentMessage::Gap(_) => KIND_GAP,
             AgentMessage::Hashes(_) => KIND_HASHES,
@@ -48,7 +50,7 @@ impl Message for AgentMessage {
 
     fn check_kind(kind: u16) -> Result<()> {
         match kind {
-            KIND_HELLO..=KIND_RESTORE_DATA => Ok(()),
+            KIND_HELLO..=KIND_WRITE_IN_ORDER => Ok(()),
             other => Err(unknown_kind(other, "an agent")),
         }
     }
@@ -65,7 +67,9 @@ impl Message for AgentMessage {
                 check_count("disks", heartbeat.churn.len(), DISKS_MAX)?;
                 check_count("disks", heartbeat.trackers.len(), DISKS_MAX)
             }
-            AgentMessage::Write(write) => check_payload(write.extent, &write.payload),
+            AgentMessage::Write(write) | AgentMessage::WriteInOrder { write, .. } => {
+                check_payload(write.extent, &write.payload)
+            }
             AgentMessage::Checkpoint(report) => {
                 check_count("disks", report.disks.len(), DISKS_MAX)?;
                 check_extents(report.disks.iter().map(|disk| &disk.excluded[..]))
@@ -95,10 +99,10 @@ impl Message for AgentMessage {
                 w.text(&request.secret).text(&request.name).text(&request.request_pem);
             }
             AgentMessage::Heartbeat(heartbeat) => write_heartbeat(w, heartbeat),
-            AgentMessage::Write(write) => {
-                w.u16(write.disk.0).u64(write.seq.0);
-                parts::write_extent(w, write.extent);
-                parts::write_payload(w, &write.payload);
+            AgentMessage::Write(write) => write_write(w, write),
+            AgentMessage::WriteInOrder { write, age_us } => {
+                write_write(w, write);
+                w.u64(*age_us);
             }
             AgentMessage::Checkpoint(report) => write_checkpoint(w, report),
             AgentMessage::Gap(gap) => {
@@ -132,9 +136,9 @@ impl Message for AgentMessage {
 
     fn payload(&self) -> &[u8] {
         match self {
-            AgentMessage::Write(Write { payload, .. }) | AgentMessage::RestoreData { payload, .. } => {
-                parts::payload_bytes(payload)
-            }
+            AgentMessage::Write(Write { payload, .. })
+            | AgentMessage::WriteInOrder { write: Write { payload, .. }, .. }
+            | AgentMessage::RestoreData { payload, .. } => parts::payload_bytes(payload),
             _ => &[],
         }
     }
@@ -148,12 +152,8 @@ impl Message for AgentMessage {
                 request_pem: parts::text(r)?,
             }),
             KIND_HEARTBEAT => AgentMessage::Heartbeat(heartbeat(r)?),
-            KIND_WRITE => AgentMessage::Write(Write {
-                disk: parts::disk(r)?,
-                seq: parts::seq(r)?,
-                extent: parts::extent(r)?,
-                payload: parts::payload(r, payload)?,
-            }),
+            KIND_WRITE => AgentMessage::Write(write(r, payload)?),
+            KIND_WRITE_IN_ORDER => AgentMessage::WriteInOrder { write: write(r, payload)?, age_us: r.u64()? },
             KIND_CHECKPOINT => AgentMessage::Checkpoint(checkpoint(r)?),
             KIND_GAP => AgentMessage::Gap(GapReport {
                 from: parts::clock(r)?,
@@ -181,6 +181,21 @@ impl Message for AgentMessage {
             other => return Err(unknown_kind(other, "an agent")),
         })
     }
+}
+
+fn write_write(w: &mut ByteWriter, write: &Write) {
+    w.u16(write.disk.0).u64(write.seq.0);
+    parts::write_extent(w, write.extent);
+    parts::write_payload(w, &write.payload);
+}
+
+fn write(r: &mut ByteReader<'_>, payload: &mut Vec<u8>) -> Result<Write> {
+    Ok(Write {
+        disk: parts::disk(r)?,
+        seq: parts::seq(r)?,
+        extent: parts::extent(r)?,
+        payload: parts::payload(r, payload)?,
+    })
 }
 
 fn write_hello(w: &mut ByteWriter, hello: &Hello) {

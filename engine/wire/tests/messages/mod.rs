@@ -68,6 +68,18 @@ pub fn agent_samples() -> Vec<(&'static str, AgentMessage)> {
             }),
         ),
         (
+            "write-in-order",
+            AgentMessage::WriteInOrder {
+                write: Write {
+                    disk: DiskIndex(1),
+                    seq: Seq(8),
+                    extent: extent(4096, 512),
+                    payload: Payload::Data((0..512).map(|at| (at / 2) as u8).collect()),
+                },
+                age_us: 2500,
+            },
+        ),
+        (
             "checkpoint",
             AgentMessage::Checkpoint(CheckpointReport {
                 request: 1 << 63 | 9,
@@ -357,6 +369,11 @@ pub fn any_agent_message() -> impl Strategy<Value = AgentMessage> {
         (any_disk(), any_seq(), sectors()).prop_map(|(disk, seq, (extent, payload))| {
             AgentMessage::Write(Write { disk, seq, extent, payload })
         }),
+        (any_disk(), any_seq(), sectors(), any::<u64>()).prop_map(
+            |(disk, seq, (extent, payload), age_us)| {
+                AgentMessage::WriteInOrder { write: Write { disk, seq, extent, payload }, age_us }
+            }
+        ),
         (any_clock(), any_clock(), text()).prop_map(|(from, until, cause)| AgentMessage::Gap(GapReport {
             from,
             until,

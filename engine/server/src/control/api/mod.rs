@@ -12,7 +12,9 @@ mod status;
 
 pub use history::{Branch, BranchList, CheckpointInfo, CheckpointList, GapInfo, Settled, ThinnedInfo};
 pub use machine::{DefinitionInfo, DrillInfo, FindingInfo, ScrubMachine, TokenInfo, VerifyDisk, VerifyInfo};
-pub use session::{FailbackDisk, FailbackInfo, GuestInfo, MigrationInfo, SessionDisk, SessionInfo};
+pub use session::{
+    FailbackDisk, FailbackInfo, GuestInfo, MigrationInfo, MomentInfo, SessionDisk, SessionInfo,
+};
 pub use status::{
     AlarmInfo, ClientStatus, ConsolidationStatus, DiskStatus, DrillStatus, ExportStatus, LatencyBucket,
     MachineStatus, NbdStatus, OperationStatus, ScrubStatus, SpaceStatus, Status, TrafficStatus,

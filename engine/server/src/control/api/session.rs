@@ -9,6 +9,9 @@ pub struct SessionInfo {
     pub machine: String,
     pub machine_name: String,
     pub checkpoint: u64,
+    /// Where it began between that checkpoint and the next: with these writes too.
+    #[serde(default)]
+    pub moment: Option<MomentInfo>,
     pub drill: bool,
     /// `running`, `migrating`, `pivoted`, `failing-back`, `home` (ended by failback), `stopped`, `held` (not served until
     /// what `detail` says is done).
@@ -16,12 +19,21 @@ pub struct SessionInfo {
     pub detail: String,
     /// From the request to the exports being served, in milliseconds (achieved RTO of the storage).
     pub rto_ms: u64,
-    /// Age of the checkpoint when the machine was lost or the session was started, in milliseconds.
+    /// Age of the checkpoint, or of the last write behind it, when the machine was lost or the session was started, in
+    /// milliseconds.
     pub rpo_ms: u64,
     pub disks: Vec<SessionDisk>,
     /// The stand-in, where one was started.
     #[serde(default)]
     pub guest: Option<Box<GuestInfo>>,
+}
+
+/// The writes behind a checkpoint that a session began with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct MomentInfo {
+    /// When the last of them was completed, by the server's clock: RFC 3339 with microseconds; `--at` takes it.
+    pub time: String,
+    pub writes: u64,
 }
 
 /// A stand-in. The paths are those of the server's host, for its user alone.

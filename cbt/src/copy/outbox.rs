@@ -64,9 +64,12 @@ impl Outbox {
     ) -> Result<Seq> {
         self.flush(link, tracker)?;
         let payload = write.payload.as_ref().map_or(Payload::Zero, |data| Payload::Data(data.to_vec()));
-        let age_us = u64::try_from(write.completed.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let age = write.completed.map(|completed| completed.elapsed().as_micros());
         let write = self.number(tracker, write.extent, payload)?;
-        link.gather(AgentMessage::WriteInOrder { write, age_us })?;
+        link.gather(match age {
+            Some(age) => AgentMessage::WriteInOrder { write, age_us: u64::try_from(age).unwrap_or(u64::MAX) },
+            None => AgentMessage::Write(write),
+        })?;
         Ok(self.last)
     }
 

@@ -76,7 +76,8 @@ pub(crate) struct OrderedWrite {
     pub extent: Extent,
     /// `None`: zeroes.
     pub payload: Option<Arc<AlignedBuffer>>,
-    pub completed: Instant,
+    /// When, where it is in order with all that the server gets before it.
+    pub completed: Option<Instant>,
 }
 
 /// A point of the queue that is to become a checkpoint.
@@ -119,6 +120,15 @@ impl Entry {
     }
 }
 
+impl Entry {
+    /// Something that came before it comes after it now.
+    fn disorder(&mut self) {
+        if let Entry::Write(write) = self {
+            write.completed = None;
+        }
+    }
+}
+
 impl Order {
     /// An empty queue that takes at most so much memory, marking.
     pub fn new(bytes_max: ByteLen, every: Duration) -> Order {
@@ -148,7 +158,8 @@ impl Order {
     ) -> Result<()> {
         let mut state = self.lock();
         if state.mode != Mode::Marking {
-            let (payload, completed) = (payload.map(Arc::new), Instant::now());
+            let payload = payload.map(Arc::new);
+            let completed = (state.mode == Mode::Ordered).then(Instant::now);
             let entry = Entry::Write(OrderedWrite { disk, extent, payload, completed });
             let bytes = entry.bytes();
             if state.bytes + bytes <= self.bytes_max {
@@ -327,6 +338,8 @@ impl Order {
     /// The server says that what it has not acknowledged is to be sent again; `takings_unsent` as above.
     pub fn rewind(&self, takings_unsent: bool) {
         let mut state = self.lock();
+        // It may have some of them.
+        state.sent.iter_mut().for_each(|(_, _, entry)| entry.disorder());
         let sent = std::mem::take(&mut state.sent);
         sent.into_iter().rev().for_each(|(_, _, entry)| state.waiting.push_front(entry));
         state.lose(takings_unsent);
@@ -389,6 +402,8 @@ impl State {
         }
         if takings_unsent || self.mode == Mode::Joining {
             self.drop_instants();
+            self.waiting.iter_mut().for_each(Entry::disorder);
+            self.sent.iter_mut().for_each(|(_, _, entry)| entry.disorder());
             if self.mode != Mode::Marking {
                 self.fall("the connection was lost before all that was marked had been sent");
             }

@@ -130,8 +130,8 @@ impl Slots for Bare {
     }
 }
 
-/// A write, or an instant.
-type Message = Option<(Extent, Vec<u8>)>;
+/// A write and whether it is said to be in order, or an instant.
+type Message = Option<(Extent, Vec<u8>, bool)>;
 
 /// The server's copy of the disk.
 struct Server {
@@ -141,6 +141,8 @@ struct Server {
     /// The last number that was sent.
     last: Seq,
     acked: Seq,
+    /// Since the last instant every write was said to be in order.
+    in_order: bool,
     /// Sent, on its way: a write under its number, or an instant.
     coming: VecDeque<(Seq, Message)>,
 }
@@ -159,6 +161,8 @@ struct Play {
     /// Whether instants are looked at: not where several threads write at once.
     states_count: bool,
     instants: u32,
+    /// How often a write alone was a state that can be asked for.
+    moments: u32,
     compared: u64,
 }
 
@@ -179,8 +183,8 @@ impl Play {
     fn new(seed: u64) -> Play {
         let world = World::new();
         let (tap, order) = open(&world);
-        let server =
-            Server { disk: vec![0; DISK], has: Seq(0), last: Seq(0), acked: Seq(0), coming: VecDeque::new() };
+        let (has, last, acked, coming) = (Seq(0), Seq(0), Seq(0), VecDeque::new());
+        let server = Server { disk: vec![0; DISK], has, last, acked, in_order: false, coming };
         let states = HashSet::from([world.state()]);
         let random = StdRng::seed_from_u64(seed);
         let mut play = Play {
@@ -195,6 +199,7 @@ impl Play {
             states,
             states_count: true,
             instants: 0,
+            moments: 0,
             compared: 0,
         };
         assert!(!Tracker::trust(&*play.tap).is_trusted());
@@ -222,7 +227,7 @@ impl Play {
         let (from, len) = (extent.start().get() as usize, extent.len().as_usize());
         let bytes = self.world.disk.lock().unwrap()[from..from + len].to_vec();
         let seq = self.number()?;
-        self.server.coming.push_back((seq, Some((extent, bytes))));
+        self.server.coming.push_back((seq, Some((extent, bytes, false))));
         Ok(())
     }
 
@@ -231,20 +236,27 @@ impl Play {
         for (seq, what) in self.server.coming.drain(..count).collect::<Vec<_>>() {
             self.server.has = seq;
             match what {
-                Some((extent, bytes)) => {
+                Some((extent, bytes, in_order)) => {
                     let from = extent.start().get() as usize;
                     self.server.disk[from..from + bytes.len()].copy_from_slice(&bytes);
+                    self.server.in_order &= in_order;
+                    if self.server.in_order {
+                        self.moments += 1;
+                        self.assert_once_was();
+                    }
                 }
                 None => {
                     self.instants += 1;
-                    let state = state_of(&self.server.disk);
-                    assert!(
-                        !self.states_count || self.states.contains(&state),
-                        "the disk never was like that"
-                    );
+                    self.server.in_order = true;
+                    self.assert_once_was();
                 }
             }
         }
+    }
+
+    fn assert_once_was(&self) {
+        let state = state_of(&self.server.disk);
+        assert!(!self.states_count || self.states.contains(&state), "the disk never was like that");
     }
 
     /// The connection ends: some of what was on its way arrives, and the rest never.
@@ -311,10 +323,10 @@ impl Play {
             return Ok(());
         }
         match (self.order.next(1, 1).pop(), self.order.mode()) {
-            (Some(Next::Write(OrderedWrite { extent, payload, .. })), _) => {
+            (Some(Next::Write(OrderedWrite { extent, payload, completed, .. })), _) => {
                 let seq = self.number()?;
                 let bytes = payload.map_or_else(|| vec![0; extent.len().as_usize()], |data| data.to_vec());
-                self.server.coming.push_back((seq, Some((extent, bytes))));
+                self.server.coming.push_back((seq, Some((extent, bytes, completed.is_some()))));
                 self.order.sent(&[Some(seq)]);
             }
             (Some(Next::Instant(_)), _) => {
@@ -430,7 +442,7 @@ fn seeds() -> std::ops::Range<u64> {
 
 #[test]
 fn whatever_happens_what_differs_is_on_in_the_log_and_instants_are_states_of_the_disk() {
-    let (mut instants, mut compared) = (0, 0);
+    let (mut instants, mut moments, mut compared) = (0, 0, 0);
     for seed in seeds() {
         println!("UNDERSTUDY_SEED={seed}");
         let mut play = Play::new(seed);
@@ -453,10 +465,11 @@ fn whatever_happens_what_differs_is_on_in_the_log_and_instants_are_states_of_the
         play.tap.rest(true).unwrap();
         assert!(play.world.found().iter().max_by_key(|slot| slot.number).unwrap().on.iter().next().is_none());
         instants += play.instants;
+        moments += play.moments;
         compared += play.compared;
     }
-    println!("{instants} instants, {compared} bytes compared after kills");
-    assert!(instants > 100, "{instants}");
+    println!("{instants} instants, {moments} single writes, {compared} bytes compared after kills");
+    assert!(instants > 100 && moments > 100, "{instants}, {moments}");
 }
 
 #[test]

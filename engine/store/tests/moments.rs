@@ -156,7 +156,8 @@ fn after_a_power_cut_there_is_nothing_behind_the_newest_checkpoint_of_several_di
         (0..20).for_each(|_| story.write(true));
         let first = story.unit.disk(story.unit.main_branch(), DISK).unwrap();
         first.sync().unwrap();
-        let unit = open(&storage.crash(3)).unit(machine(1)).unwrap();
+        let storage = storage.crash(3);
+        let unit = open(&storage).unit(machine(1)).unwrap();
         assert_eq!(unit.has_torn_tails(), disks > 1);
         story.unit = unit;
         let moment = story.unit.moment(story.last).unwrap().unwrap();
@@ -165,8 +166,15 @@ fn after_a_power_cut_there_is_nothing_behind_the_newest_checkpoint_of_several_di
             assert_eq!(moment.time, Some(story.last), "{moment:?}");
         }
         story.assert_is(&moment);
+        let before = story.last;
+        drop(moment);
         story.write(false);
         story.checkpoint();
+        // Neither is it with the next checkpoint, nor after another restart.
+        story.unit = open(&storage.crash(4)).unit(machine(1)).unwrap();
+        let moment = story.unit.moment(before).unwrap().unwrap();
+        assert_eq!(moment.base, story.checkpoints[0].0);
+        assert_eq!(moment.time.is_none(), disks > 1, "{moment:?}");
         story.write(true);
         assert!(!story.unit.has_torn_tails());
         let moment = story.unit.moment(story.last).unwrap().unwrap();

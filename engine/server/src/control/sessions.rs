@@ -44,8 +44,13 @@ pub(super) async fn recover(services: Arc<Services>, wanted: Recovery, job: Job)
     let begun = Instant::now();
     let unit = machines::find(&services.store, &wanted.machine)?;
     let beginning = {
-        let unit = Arc::clone(&unit);
-        blocking(move || beginning(&unit, wanted.at.as_deref())).await?
+        let (services, unit) = (services.clone(), Arc::clone(&unit));
+        blocking(move || match (wanted.at.as_deref(), wanted.drill) {
+            // Asked for again, a moment may have come to mean a little more, or less.
+            (Some(at), false) if let Some(again) = services.sessions.moment_in_charge(&unit, at) => Ok(again),
+            (at, _) => beginning(&unit, at),
+        })
+        .await?
     };
     let session = takeover::recover(&services, &unit, beginning, wanted.drill).await?;
     match wanted.boot {
@@ -59,20 +64,23 @@ pub(super) async fn recover(services: Arc<Services>, wanted: Recovery, job: Job)
 fn beginning(unit: &Unit, at: Option<&str>) -> Result<Beginning> {
     let checkpoint = choose(unit, at)?;
     let chosen = unit.checkpoint(checkpoint);
-    let (Some(text), Some(chosen)) = (at, chosen) else { return Ok(checkpoint.into()) };
+    let (Some(text), Some(chosen)) = (at.map(str::trim), chosen) else { return Ok(checkpoint.into()) };
     let Some(time) = at::parse_write_time(text) else { return Ok(checkpoint.into()) };
-    let is_meant_itself = chosen.name == text.trim() || chosen.server_time.0 * 1000 == time.0;
-    if is_meant_itself || chosen.branch != unit.main_branch() {
+    if chosen.name == text || chosen.server_time.0 * 1000 == time.0 {
         return Ok(checkpoint.into());
     }
-    let moment = unit.moment(time)?.filter(|moment| moment.time.is_some());
-    Ok(moment.map_or(checkpoint.into(), Beginning::Moment))
+    // Without a write behind it, a moment may still begin with a later checkpoint: nothing was written between the time and
+    // that. Within the chosen one's own millisecond it may be an earlier one.
+    let moment = unit.moment(time)?.filter(|moment| moment.base >= checkpoint);
+    Ok(moment.map_or(checkpoint.into(), |moment| Beginning::Moment { moment, asked: text.to_owned() }))
 }
 
-/// The checkpoint that is meant; without a word about it, the newest of the main line.
+/// The checkpoint that is meant; by a time or without a word about it, of the main line alone.
 pub(super) fn choose(unit: &Unit, at: Option<&str>) -> Result<blocks::CheckpointId> {
     let mut checkpoints = unit.checkpoints();
-    if at.is_none() {
+    let is_named = |at: &str| checkpoints.iter().any(|checkpoint| checkpoint.name == at);
+    let is_time = |at: &str| at::parse_time(at).is_some() && !is_named(at);
+    if at.map(str::trim).is_none_or(is_time) {
         let main = unit.main_branch();
         checkpoints.retain(|checkpoint| checkpoint.branch == main);
     }

@@ -14,10 +14,9 @@ use crate::session::volume::lock;
 use blocks::{
     Arrived, ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, RequestClass, Result, Volume,
 };
-use std::{
-    sync::{Arc, Condvar, Mutex, PoisonError, RwLock},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// How long one may be inside after having ended, on a busy machine.
 const LEAVING: Duration = Duration::from_secs(1);
@@ -88,7 +87,7 @@ impl Door {
 
     /// A client over NBD enters. `Busy` where a mount has the disk and keeps it.
     pub fn enter_over_nbd(self: &Arc<Door>) -> Result<Visit> {
-        self.enter(|inside| match inside {
+        self.enter(LEAVING, |inside| match inside {
             Inside::Nobody => Ok(Inside::Nbd { clients: 1 }),
             Inside::Nbd { clients } => Ok(Inside::Nbd { clients: clients + 1 }),
             Inside::Mount { file, .. } => {
@@ -101,7 +100,9 @@ impl Door {
     /// `file` of a mount is opened. `Busy` where NBD's clients or another file have the disk and keep it.
     pub fn enter_from_mount(self: &Arc<Door>, file: &str) -> Result<Visit> {
         let opened = |opens| Ok(Inside::Mount { file: file.to_owned(), opens });
-        self.enter(|inside| match inside {
+        // A mount has few threads, and one of them is to hear of the close that is waited for.
+        let waiter = Waiter::new();
+        self.enter(waiter.patience(), |inside| match inside {
             Inside::Nobody => opened(1),
             Inside::Mount { file: open, opens } if open == file => opened(opens + 1),
             Inside::Mount { file: open, .. } => {
@@ -115,10 +116,14 @@ impl Door {
     }
 
     /// Waits while the visitor is busy with others who may be leaving.
-    fn enter(self: &Arc<Door>, let_in: impl Fn(&Inside) -> Result<Inside>) -> Result<Visit> {
+    fn enter(
+        self: &Arc<Door>,
+        patience: Duration,
+        let_in: impl Fn(&Inside) -> Result<Inside>,
+    ) -> Result<Visit> {
         let taken =
             |state: &mut State| let_in(&state.inside).is_err_and(|error| error.kind() == ErrorKind::Busy);
-        let waited = self.left.wait_timeout_while(lock(&self.state), LEAVING, taken);
+        let waited = self.left.wait_timeout_while(lock(&self.state), patience, taken);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.inside = let_in(&state.inside)?;
         Ok(Visit { door: self.clone(), turn: state.turn })
@@ -131,6 +136,31 @@ impl Door {
             Inside::Nbd { clients } => Some(format!("{clients} NBD clients")),
             Inside::Mount { file, .. } => Some(file.clone()),
         }
+    }
+}
+
+/// One of those who wait for a door in the thread of a mount.
+struct Waiter {
+    before: usize,
+}
+
+/// How many those are.
+static WAITERS: AtomicUsize = AtomicUsize::new(0);
+
+impl Waiter {
+    fn new() -> Waiter {
+        Waiter { before: WAITERS.fetch_add(1, Ordering::SeqCst) }
+    }
+
+    /// Only the first two wait.
+    fn patience(&self) -> Duration {
+        if self.before < 2 { LEAVING } else { Duration::ZERO }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        WAITERS.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

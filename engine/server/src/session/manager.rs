@@ -2,6 +2,7 @@
 
 use crate::agent::{Charge, RestoreLink};
 use crate::control::api::{CheckpointInfo, FailbackInfo, Progress, SessionInfo};
+use crate::session::beginning::Beginning;
 use crate::session::context::{Context, SessionsOptions};
 use crate::session::failback::{self, FailbackOptions};
 use crate::session::info::{checkpoint_info, parked_words, session_info};
@@ -9,18 +10,18 @@ use crate::session::live::{LiveSession, session_dir};
 use crate::session::migrate::{Migration, MigrationProgress, Target};
 use crate::session::pull;
 use crate::session::record::{
-    MigrationEvent, MigrationRecord, MigrationState, MomentRecord, SessionEvent, SessionRecord, SessionState,
+    MigrationEvent, MigrationRecord, MigrationState, SessionEvent, SessionRecord, SessionState,
 };
 use crate::session::volume::lock;
 use blocks::{
-    CheckpointId, DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, SessionId, Volume,
-    WallClock, monotonic_now,
+    DiskIndex, Error, ErrorKind, Generation, Id, MachineId, Result, SessionId, Volume, WallClock,
+    monotonic_now,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
-use store::{BranchKind, Moment, Store, Unit};
+use std::time::{Duration, Instant};
+use store::{BranchId, BranchKind, Store, Unit};
 
 /// How long a disk must be flushed and idle before it is durably noted that nothing waits for a flush.
 const MARK_IDLE: Duration = Duration::from_secs(30);
@@ -36,39 +37,6 @@ pub struct Sessions {
     /// Held while a session begins or ends, so that no two take charge of a machine.
     turn: Mutex<()>,
     closing: Arc<AtomicBool>,
-}
-
-/// What a session begins with.
-#[derive(Debug)]
-pub enum Beginning {
-    /// A checkpoint.
-    Checkpoint(CheckpointId),
-    /// A checkpoint and writes behind it.
-    Moment(Moment),
-}
-
-impl From<CheckpointId> for Beginning {
-    fn from(checkpoint: CheckpointId) -> Beginning {
-        Beginning::Checkpoint(checkpoint)
-    }
-}
-
-impl Beginning {
-    fn base(&self) -> CheckpointId {
-        match self {
-            Beginning::Checkpoint(checkpoint) => *checkpoint,
-            Beginning::Moment(moment) => moment.base,
-        }
-    }
-
-    fn moment_record(&self) -> Option<MomentRecord> {
-        match self {
-            Beginning::Moment(Moment { time: Some(time), writes, .. }) => {
-                Some(MomentRecord { time_us: time.0, writes: *writes })
-            }
-            _ => None,
-        }
-    }
 }
 
 /// What is wanted of a migration; see [`crate::control::api::Request::Migrate`].
@@ -176,7 +144,32 @@ impl Sessions {
     ) -> Result<SessionInfo> {
         let begun = monotonic_now();
         let beginning = beginning.into();
-        let (checkpoint, moment) = (beginning.base(), beginning.moment_record());
+        let id = new_session()?;
+        // Taking the writes of a moment over may take a while, in which other machines have their turn.
+        let branch = match &beginning {
+            Beginning::Moment { moment, .. } => Some(unit.fork_at(moment, BranchKind::Session(id))?),
+            Beginning::Checkpoint(_) | Beginning::Again(_) => None,
+        };
+        let session = self.begin(unit, &beginning, (id, branch), drill, begun);
+        let is_taken = |session: &SessionInfo| session.session == id.to_string();
+        if let Some(branch) = branch
+            && !session.as_ref().is_ok_and(is_taken)
+            && !lock(&self.live).contains_key(&id)
+        {
+            unit.drop_branch(branch)?;
+        }
+        session
+    }
+
+    fn begin(
+        &self,
+        unit: &Arc<Unit>,
+        beginning: &Beginning,
+        (id, branch): (SessionId, Option<BranchId>),
+        drill: bool,
+        begun: Instant,
+    ) -> Result<SessionInfo> {
+        let (checkpoint, moment) = (beginning.base(), beginning.record());
         let _turn = lock(&self.turn);
         let base = unit.checkpoint(checkpoint).ok_or_else(|| {
             let context = format!("{} has no checkpoint {checkpoint}", unit.name());
@@ -185,7 +178,8 @@ impl Sessions {
         if let (false, Some(other)) = (drill, self.session_in_charge(unit.machine())) {
             let other = self.find(&other.to_string())?;
             let record = other.record.get();
-            if (record.base(), record.moment) == (checkpoint, moment) {
+            let is_same = record.base() == checkpoint && record.moment == moment;
+            if is_same || matches!(beginning, Beginning::Again(_)) {
                 // The command is repeated, perhaps because its answer was lost.
                 return session_info(&other);
             }
@@ -194,17 +188,14 @@ impl Sessions {
                 format!("session {other} is in charge of {} already: stop it, or run a drill", unit.name());
             return Err(Error::new(ErrorKind::Busy, context));
         }
-        let id = new_session()?;
-        let branch = match &beginning {
-            Beginning::Checkpoint(checkpoint) => unit.fork(*checkpoint, BranchKind::Session(id))?,
-            Beginning::Moment(moment) => unit.fork_at(moment, BranchKind::Session(id))?,
-        };
+        let branch = branch.map_or_else(|| unit.fork(checkpoint, BranchKind::Session(id)), Ok)?;
         self.context.step("recover.forked");
         let generation = if drill { unit.generation() } else { Generation(unit.generation().0 + 1) };
         let disks = unit.disks().len();
         let mut record =
             SessionRecord::begin(id, unit.machine(), checkpoint, branch, generation, drill, disks);
-        let as_of = moment.map_or(base.server_time.0, |moment| moment.time_us / 1000);
+        let last_write = moment.as_ref().and_then(|moment| moment.time_us);
+        let as_of = last_write.map_or(base.server_time.0, |time| time / 1000);
         record.rpo_ms = WallClock::now().0.saturating_sub(as_of);
         record.moment = moment;
         record.save(unit)?;
@@ -232,6 +223,14 @@ impl Sessions {
             Ok(())
         })?;
         session_info(&session)
+    }
+
+    /// The session that is in charge, if it began with a moment that was asked for in these words.
+    pub(crate) fn moment_in_charge(&self, unit: &Unit, asked: &str) -> Option<Beginning> {
+        let session = self.find(&self.session_in_charge(unit.machine())?.to_string()).ok()?;
+        let record = session.record.get();
+        let is_it = record.moment.as_ref().is_some_and(|moment| moment.asked == asked.trim());
+        is_it.then(|| Beginning::Again(record.base()))
     }
 
     /// Every session, ended ones that are still remembered included.

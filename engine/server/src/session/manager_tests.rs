@@ -1,6 +1,7 @@
 use super::*;
 use crate::session::context::StepHook;
 use crate::session::testing::*;
+use blocks::CheckpointId;
 use blocks::{ByteLen, ByteOffset, Extent, RequestClass};
 use nbd_server::ListenAddress;
 use std::path::{Path, PathBuf};

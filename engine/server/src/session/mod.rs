@@ -4,6 +4,7 @@
 //! switchable `volume` under each export, and `changes` tells clients what differs. `migrate` copies a disk elsewhere and pivots, `failback` brings a machine's disks
 //! to the session's state. docs/design/0007-sessions.md says what a crash at each step comes to.
 
+mod beginning;
 mod block_set;
 mod changes;
 mod context;
@@ -22,6 +23,7 @@ mod record;
 mod testing;
 mod volume;
 
+pub use beginning::Beginning;
 #[cfg(feature = "simulation")]
 pub(crate) use context::Context;
 pub use context::{SessionsOptions, host_boot};
@@ -29,6 +31,6 @@ pub(crate) use door::VisitedDisk;
 pub use failback::FailbackOptions;
 pub(crate) use info::checkpoint_info;
 pub(crate) use live::LiveSession;
-pub use manager::{Beginning, MigrateOptions, Sessions};
+pub use manager::{MigrateOptions, Sessions};
 #[cfg(feature = "simulation")]
 pub(crate) use record::{MigrationState, SessionState};

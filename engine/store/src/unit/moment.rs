@@ -9,7 +9,7 @@
 //! A moment is a checkpoint and the writes behind it up to a time, on all disks alike. It reaches no further than the first
 //! record without a time: what was copied came in no order. docs/design/0024-moments.md has the rules and why they suffice.
 
-use crate::branch_disk::{BranchDisk, Payload};
+use crate::branch_disk::BranchDisk;
 use crate::journal::location::{Location, RecordKind};
 use crate::journal::record::LogIdentity;
 use crate::journal::recovery::read_writes;
@@ -20,10 +20,15 @@ use crate::unit::branch::{BranchId, BranchKind};
 use crate::unit::manifest::SealedCheckpoint;
 use crate::unit::pins::ViewPin;
 use blocks::{
-    ByteLen, CheckpointId, DiskIndex, Extent, ExtentMap, RequestClass, Result, WriteTime, crash_point,
+    ByteLen, CheckpointId, DiskIndex, ErrorKind, Extent, ExtentMap, RequestClass, Result, Volume, WriteTime,
+    crash_point,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+/// The note of the checkpoints behind which disks lost appends independently of each other.
+const TORN: &str = "moments/torn";
 /// The most that is appended at once when writes are taken over.
 const TAKEN_BYTES_MAX: ByteLen = ByteLen::new(256 << 10);
 
@@ -76,20 +81,26 @@ impl Unit {
     /// The newest state of the main line that is not later than `at`, as near as it can be had; `None` where the oldest
     /// checkpoint is later. Of what was written, headers are read and no data. The open deltas are sealed as parts.
     pub fn moment(&self, at: WriteTime) -> Result<Option<Moment>> {
-        let tail = self.seal_tail(at)?;
         let manifest = self.manifest();
         let of_main = |sealed: &&SealedCheckpoint| sealed.checkpoint.branch == manifest.main;
         // It was sealed at the end of its millisecond, for all that is known.
         let not_later = |sealed: &&SealedCheckpoint| sealed.checkpoint.server_time.0 < at.0 / 1000;
         let found = manifest.checkpoints.values().filter(of_main).rfind(not_later);
         let Some(mut base) = found.map(|sealed| sealed.checkpoint.id) else { return Ok(None) };
+        let torn = self.torn_bases();
         loop {
-            let (stretches, next, pin) = self.stretches(base)?;
-            let at = if next.is_some() { Some(at) } else { tail };
-            let is_anything_there = stretches.iter().any(|stretch| !stretch.logs.is_empty());
-            let Some(at) = at.filter(|_| is_anything_there) else {
+            let (mut stretches, mut next, pin) = self.stretches(base)?;
+            let mut at = at;
+            if next.is_none() {
+                let tail = self.seal_tail(at)?;
+                (stretches, next, _) = self.stretches(base)?;
+                // A checkpoint that came meanwhile says the same, and more.
+                at = if next.is_some() { at } else { tail };
+            }
+            let is_nothing_there = stretches.iter().all(|stretch| stretch.logs.is_empty());
+            if torn.contains(&base) || is_nothing_there {
                 return Moment::of(base, &[], WriteTime(0), pin).map(Some);
-            };
+            }
             let reaches = stretches.iter().map(|stretch| stretch.reach(at)).collect::<Result<Vec<_>>>()?;
             match (reaches.into_iter().min().unwrap_or(Reach::Whole), next) {
                 (Reach::Whole, Some(next)) => base = next,
@@ -100,14 +111,44 @@ impl Unit {
     }
 
     /// Seals what is open on the main branch. Gives up to when what lies behind the newest checkpoint is whole on all disks, at
-    /// most `at`; `None` where nothing is known of it.
-    fn seal_tail(&self, at: WriteTime) -> Result<Option<WriteTime>> {
+    /// most `at`.
+    fn seal_tail(&self, at: WriteTime) -> Result<WriteTime> {
         let disks = self.branch_disks(self.main_branch())?;
-        // Every write up to the highest of these times has been appended on its disk; of later ones only some may be.
-        let appended = disks.iter().filter_map(|disk| disk.last_time()).max();
-        let Some(appended) = appended.filter(|_| !self.has_torn_tails()) else { return Ok(None) };
+        // Every write up to the highest of these times has been appended on its disk; of later ones only some may be. The log
+        // of one disk alone is whole up to any time.
+        let appended = disks.iter().filter_map(|disk| disk.last_time()).max().unwrap_or_default();
         disks.iter().try_for_each(|disk| self.seal_part(disk, |_| true).map(drop))?;
-        Ok(Some(at.min(appended)))
+        Ok(if disks.len() == 1 { at } else { at.min(appended) })
+    }
+
+    /// Called when it is opened: where something lies behind the newest checkpoint of several disks (`is_written`, or sealed as
+    /// a part), it is noted that this is no state of the machine, for as long as the checkpoint is there.
+    pub(super) fn note_torn_tails(&self, is_written: bool, findings: &mut Vec<String>) {
+        let manifest = self.manifest();
+        let newest = manifest.checkpoints.values().rfind(|sealed| sealed.checkpoint.branch == manifest.main);
+        let Some(newest) = newest.filter(|_| manifest.disks.len() > 1) else { return };
+        let ends = manifest.branches.get(&manifest.main).into_iter().flat_map(|main| &main.ends);
+        let has_parts = ends.zip(&newest.ends).any(|(end, (sealed, _))| end.sealed != *sealed);
+        if !is_written && !has_parts {
+            return;
+        }
+        self.torn_tails.store(true, Ordering::Release);
+        let mut torn = self.torn_bases();
+        if !torn.insert(newest.checkpoint.id) {
+            return;
+        }
+        let kept = torn.iter().filter(|id| manifest.checkpoints.contains_key(id));
+        let text: Vec<String> = kept.map(ToString::to_string).collect();
+        if let Err(error) = self.set_note(TORN, Some(text.join(" ").into_bytes())) {
+            findings.push(format!("{}: {error}", self.dir));
+        }
+    }
+
+    /// The checkpoints behind which nothing is reached.
+    fn torn_bases(&self) -> BTreeSet<CheckpointId> {
+        let note = self.note(TORN).unwrap_or_default();
+        let words = String::from_utf8_lossy(&note);
+        words.split(' ').filter_map(|word| word.parse().ok()).map(CheckpointId).collect()
     }
 
     /// A new branch that starts at a moment. After a crash before this returns, the branch may be there with less.
@@ -177,7 +218,7 @@ impl Stretch {
             if log.is_merged {
                 return Ok(Reach::UpTo(last));
             }
-            read_writes(&*log.log.open()?, log.identity, log.len, |time, pieces| {
+            let read = read_writes(&*log.log.open()?, log.identity, log.len, |time, pieces| {
                 reach = match time {
                     Some(time) if time > at => Some(Reach::UpTo(at)),
                     Some(time) if self.holds(pieces) => {
@@ -187,7 +228,10 @@ impl Stretch {
                     _ => Some(Reach::UpTo(last)),
                 };
                 reach.is_none()
-            })?;
+            });
+            if ends_in_damage(read)? {
+                return Ok(Reach::UpTo(last));
+            }
             if let Some(reach) = reach {
                 return Ok(reach);
             }
@@ -204,20 +248,29 @@ impl Stretch {
         let (mut parts, mut writes, mut last) = (Vec::new(), 0, None);
         for log in self.logs.iter().take_while(|log| !log.is_merged) {
             let (mut map, mut goes_on) = (ExtentMap::new(), true);
-            read_writes(&*log.log.open()?, log.identity, log.len, |time, pieces| {
+            let read = read_writes(&*log.log.open()?, log.identity, log.len, |time, pieces| {
                 goes_on = time.is_some_and(|time| time <= up_to) && self.holds(pieces);
                 if goes_on {
                     (writes, last) = (writes + 1, time);
                     pieces.iter().for_each(|(extent, location)| map.insert(*extent, *location));
                 }
                 goes_on
-            })?;
+            });
+            goes_on &= !ends_in_damage(read)?;
             parts.push(Part { log: Arc::clone(&log.log), map });
             if !goes_on {
                 break;
             }
         }
         Ok((parts, writes, last))
+    }
+}
+
+/// A damaged record is no error here: what comes before it can be had.
+fn ends_in_damage(read: Result<()>) -> Result<bool> {
+    match read {
+        Err(error) if error.kind() == ErrorKind::Corrupt => Ok(true),
+        read => read.map(|()| false),
     }
 }
 
@@ -244,7 +297,7 @@ impl Part {
         let (mut gathered, mut bytes) = (None::<Extent>, Vec::new());
         let append = |gathered: Option<Extent>, bytes: &mut Vec<u8>| match gathered {
             Some(extent) => {
-                let appended = disk.append(disk.last_seq().next(), extent, Payload::Data(bytes));
+                let appended = disk.write_at(extent.start(), bytes, false, RequestClass::Background);
                 bytes.clear();
                 appended
             }
@@ -267,8 +320,8 @@ impl Part {
                     let start = before.map_or(extent.start(), Extent::start);
                     gathered = Extent::between(start, extent.end());
                 }
-                RecordKind::Zero => disk.append(disk.last_seq().next(), extent, Payload::Zero)?,
-                RecordKind::Discard => disk.append(disk.last_seq().next(), extent, Payload::Discard)?,
+                RecordKind::Zero => disk.write_zeroes(extent, false, false, RequestClass::Background)?,
+                RecordKind::Discard => disk.discard(extent, false, RequestClass::Background)?,
             }
         }
         append(gathered.take(), &mut bytes)

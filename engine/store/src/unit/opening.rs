@@ -16,7 +16,7 @@ use blocks::{
     OpenMode, Result, Seq, StorageFile, StoreId,
 };
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 /// How much of a log is written again at a time.
@@ -114,18 +114,19 @@ impl Unit {
             state: Mutex::new(state),
         });
         let mut state = unit.lock();
+        let mut is_written = false;
         for branch in manifest.branches.keys() {
             for disk in manifest.disk_indexes() {
                 let open = unit.recover_open_delta(&manifest, *branch, disk, findings)?;
-                if *branch == manifest.main && open.log_len.is_some() && manifest.disks.len() > 1 {
-                    unit.torn_tails.store(true, Ordering::Release);
-                }
+                is_written |=
+                    *branch == manifest.main && open.log_len.is_some_and(|len| len > ByteOffset::ZERO);
                 let (key, opened) = unit.branch_disk(&mut state, &manifest, (*branch, disk), open)?;
                 state.disks.insert(key, opened);
             }
         }
         unit.recount(&state)?;
         drop(state);
+        unit.note_torn_tails(is_written, findings);
         Ok(unit)
     }
 

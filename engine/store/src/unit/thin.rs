@@ -171,11 +171,13 @@ impl Unit {
         if run.deltas.len() == 1 && !may_be_packed && !goal.is_reached(&run, old_len, held) {
             return Ok(None);
         }
-        if run.deltas.len() == 1 && self.holds_moments(&mut state, &run)? {
-            return Ok(None);
-        }
         let key = (run.clone(), goal == ThinGoal::Everything);
         if self.not_worth_merging.lock().is_ok_and(|known| known.contains(&key)) {
+            return Ok(None);
+        }
+        // What cannot be read is not merged either.
+        if run.deltas.len() == 1 && self.holds_moments(&mut state, &run).unwrap_or(true) {
+            self.remember_not_worth(key, &manifest);
             return Ok(None);
         }
         let ids: Vec<DeltaId> = run.deltas.iter().rev().map(|edition| edition.delta).collect();

@@ -542,6 +542,48 @@ fn what_a_full_queue_has_marked_is_not_read_before_what_was_in_it_is_sent() {
     assert!(play.server.disk == *play.world.disk.lock().unwrap());
 }
 
+/// What was marked, and lost on its way, comes again behind what waits: that one is no state of the disk.
+#[test]
+fn what_comes_before_marks_that_were_lost_is_not_said_to_be_in_order() {
+    let mut play = Play::new(11);
+    let write = |play: &mut Play, at: u64, byte: u8| {
+        let bytes = [byte; SLOT as usize];
+        play.tap.write_at(place(at).start(), &bytes, false, RequestClass::Guest).unwrap();
+        play.states.insert(play.world.state());
+    };
+    play.order.join();
+    assert!(play.order.joined());
+    for at in 1.. {
+        write(&mut play, at % PLACES, 1);
+        if play.order.mode() == Mode::Marking {
+            break;
+        }
+    }
+    write(&mut play, 0, 2);
+    while !play.order.is_drained() {
+        play.work().unwrap();
+    }
+    play.arrive(play.server.coming.len());
+    assert!(play.server.in_order && play.moments > 0, "all of that was in order");
+    let has = play.server.has;
+    play.order.acknowledged(|_| has);
+    while play.order.mode() != Mode::Ordered {
+        play.work().unwrap();
+    }
+    write(&mut play, 1, 3);
+    assert_eq!(play.order.mode(), Mode::Ordered);
+    play.server.coming.clear();
+    play.order.disconnected(!play.takings.is_empty());
+    play.takings.clear();
+    Tracker::requeue(&*play.tap).unwrap();
+    play.connect(false);
+    while !play.order.is_drained() {
+        play.work().unwrap();
+    }
+    play.arrive(play.server.coming.len());
+    assert!(!play.server.in_order);
+}
+
 #[test]
 fn a_disk_that_was_written_past_the_tap_is_compared_whole() {
     let mut play = Play::new(3);

@@ -5,14 +5,12 @@
 mod support;
 
 use rand::Rng;
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 use support::disk::Disk;
 use support::numbered::{BLOCK, Writer, write_of};
 use support::tapped::Tapped;
-use support::{NAME, Stage, sh};
+use support::{NAME, Stage};
 
 const SLOTS: u64 = 512;
 
@@ -44,11 +42,7 @@ fn every_write_between_two_checkpoints_can_be_asked_for_by_its_time() {
     let tapped = Tapped::start_on(&mut stage, &[&first, second.device()], port, &rarely);
     stage.wait_protected();
     tapped.wait_in_order(&mut stage);
-    for device in tapped.devices() {
-        let zeroes = vec![0; SLOTS as usize * BLOCK];
-        OpenOptions::new().write(true).open(device).unwrap().write_all_at(&zeroes, 0).unwrap();
-        sh(&format!("blockdev --flushbufs {device}"));
-    }
+    tapped.zero(SLOTS as usize * BLOCK);
     let begin = stage.insist(&["checkpoint", NAME, "--name", "begin"])["checkpoint"].as_u64().unwrap();
     let writer = Writer::start(&tapped.devices(), seed, SLOTS);
     let mut samples = Vec::new();
@@ -59,6 +53,9 @@ fn every_write_between_two_checkpoints_can_be_asked_for_by_its_time() {
     // While writes go on, what is not sealed yet can be asked for as well.
     let open = state(&mut stage, &samples[3].at, seed);
     let written = writer.end();
+    // All of it has arrived by then, and nothing is written until the next checkpoint.
+    stage.wait_until("the last writes", 30, |stage| state(stage, "now", seed) == (written, written));
+    let idle = humantime::format_rfc3339_micros(SystemTime::now()).to_string();
     let end = stage.insist(&["checkpoint", NAME, "--name", "end"])["checkpoint"].as_u64().unwrap();
     assert_eq!(end, begin + 1, "no other checkpoint between them");
     let mut last = 0;
@@ -84,7 +81,16 @@ fn every_write_between_two_checkpoints_can_be_asked_for_by_its_time() {
     stage.insist(&["session", "stop", session["session"].as_str().unwrap(), "--discard"]);
     let again = state(&mut stage, time, seed);
     assert_eq!(again, state(&mut stage, at, seed), "what is printed is understood");
+    assert_eq!(state(&mut stage, &idle, seed), (written, written), "not the checkpoint before it");
+    // A checkpoint of another line is no newer state of this one.
+    stage.insist(&["branch", "clone", NAME, "--at", "begin", "--name", "old"]);
     assert_eq!(state(&mut stage, "now", seed), (written, written));
+    assert_eq!(state(&mut stage, "old", seed), (0, 0));
+    let recover = ["recover", NAME, "--at", &samples[2].at[..]];
+    let session = stage.insist(&recover);
+    assert_eq!(stage.insist(&recover)["session"], session["session"], "asked for again, it is the same");
+    let other = stage.us(&["recover", NAME, "--at", "begin"]).unwrap_err();
+    assert!(other.contains("is in charge"), "{other}");
 }
 
 /// The last write on each of the disks at that time.

@@ -6,7 +6,6 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -92,9 +91,7 @@ fn kills_of_the_agent_stall_the_machine_and_lose_no_flush() {
     let tapped = Tapped::start(&mut stage, port, &[]);
     stage.wait_protected();
     tapped.wait_in_order(&mut stage);
-    let zeroed = vec![0; SLOTS as usize * BLOCK];
-    OpenOptions::new().write(true).open(tapped.device()).unwrap().write_all_at(&zeroed, 0).unwrap();
-    sh(&format!("blockdev --flushbufs {}", tapped.device()));
+    tapped.zero(SLOTS as usize * BLOCK);
     let writer = Writer::start(&[tapped.device()], seed, SLOTS);
     let rounds = number("UNDERSTUDY_STORIES").unwrap_or(4);
     let mut flushed = Vec::new();

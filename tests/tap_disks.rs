@@ -6,8 +6,6 @@ mod support;
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use std::fs::OpenOptions;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
@@ -31,11 +29,7 @@ fn two_disks_have_one_order_also_over_a_kill() {
     let tapped = Tapped::start_on(&mut stage, &[&first, second.device()], port, &[]);
     stage.wait_protected();
     tapped.wait_in_order(&mut stage);
-    for device in tapped.devices() {
-        let zeroes = vec![0; SLOTS as usize * BLOCK];
-        OpenOptions::new().write(true).open(device).unwrap().write_all_at(&zeroes, 0).unwrap();
-        sh(&format!("blockdev --flushbufs {device}"));
-    }
+    tapped.zero(SLOTS as usize * BLOCK);
     let writer = Writer::start(&tapped.devices(), seed, SLOTS);
     std::thread::sleep(Duration::from_millis(random.random_range(800..1500)));
     sh(&format!("kill -9 {}", tapped.server().unwrap()));

@@ -2,6 +2,8 @@
 
 use super::Stage;
 use super::process::runs;
+use std::fs::OpenOptions;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -56,6 +58,15 @@ impl Tapped {
     /// What is used in each disk's place.
     pub fn devices(&self) -> Vec<&str> {
         self.devices.iter().map(String::as_str).collect()
+    }
+
+    /// Puts so many zeroes at the beginning of each, where numbered writes will go, and flushes them.
+    pub fn zero(&self, bytes: usize) {
+        for device in &self.devices {
+            let file = OpenOptions::new().write(true).open(device).expect("a device");
+            file.write_all_at(&vec![0; bytes], 0).expect("it is written");
+            file.sync_data().expect("it is flushed");
+        }
     }
 
     /// The process that serves the tap.

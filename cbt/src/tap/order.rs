@@ -118,9 +118,7 @@ impl Entry {
             Entry::Write(_) | Entry::Instant(_) => ENTRY_BYTES,
         }
     }
-}
 
-impl Entry {
     /// Something that came before it comes after it now.
     fn disorder(&mut self) {
         if let Entry::Write(write) = self {

@@ -48,7 +48,7 @@ fn check_fixtures<M: Message + PartialEq + Debug>(samples: Vec<(&'static str, M)
         assert_eq!(decode_frame::<M>(&frame).unwrap(), message, "{name} is read as it was");
         assert_eq!(encode_frame(1, &message).unwrap(), frame, "{name} is written as it was");
         let now = encode_frame(VERSION, &message).unwrap();
-        assert_eq!(now[24..], frame[24..], "{name} is the same in version 2, but for the version");
+        assert_eq!(now[24..], frame[24..], "{name} is the same in this version, but for the version");
     }
     let known: BTreeSet<u16> = (0..=u16::MAX).filter(|kind| M::check_kind(*kind).is_ok()).collect();
     assert_eq!(kinds, known, "each kind has its fixture");

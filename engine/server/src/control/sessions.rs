@@ -1,6 +1,6 @@
 //! Requests about sessions.
 
-use super::api::{BootRequest, Reply};
+use super::api::{BootRequest, Reply, SessionInfo};
 use super::job::Job;
 use super::{at, guests, machines};
 use crate::agent::blocking;
@@ -40,19 +40,29 @@ pub(super) struct Recovery {
     pub boot: Option<BootRequest>,
 }
 
+/// Which session is meant by a recovery.
+enum Meant {
+    /// Asked for again, perhaps because the answer was lost: a moment in the same words may mean a little more by now, or less.
+    InCharge(SessionInfo),
+    Anew(Beginning),
+}
+
 pub(super) async fn recover(services: Arc<Services>, wanted: Recovery, job: Job) -> Result<Reply> {
     let begun = Instant::now();
     let unit = machines::find(&services.store, &wanted.machine)?;
-    let beginning = {
+    let meant = {
         let (services, unit) = (services.clone(), Arc::clone(&unit));
         blocking(move || match (wanted.at.as_deref(), wanted.drill) {
-            // Asked for again, a moment may have come to mean a little more, or less.
-            (Some(at), false) if let Some(again) = services.sessions.moment_in_charge(&unit, at) => Ok(again),
-            (at, _) => beginning(&unit, at),
+            (Some(at), false) if let Some(session) = services.sessions.moment_in_charge(&unit, at)? => {
+                Ok(Meant::InCharge(session))
+            }
+            (at, _) => beginning(&unit, at).map(Meant::Anew),
         })
-        .await?
     };
-    let session = takeover::recover(&services, &unit, beginning, wanted.drill).await?;
+    let session = match meant.await? {
+        Meant::InCharge(session) => session,
+        Meant::Anew(beginning) => takeover::recover(&services, &unit, beginning, wanted.drill).await?,
+    };
     match wanted.boot {
         Some(boot) => guests::boot(services, session.session, boot, begun, job).await,
         None => guests::seen(services, session).await,
@@ -69,10 +79,13 @@ fn beginning(unit: &Unit, at: Option<&str>) -> Result<Beginning> {
     if chosen.name == text || chosen.server_time.0 * 1000 == time.0 {
         return Ok(checkpoint.into());
     }
-    // Without a write behind it, a moment may still begin with a later checkpoint: nothing was written between the time and
-    // that. Within the chosen one's own millisecond it may be an earlier one.
-    let moment = unit.moment(time)?.filter(|moment| moment.base >= checkpoint);
-    Ok(moment.map_or(checkpoint.into(), |moment| Beginning::Moment { moment, asked: text.to_owned() }))
+    // Within the chosen one's own millisecond it may begin with an earlier one.
+    Ok(match unit.moment(time)?.filter(|moment| moment.base >= checkpoint) {
+        // A later checkpoint, where nothing was written between the time and that.
+        Some(moment) if moment.time.is_none() => moment.base.into(),
+        Some(moment) => Beginning::Moment { moment, asked: text.to_owned() },
+        None => checkpoint.into(),
+    })
 }
 
 /// The checkpoint that is meant; by a time or without a word about it, of the main line alone.

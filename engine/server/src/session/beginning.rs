@@ -16,8 +16,6 @@ pub enum Beginning {
         /// In what words it was asked for: the same words mean the same session.
         asked: String,
     },
-    /// What that session, which is in charge, began with.
-    Again(CheckpointId),
 }
 
 impl From<CheckpointId> for Beginning {
@@ -29,19 +27,17 @@ impl From<CheckpointId> for Beginning {
 impl Beginning {
     pub(super) fn base(&self) -> CheckpointId {
         match self {
-            Beginning::Checkpoint(checkpoint) | Beginning::Again(checkpoint) => *checkpoint,
+            Beginning::Checkpoint(checkpoint) => *checkpoint,
             Beginning::Moment { moment, .. } => moment.base,
         }
     }
 
     pub(super) fn record(&self) -> Option<MomentRecord> {
         match self {
-            Beginning::Moment { moment, asked } => Some(MomentRecord {
-                time_us: moment.time.map(|time| time.0),
-                writes: moment.writes,
-                asked: asked.clone(),
-            }),
-            Beginning::Checkpoint(_) | Beginning::Again(_) => None,
+            Beginning::Moment { moment, asked } => {
+                Some(MomentRecord { time_us: moment.time?.0, writes: moment.writes, asked: asked.clone() })
+            }
+            Beginning::Checkpoint(_) => None,
         }
     }
 }

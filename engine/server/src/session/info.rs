@@ -42,9 +42,9 @@ pub(crate) fn session_info(session: &LiveSession) -> Result<SessionInfo> {
         machine: session.unit.machine().to_string(),
         machine_name: session.unit.name(),
         checkpoint: record.base().0,
-        moment: record.moment.and_then(|moment| {
-            Some(MomentInfo { time: format_write_time(moment.time_us?), writes: moment.writes })
-        }),
+        moment: record
+            .moment
+            .map(|moment| MomentInfo { time: format_write_time(moment.time_us), writes: moment.writes }),
         drill: record.drill,
         state,
         detail,

@@ -146,56 +146,53 @@ impl Sessions {
         let beginning = beginning.into();
         let id = new_session()?;
         // Taking the writes of a moment over may take a while, in which other machines have their turn.
-        let branch = match &beginning {
+        let forked = match &beginning {
             Beginning::Moment { moment, .. } => Some(unit.fork_at(moment, BranchKind::Session(id))?),
-            Beginning::Checkpoint(_) | Beginning::Again(_) => None,
+            Beginning::Checkpoint(_) => None,
         };
-        let session = self.begin(unit, &beginning, (id, branch), drill, begun);
-        let is_taken = |session: &SessionInfo| session.session == id.to_string();
-        if let Some(branch) = branch
-            && !session.as_ref().is_ok_and(is_taken)
-            && !lock(&self.live).contains_key(&id)
-        {
-            unit.drop_branch(branch)?;
-        }
-        session
+        let _turn = lock(&self.turn);
+        let Some(same) = self.same_in_charge(unit, &beginning, drill).transpose() else {
+            return self.begin(unit, &beginning, (id, forked), drill, begun);
+        };
+        forked.map_or(Ok(()), |branch| unit.drop_branch(branch))?;
+        same
     }
 
+    /// The session that is in charge already, where it began there: the command is repeated, perhaps because its answer was
+    /// lost. `Busy` where it began elsewhere.
+    fn same_in_charge(&self, unit: &Unit, beginning: &Beginning, drill: bool) -> Result<Option<SessionInfo>> {
+        let Some(other) = self.session_in_charge(unit.machine()).filter(|_| !drill) else { return Ok(None) };
+        let session = self.find(&other.to_string())?;
+        let record = session.record.get();
+        if record.base() == beginning.base() && record.moment == beginning.record() {
+            return session_info(&session).map(Some);
+        }
+        let context =
+            format!("session {other} is in charge of {} already: stop it, or run a drill", unit.name());
+        Err(Error::new(ErrorKind::Busy, context))
+    }
+
+    /// Begins a session on a branch that was forked for it, or is now. The turn is ours.
     fn begin(
         &self,
         unit: &Arc<Unit>,
         beginning: &Beginning,
-        (id, branch): (SessionId, Option<BranchId>),
+        (id, forked): (SessionId, Option<BranchId>),
         drill: bool,
         begun: Instant,
     ) -> Result<SessionInfo> {
         let (checkpoint, moment) = (beginning.base(), beginning.record());
-        let _turn = lock(&self.turn);
         let base = unit.checkpoint(checkpoint).ok_or_else(|| {
             let context = format!("{} has no checkpoint {checkpoint}", unit.name());
             Error::new(ErrorKind::NotFound, context)
         })?;
-        if let (false, Some(other)) = (drill, self.session_in_charge(unit.machine())) {
-            let other = self.find(&other.to_string())?;
-            let record = other.record.get();
-            let is_same = record.base() == checkpoint && record.moment == moment;
-            if is_same || matches!(beginning, Beginning::Again(_)) {
-                // The command is repeated, perhaps because its answer was lost.
-                return session_info(&other);
-            }
-            let other = other.id;
-            let context =
-                format!("session {other} is in charge of {} already: stop it, or run a drill", unit.name());
-            return Err(Error::new(ErrorKind::Busy, context));
-        }
-        let branch = branch.map_or_else(|| unit.fork(checkpoint, BranchKind::Session(id)), Ok)?;
+        let branch = forked.map_or_else(|| unit.fork(checkpoint, BranchKind::Session(id)), Ok)?;
         self.context.step("recover.forked");
         let generation = if drill { unit.generation() } else { Generation(unit.generation().0 + 1) };
         let disks = unit.disks().len();
         let mut record =
             SessionRecord::begin(id, unit.machine(), checkpoint, branch, generation, drill, disks);
-        let last_write = moment.as_ref().and_then(|moment| moment.time_us);
-        let as_of = last_write.map_or(base.server_time.0, |time| time / 1000);
+        let as_of = moment.as_ref().map_or(base.server_time.0, |moment| moment.time_us / 1000);
         record.rpo_ms = WallClock::now().0.saturating_sub(as_of);
         record.moment = moment;
         record.save(unit)?;
@@ -226,11 +223,12 @@ impl Sessions {
     }
 
     /// The session that is in charge, if it began with a moment that was asked for in these words.
-    pub(crate) fn moment_in_charge(&self, unit: &Unit, asked: &str) -> Option<Beginning> {
-        let session = self.find(&self.session_in_charge(unit.machine())?.to_string()).ok()?;
-        let record = session.record.get();
-        let is_it = record.moment.as_ref().is_some_and(|moment| moment.asked == asked.trim());
-        is_it.then(|| Beginning::Again(record.base()))
+    pub(crate) fn moment_in_charge(&self, unit: &Unit, asked: &str) -> Result<Option<SessionInfo>> {
+        let Some(session) = self.session_in_charge(unit.machine()) else { return Ok(None) };
+        let session = self.find(&session.to_string())?;
+        let moment = session.record.get().moment;
+        let is_it = moment.is_some_and(|moment| moment.asked == asked.trim());
+        is_it.then(|| session_info(&session)).transpose()
     }
 
     /// Every session, ended ones that are still remembered included.

@@ -39,8 +39,8 @@ pub(crate) struct SessionRecord {
 /// The writes behind a checkpoint that a session begins with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MomentRecord {
-    /// When the last of them was completed; `None` where there are none.
-    pub time_us: Option<u64>,
+    /// When the last of them was completed.
+    pub time_us: u64,
     pub writes: u64,
     /// The words in which it was asked for.
     pub asked: String,

@@ -8,3 +8,4 @@ pub(crate) mod packer;
 pub(crate) mod record;
 pub(crate) mod recovery;
 pub(crate) mod straight;
+pub(crate) mod writes;

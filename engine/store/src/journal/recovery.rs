@@ -28,7 +28,8 @@ pub(crate) struct RecoveredLog {
     pub torn: ByteLen,
 }
 
-struct Window<'a> {
+/// What is read of a log at a time.
+pub(super) struct Window<'a> {
     file: &'a dyn StorageFile,
     file_len: ByteOffset,
     start: ByteOffset,
@@ -40,7 +41,7 @@ struct Window<'a> {
 /// Reads the log of a delta that was open. Does not change the file. `Corrupt`: damage in the middle.
 pub(crate) fn recover(file: &dyn StorageFile, identity: LogIdentity) -> Result<RecoveredLog> {
     let file_len = file.len()?.end();
-    let mut window = Window { file, file_len, start: ByteOffset::ZERO, bytes: Vec::new(), ahead: 4 << 10 };
+    let mut window = Window::new(file, file_len);
     let mut log = RecoveredLog {
         map: ExtentMap::new(),
         len: ByteOffset::ZERO,
@@ -146,39 +147,14 @@ fn payload_is_whole(file: &dyn StorageFile, at: ByteOffset, header: &RecordHeade
         || crc32c::crc32c(&payload) == header.payload_crc)
 }
 
-/// The writes of a log that is sealed and so long, from the first on, for as long as `wants` them; each with all its pieces
-/// and the time of its completion. Reads headers, no payloads. `Corrupt`: damage.
-pub(crate) fn read_writes(
-    file: &dyn StorageFile,
-    identity: LogIdentity,
-    len: ByteLen,
-    mut wants: impl FnMut(Option<WriteTime>, &[(Extent, Location)]) -> bool,
-) -> Result<()> {
-    let file_len = ByteOffset::ZERO + len;
-    let mut window = Window { file, file_len, start: ByteOffset::ZERO, bytes: Vec::new(), ahead: 4 << 10 };
-    let mut at = ByteOffset::ZERO;
-    let mut pieces = Vec::new();
-    while at < file_len {
-        let Some(header) = window.header(at, identity)? else {
-            let context = format!("{}: damaged at offset {at}: no whole record there", file.name());
-            return Err(Error::corrupt(context));
-        };
-        let payload = at + ByteLen::new(HEADER_BYTES as u64);
-        pieces.push((header.extent, location(&header, payload)));
-        at = payload + header.payload_len();
-        if header.last {
-            if !wants(header.time, &pieces) {
-                return Ok(());
-            }
-            pieces.clear();
-        }
+impl<'a> Window<'a> {
+    /// One that looks for headers: payloads between them are passed over.
+    pub(super) fn new(file: &'a dyn StorageFile, file_len: ByteOffset) -> Window<'a> {
+        Window { file, file_len, start: ByteOffset::ZERO, bytes: Vec::new(), ahead: 4 << 10 }
     }
-    Ok(())
-}
 
-impl Window<'_> {
     /// The header at `at`; `None` where there is none.
-    fn header(&mut self, at: ByteOffset, identity: LogIdentity) -> Result<Option<RecordHeader>> {
+    pub(super) fn header(&mut self, at: ByteOffset, identity: LogIdentity) -> Result<Option<RecordHeader>> {
         let Some(end) = at.checked_add(ByteLen::new(HEADER_BYTES as u64)).filter(|end| *end <= self.file_len)
         else {
             return Ok(None);

@@ -12,7 +12,7 @@
 use crate::branch_disk::BranchDisk;
 use crate::journal::location::{Location, RecordKind};
 use crate::journal::record::LogIdentity;
-use crate::journal::recovery::read_writes;
+use crate::journal::writes::read_writes;
 use crate::plan::{Plan, PlanPiece};
 use crate::stored_file::StoredFile;
 use crate::unit::Unit;

@@ -13,7 +13,7 @@ use crate::journal::location::Location;
 use crate::journal::log::{LogWriter, PreparedWrite};
 use crate::journal::packer::Packer;
 use crate::journal::record::{HEADER_BYTES, LogIdentity};
-use crate::journal::recovery::read_writes;
+use crate::journal::writes::read_writes;
 use crate::plan::{Plan, PlanPiece};
 use crate::stored_file::StoredFile;
 use crate::unit::Unit;

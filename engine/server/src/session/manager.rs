@@ -10,7 +10,7 @@ use crate::session::live::{LiveSession, session_dir};
 use crate::session::migrate::{Migration, MigrationProgress, Target};
 use crate::session::pull;
 use crate::session::record::{
-    MigrationEvent, MigrationRecord, MigrationState, SessionEvent, SessionRecord, SessionState,
+    MigrationEvent, MigrationRecord, MigrationState, MomentRecord, SessionEvent, SessionRecord, SessionState,
 };
 use crate::session::volume::lock;
 use blocks::{
@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use store::{BranchId, BranchKind, Store, Unit};
+use store::{BranchId, BranchKind, Checkpoint, Store, Unit};
 
 /// How long a disk must be flushed and idle before it is durably noted that nothing waits for a flush.
 const MARK_IDLE: Duration = Duration::from_secs(30);
@@ -144,6 +144,11 @@ impl Sessions {
     ) -> Result<SessionInfo> {
         let begun = monotonic_now();
         let beginning = beginning.into();
+        let checkpoint = beginning.base();
+        let base = unit.checkpoint(checkpoint).ok_or_else(|| {
+            let context = format!("{} has no checkpoint {checkpoint}", unit.name());
+            Error::new(ErrorKind::NotFound, context)
+        })?;
         let id = new_session()?;
         // Taking the writes of a moment over may take a while, in which other machines have their turn.
         let forked = match &beginning {
@@ -152,7 +157,7 @@ impl Sessions {
         };
         let _turn = lock(&self.turn);
         let Some(same) = self.same_in_charge(unit, &beginning, drill).transpose() else {
-            return self.begin(unit, &beginning, (id, forked), drill, begun);
+            return self.begin(unit, (&base, beginning.record()), (id, forked), drill, begun);
         };
         forked.map_or(Ok(()), |branch| unit.drop_branch(branch))?;
         same
@@ -176,22 +181,16 @@ impl Sessions {
     fn begin(
         &self,
         unit: &Arc<Unit>,
-        beginning: &Beginning,
+        (base, moment): (&Checkpoint, Option<MomentRecord>),
         (id, forked): (SessionId, Option<BranchId>),
         drill: bool,
         begun: Instant,
     ) -> Result<SessionInfo> {
-        let (checkpoint, moment) = (beginning.base(), beginning.record());
-        let base = unit.checkpoint(checkpoint).ok_or_else(|| {
-            let context = format!("{} has no checkpoint {checkpoint}", unit.name());
-            Error::new(ErrorKind::NotFound, context)
-        })?;
-        let branch = forked.map_or_else(|| unit.fork(checkpoint, BranchKind::Session(id)), Ok)?;
+        let branch = forked.map_or_else(|| unit.fork(base.id, BranchKind::Session(id)), Ok)?;
         self.context.step("recover.forked");
         let generation = if drill { unit.generation() } else { Generation(unit.generation().0 + 1) };
         let disks = unit.disks().len();
-        let mut record =
-            SessionRecord::begin(id, unit.machine(), checkpoint, branch, generation, drill, disks);
+        let mut record = SessionRecord::begin(id, unit.machine(), base.id, branch, generation, drill, disks);
         let as_of = moment.as_ref().map_or(base.server_time.0, |moment| moment.time_us / 1000);
         record.rpo_ms = WallClock::now().0.saturating_sub(as_of);
         record.moment = moment;

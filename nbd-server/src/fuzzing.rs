@@ -12,7 +12,7 @@ use crate::metadata::Selected;
 use crate::outbox::Outbox;
 use crate::patience::Patience;
 use crate::protocol::{ALLOCATION_DEPTH, BASE_ALLOCATION, PAYLOAD_BYTES_MAX};
-use crate::receiver::Receiver;
+use crate::receiver::{NextHeader, Receiver};
 use crate::reply::Reply;
 use crate::request::{Command, Headers, Request};
 use crate::security::Access;
@@ -70,7 +70,7 @@ pub fn requests(bytes: &[u8]) -> u64 {
     let outbox = Outbox::default();
     let mut receiver = Receiver::new(Patience::of(&Limits::default()), headers);
     let mut answered = 0;
-    while let Ok(Some(header)) = receiver.header(&socket, headers, || false) {
+    while let Ok(NextHeader::Here(header)) = receiver.header(&socket, headers, false, || false) {
         let Some(request) = Request::decode(headers, &header) else { break };
         if request.command == Command::Disconnect {
             break;

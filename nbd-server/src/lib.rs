@@ -9,6 +9,7 @@
 mod budget;
 mod client;
 mod connection;
+mod crowd;
 mod dispatch;
 mod error_code;
 mod export;

@@ -5,9 +5,8 @@
 //! nobody looks, so that a quiet connection costs nothing. And nobody looks while more connections have something to do than there
 //! are cores: who looks and his client would keep theirs from the others.
 
+use crate::crowd::Head;
 use std::io;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// For how long a thread looks.
@@ -24,57 +23,11 @@ pub enum Waiting {
     Sleeps,
 }
 
-/// How many connections had something to do lately, in the whole process: they share its cores.
-static CROWD: Crowd = Crowd::new();
-/// For how long they are counted together.
-const TOGETHER: Duration = Duration::from_millis(10);
-
-/// Counts who waits within a window of time, each once. Roughly: whoever counts while the window changes may be counted in either.
-#[derive(Debug)]
-struct Crowd {
-    window: AtomicU64,
-    now: AtomicUsize,
-    before: AtomicUsize,
-}
-
-impl Crowd {
-    const fn new() -> Crowd {
-        Crowd { window: AtomicU64::new(0), now: AtomicUsize::new(0), before: AtomicUsize::new(0) }
-    }
-
-    /// Counts one who was counted in the window `last` most recently; how many there are.
-    fn join(&self, last: &mut u64, window: u64) -> usize {
-        let current = self.window.load(Ordering::Relaxed);
-        let is_first = current != window
-            && self.window.compare_exchange(current, window, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        if is_first {
-            let counted = self.now.swap(0, Ordering::Relaxed);
-            self.before.store(if window == current + 1 { counted } else { 0 }, Ordering::Relaxed);
-        }
-        if *last != window {
-            *last = window;
-            self.now.fetch_add(1, Ordering::Relaxed);
-        }
-        self.now.load(Ordering::Relaxed).max(self.before.load(Ordering::Relaxed))
-    }
-}
-
-/// Whether more connections have something to do than there are cores.
-fn is_crowded(last: &mut u64, now: Instant) -> bool {
-    static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
-    static CORES: LazyLock<usize> =
-        LazyLock::new(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let since = now.saturating_duration_since(*BEGINNING).as_millis() / TOGETHER.as_millis();
-    // The first window is nobody's last one.
-    CROWD.join(last, u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1)) > *CORES
-}
-
 /// Whether it is worth looking.
 #[derive(Debug, Default)]
 pub struct Look {
     last_wait_was_short: bool,
-    /// When it was counted last.
-    counted: u64,
+    head: Head,
 }
 
 impl Look {
@@ -85,7 +38,33 @@ impl Look {
             return at_once;
         }
         let begun = Instant::now();
-        let looks = !is_crowded(&mut self.counted, begun) && self.last_wait_was_short;
+        let is_crowded = self.head.is_in_a_crowd(begun);
+        self.wait(begun, is_crowded, receive)
+    }
+
+    /// The same, but `None` where it would have to wait, in a crowd.
+    pub fn receive_unless_crowded<T>(
+        &mut self,
+        mut receive: impl FnMut(Waiting) -> io::Result<T>,
+    ) -> io::Result<Option<T>> {
+        let at_once = receive(Waiting::Never);
+        if !would_wait(&at_once) {
+            return at_once.map(Some);
+        }
+        let begun = Instant::now();
+        match self.head.is_in_a_crowd(begun) {
+            true => Ok(None),
+            false => self.wait(begun, false, receive).map(Some),
+        }
+    }
+
+    fn wait<T>(
+        &mut self,
+        begun: Instant,
+        is_crowded: bool,
+        mut receive: impl FnMut(Waiting) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let looks = !is_crowded && self.last_wait_was_short;
         while looks && begun.elapsed() < LOOK {
             rustix::thread::sched_yield();
             let received = receive(Waiting::Never);
@@ -96,6 +75,11 @@ impl Look {
         let received = receive(Waiting::Sleeps);
         self.last_wait_was_short = begun.elapsed() < SHORT_WAIT;
         received
+    }
+
+    /// Whether there are more connections with something to do, this one among them, than cores.
+    pub fn is_crowded(&mut self) -> bool {
+        self.head.is_in_a_crowd(Instant::now())
     }
 }
 
@@ -138,18 +122,6 @@ mod tests {
         });
         received.unwrap();
         waited
-    }
-
-    #[test]
-    fn everybody_is_counted_once_in_a_window_and_remembered_for_one_more() {
-        let crowd = Crowd::new();
-        let mut lasts = [0; 5];
-        let counts: Vec<usize> = lasts.iter_mut().map(|last| crowd.join(last, 7)).collect();
-        assert_eq!(counts, [1, 2, 3, 4, 5]);
-        assert_eq!(crowd.join(&mut lasts[0], 7), 5, "it is counted already");
-        assert_eq!(crowd.join(&mut lasts[0], 8), 5, "as many as there were a moment ago");
-        assert_eq!(crowd.join(&mut lasts[0], 9), 1, "it was alone meanwhile");
-        assert_eq!(crowd.join(&mut lasts[1], 12), 1, "nobody was there for a while");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
-use crate::look::Look;
+use crate::look::{Look, Waiting};
 use crate::patience::{Patience, Underway};
 use crate::request::{Headers, Request};
 use crate::socket::Socket;
@@ -18,6 +18,17 @@ const BUFFER_BYTES: usize = 256 << 10;
 const WINDOW_BYTES_MIN: usize = 4 << 10;
 const LONG_BYTES: usize = 64 << 10;
 const HEADER_BYTES_MAX: usize = Request::EXTENDED_BYTES;
+
+/// What came of waiting for a request.
+#[derive(Debug)]
+pub enum NextHeader {
+    /// Its header, followed by zeroes.
+    Here([u8; HEADER_BYTES_MAX]),
+    /// Nothing has arrived, and it is crowded.
+    Later,
+    /// The client has left between requests, or whoever was asked did not want to wait any longer.
+    Never,
+}
 
 /// Bytes that have arrived and are not consumed.
 #[derive(Debug)]
@@ -70,6 +81,11 @@ impl Receiver {
                 && self.arrived(socket, ByteLen::new(missing)).is_ok_and(|arrived| arrived.get() == missing))
     }
 
+    /// How long the range of the next request is, where its header is held.
+    pub fn held_request_len(&self, headers: Headers) -> Option<ByteLen> {
+        Request::decode(headers, &self.buffer[self.start..self.end]).map(|request| request.len)
+    }
+
     /// Whether all that was received is consumed.
     pub fn holds_nothing(&self) -> bool {
         self.start == self.end
@@ -108,26 +124,30 @@ impl Receiver {
         Ok(landed)
     }
 
-    /// The next request's header, followed by zeroes; `None` where the client has left between requests or
-    /// `keep_waiting` said no.
+    /// The next request's header. `keep_waiting` is asked at each [`TICK`]; with `parks` nobody waits in a crowd.
     pub fn header(
         &mut self,
         socket: &Socket,
         headers: Headers,
+        parks: bool,
         mut keep_waiting: impl FnMut() -> bool,
-    ) -> io::Result<Option<[u8; HEADER_BYTES_MAX]>> {
+    ) -> io::Result<NextHeader> {
         while self.start == self.end {
-            let window = if self.lands { self.header_bytes } else { self.window };
+            (self.start, self.end) = (0, 0);
+            let window = self.window_for_headers();
             let mut buffers = [IoSliceMut::new(&mut self.buffer[..window])];
-            match self.look.receive(|waiting| socket.receive(&mut buffers, waiting)) {
-                Ok(0) => return Ok(None),
-                Ok(count) => {
-                    (self.start, self.end) = (0, count);
-                    self.arrived = self.arrived.saturating_sub(count);
-                }
+            let receive = |waiting| socket.receive(&mut buffers, waiting);
+            let received = match parks {
+                true => self.look.receive_unless_crowded(receive),
+                false => self.look.receive(receive).map(Some),
+            };
+            match received {
+                Ok(Some(0)) => return Ok(NextHeader::Never),
+                Ok(Some(count)) => self.take_in(count),
+                Ok(None) => return Ok(NextHeader::Later),
                 Err(error) if is_timeout(&error) => {
                     if !keep_waiting() {
-                        return Ok(None);
+                        return Ok(NextHeader::Never);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -136,7 +156,41 @@ impl Receiver {
         }
         let mut header = [0; HEADER_BYTES_MAX];
         self.exact(socket, &mut header[..headers.request_bytes()])?;
-        Ok(Some(header))
+        Ok(NextHeader::Here(header))
+    }
+
+    fn window_for_headers(&self) -> usize {
+        if self.lands { self.header_bytes } else { self.window }
+    }
+
+    fn take_in(&mut self, count: usize) {
+        self.end += count;
+        self.arrived = self.arrived.saturating_sub(count);
+    }
+
+    /// Receives what has arrived behind what is held, without waiting; `true` where nothing has, and something may yet. Only
+    /// where [`Socket::takes_files`].
+    pub fn top_up(&mut self, socket: &Socket) -> io::Result<bool> {
+        self.buffer.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+        let window = self.window_for_headers();
+        if self.end >= window {
+            return Ok(false);
+        }
+        let mut buffers = [IoSliceMut::new(&mut self.buffer[self.end..window])];
+        match socket.receive(&mut buffers, Waiting::Never) {
+            Ok(count) => {
+                self.take_in(count);
+                Ok(false)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether this connection is one of more that have something to do than there are cores.
+    pub fn is_crowded(&mut self) -> bool {
+        self.look.is_crowded()
     }
 
     /// Fills `wanted`.

@@ -11,7 +11,8 @@ use std::time::Duration;
 const LOOK_EVERY: Duration = Duration::from_millis(4);
 /// Looks at a leader that computes before it is relieved.
 const COMPUTING_LOOKS: u32 = 8;
-/// Looks without any traffic before the watch rests.
+/// Looks without any traffic before the watch rests, and before a connection that has none leaves a crowd: when the watch
+/// rests, nobody waits in one.
 const QUIET_LOOKS: u32 = 25;
 
 /// The watch over the leaders of a server's connections.
@@ -28,6 +29,8 @@ struct Watched {
     seen: (u64, u64),
     /// How often it has been at that one.
     stuck: u32,
+    /// How often it has been at none and nothing was new.
+    quiet: u32,
 }
 
 #[derive(Default)]
@@ -49,7 +52,7 @@ impl Relief {
 
     /// Watches this connection too.
     pub fn watch(&self, connection: &Arc<Connection>) {
-        let watched = Watched { connection: Arc::downgrade(connection), seen: (0, 0), stuck: 0 };
+        let watched = Watched { connection: Arc::downgrade(connection), seen: (0, 0), stuck: 0, quiet: 0 };
         self.lock().connections.push(watched);
     }
 
@@ -104,6 +107,10 @@ impl State {
             watched.stuck = if at != 0 && now == watched.seen { watched.stuck + 1 } else { 0 };
             if watched.stuck >= COMPUTING_LOOKS || (watched.stuck > 0 && connection.leader_waits()) {
                 connection.relieve(at);
+            }
+            watched.quiet = if at == 0 && now == watched.seen { watched.quiet + 1 } else { 0 };
+            if watched.quiet >= QUIET_LOOKS {
+                connection.leave_crowd();
             }
             watched.seen = now;
             true

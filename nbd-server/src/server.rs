@@ -2,6 +2,7 @@
 
 use crate::budget::Budget;
 use crate::connection::Connection;
+use crate::crowd::Crowd;
 use crate::export::Exports;
 use crate::handshake::{self, Host};
 use crate::limits::Limits;
@@ -60,6 +61,7 @@ struct Shared {
     arrivals: Arc<Arrivals>,
     budget: Arc<Budget>,
     relief: Arc<Relief>,
+    crowd: Arc<Crowd>,
     open: Mutex<Open>,
     closed_one: Condvar,
 }
@@ -98,6 +100,7 @@ impl NbdServer {
         let budget = Budget::new(limits.small_request_bytes_max, limits.large_request_bytes_max);
         let (open, closed_one) = (Mutex::default(), Condvar::new());
         let relief = Arc::new(Relief::default());
+        let crowd = Arc::new(Crowd::new().map_err(failed)?);
         let watch = {
             let relief = relief.clone();
             std::thread::Builder::new()
@@ -105,8 +108,18 @@ impl NbdServer {
                 .spawn(move || relief.run())
                 .map_err(failed)?
         };
-        let shared =
-            Arc::new(Shared { exports, limits, tls, access, arrivals, budget, relief, open, closed_one });
+        let shared = Arc::new(Shared {
+            exports,
+            limits,
+            tls,
+            access,
+            arrivals,
+            budget,
+            relief,
+            crowd,
+            open,
+            closed_one,
+        });
         let acceptor = {
             let shared = shared.clone();
             let accept = move || shared.accept(&listeners, &woken);
@@ -145,6 +158,7 @@ impl NbdServer {
         }
         let drained = self.shared.wait_until_closed(self.shared.limits.drain_timeout);
         self.shared.relief.end();
+        self.shared.crowd.end();
         if watch.join().is_err() {
             tracing::error!("the thread that watches over stuck NBD requests has panicked");
         }
@@ -245,7 +259,8 @@ impl Shared {
         };
         match handshake::negotiate(&slot.socket, &host, stopping) {
             Ok(Some(chosen)) => {
-                Connection::serve(slot, chosen, &self.limits, self.budget.allowance(), &self.relief)
+                let helpers = (&self.relief, &self.crowd);
+                Connection::serve(slot, chosen, &self.limits, self.budget.allowance(), helpers)
             }
             Ok(None) => slot.socket.say_goodbye(),
             Err(error) => {

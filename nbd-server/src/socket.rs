@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendFlags, sendmsg};
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
@@ -232,6 +232,17 @@ impl Socket {
     /// Whether [`Socket::write_file`] can be used.
     pub fn takes_files(&self) -> bool {
         self.tls.get().is_none() && matches!(self.stream, Stream::Tcp(_) | Stream::Unix(_))
+    }
+
+    /// The descriptor, where what is on it is what was said: to be polled, nothing else.
+    pub fn plain(&self) -> Option<BorrowedFd<'_>> {
+        match &self.stream {
+            _ if self.is_encrypted() => None,
+            Stream::Tcp(stream) => Some(stream.as_fd()),
+            Stream::Unix(stream) => Some(stream.as_fd()),
+            #[cfg(any(test, feature = "fuzzing"))]
+            Stream::Memory(_) => None,
+        }
     }
 
     /// Sends what a file follows.

@@ -3,15 +3,22 @@
 //! Its threads are equal, and one of them leads: it takes what has arrived, does it and lets the replies of one burst
 //! leave together. That is the quickest way as long as nothing takes long. Where requests have been slow lately (`pace`) it
 //! hands the lead on before each of them, so that they are done side by side; where one gets stuck, `relief` gives the
-//! lead to another thread. A thread is started only when the lead is to be handed on and nobody is free.
+//! lead to another thread. A thread is started only when the lead is to be handed on and nobody is free. Where there are more
+//! connections with something to do than cores, none of its threads waits for the next request: the `crowd` does, and lends a thread
+//! for a turn.
 //! Every buffer belongs to a thread and is used again. Everything that a slow or hostile client can hold is its own.
 //!
 //! ```text
 //!   leads ── a slow request, or relieved while stuck ──► works ── done ──► waits ── the lead is free ──► leads
-//!     └───── a quick request: does it and leads on
+//!     ├───── a quick request: does it and leads on                           ▲
+//!     └───── nothing to do, in a crowd: parked ──────────────────────────────┘
 //! ```
 
+mod roles;
+mod turn;
+
 use crate::budget::{Allowance, Permit, TINY_REQUEST_BYTES};
+use crate::crowd::{Crowd, Until};
 use crate::dispatch::{self, Action, Agreed, Refusal};
 use crate::export::Client;
 use crate::handshake::Chosen;
@@ -21,18 +28,19 @@ use crate::outbox::Outbox;
 use crate::pace::Pace;
 use crate::patience::Patience;
 use crate::protocol::PAYLOAD_BYTES_MAX;
-use crate::receiver::{Receiver, TICK};
+use crate::receiver::{NextHeader, Receiver, TICK};
 use crate::relief::Relief;
 use crate::reply::Reply;
 use crate::request::{Command, Request};
 use crate::server::Slot;
 use crate::traffic::{Operation, Peer};
 use blocks::{ByteLen, Error};
+use roles::Roles;
 use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A payload up to this length is read and thrown away when it is too long; a longer one is taken for an attack.
@@ -54,32 +62,15 @@ pub(crate) struct Connection {
     removed_since: Mutex<Option<Instant>>,
     pace: Pace,
     relief: Arc<Relief>,
-    /// The thread that leads, and its number in the system.
-    leader: AtomicU64,
+    crowd: Arc<Crowd>,
+    /// The system's number of the thread that leads.
     leader_thread: AtomicI32,
     /// The number of the request that the leader is at; 0 while it is at none.
     at: AtomicU64,
     /// The number of the newest request.
     requests: AtomicU64,
-    roles: Mutex<Roles>,
-    role_free: Condvar,
-    threads_max: usize,
+    roles: Roles,
     budget: Allowance,
-}
-
-/// Who does what.
-#[derive(Debug)]
-struct Roles {
-    /// Threads that live.
-    threads: usize,
-    /// Threads that wait for the lead.
-    waiting: usize,
-    /// Somebody who waits is to lead.
-    vacant: bool,
-    /// Nothing further is read.
-    ended: bool,
-    /// The number of the next thread.
-    next: u64,
 }
 
 /// A request that was read, and its answer if there is nothing to do.
@@ -97,9 +88,36 @@ struct Received {
     _permit: Option<Permit>,
 }
 
+/// What whoever leads is to do next.
+enum Next {
+    /// This.
+    Request(Received),
+    /// Nothing until something arrives, and in a crowd nobody waits for that.
+    Later,
+    /// What is there a thread of the connection's own must see to: it may have to wait for the client.
+    Own,
+    /// Nothing: another thread leads, or nothing further is read.
+    Nothing,
+}
+
+/// Who asks for the next request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asks {
+    /// A thread of the connection, which waits for it, but not `in_a_crowd`.
+    Own { in_a_crowd: bool },
+    /// One of the crowd's, which waits for nothing.
+    Crowd,
+}
+
 impl Connection {
     /// Serves the client until it leaves, or the export or the server ends.
-    pub fn serve(slot: Slot, chosen: Chosen, limits: &Limits, budget: Allowance, relief: &Arc<Relief>) {
+    pub fn serve(
+        slot: Slot,
+        chosen: Chosen,
+        limits: &Limits,
+        budget: Allowance,
+        (relief, crowd): (&Arc<Relief>, &Arc<Crowd>),
+    ) {
         let patience = Patience::of(limits);
         let timeouts =
             slot.socket().set_read_timeout(TICK).and_then(|()| slot.socket().set_write_patience(patience));
@@ -120,13 +138,11 @@ impl Connection {
             removed_since: Mutex::new(None),
             pace: Pace::default(),
             relief: relief.clone(),
-            leader: AtomicU64::new(0),
+            crowd: crowd.clone(),
             leader_thread: AtomicI32::new(0),
             at: AtomicU64::new(0),
             requests: AtomicU64::new(0),
-            roles: Mutex::new(Roles { threads: 1, waiting: 0, vacant: false, ended: false, next: 1 }),
-            role_free: Condvar::new(),
-            threads_max: limits.threads_per_connection_max.max(1),
+            roles: Roles::new(limits.threads_per_connection_max),
             budget,
         });
         relief.watch(&connection);
@@ -138,7 +154,7 @@ impl Connection {
         let _ended = Ended(self);
         let mut buffer = Vec::new();
         let mut leads = me == 0;
-        while leads || self.wait_for_lead(me) {
+        while leads || self.roles.wait_for_lead(me) {
             leads = false;
             let outcome = self.lead(me, &mut buffer);
             // Whoever waits holds nothing.
@@ -146,91 +162,134 @@ impl Connection {
                 buffer = Vec::new();
             }
             if let Err(error) = outcome {
-                tracing::debug!("a connection ends: {error}");
-                self.slot.socket().shutdown(Shutdown::Both);
-                self.end();
+                self.fail(&error);
                 return;
             }
         }
     }
 
-    /// Leads until another thread does, or until nothing further is read.
+    fn fail(&self, error: &io::Error) {
+        tracing::debug!("a connection ends: {error}");
+        self.slot.socket().shutdown(Shutdown::Both);
+        self.roles.end();
+    }
+
+    /// Leads until another thread does, or the crowd, or until nothing further is read.
     fn lead(self: &Arc<Connection>, me: u64, buffer: &mut Vec<u8>) -> io::Result<()> {
         self.leader_thread.store(rustix::thread::gettid().as_raw_pid(), Ordering::SeqCst);
-        while self.leader.load(Ordering::SeqCst) == me {
-            let Some(received) = self.receive(me, buffer)? else {
-                return Ok(());
-            };
-            let side_by_side = self.pace.is_slow() && self.hand_lead_on();
-            let begun = self.pace.begin();
-            let bytes = received.request.len.get();
-            let operation = Operation::of(received.request.command);
-            self.client.counters().begin();
-            let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
-            if !side_by_side {
-                self.at.store(number, Ordering::SeqCst);
-                self.relief.wake();
-            }
-            // Whoever no longer leads has nobody to send its replies.
-            let more = received.more && !side_by_side;
-            let (landing, mut sending) = (received.landing, Duration::ZERO);
-            let answered = self.answer(received, more, buffer, &mut sending);
-            // Whoever was relieved meanwhile leaves the new leader's number alone.
-            let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
-            let took = self.pace.end(begun, sending, bytes);
-            let succeeded = matches!(answered, Ok(true)).then_some(bytes);
-            self.client.counters().end(operation, succeeded, landing + took);
-            answered?;
-            if buffer.len() > KEPT_BUFFER_BYTES {
-                *buffer = Vec::new();
+        // Whoever was given the lead is to wait for the client: who is quiet, or has sent half a message.
+        let mut may_park = false;
+        while self.roles.leads(me) {
+            // Slow requests are not for a crowd's few threads.
+            let in_a_crowd = !may_park || self.pace.is_slow();
+            match self.receive(me, Asks::Own { in_a_crowd }, buffer)? {
+                Next::Request(received) => {
+                    self.perform(received, buffer)?;
+                    may_park = self.slot.socket().plain().is_some();
+                }
+                Next::Later if self.park(me, Until::Arrival) => return Ok(()),
+                Next::Later | Next::Own => may_park = false,
+                Next::Nothing => return Ok(()),
             }
         }
         // Replies that were left to us.
         self.outbox.flush(self.slot.socket())
     }
 
-    /// The next request; `None` when there will be none, or when another thread leads.
-    fn receive(&self, me: u64, buffer: &mut Vec<u8>) -> io::Result<Option<Received>> {
-        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
-        if receiver.0.ended || self.leader.load(Ordering::SeqCst) != me {
-            return Ok(None);
+    /// Does a request as whoever leads.
+    fn perform(self: &Arc<Connection>, received: Received, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let side_by_side = self.pace.is_slow() && self.hand_lead_on();
+        let begun = self.pace.begin();
+        let bytes = received.request.len.get();
+        let operation = Operation::of(received.request.command);
+        self.client.counters().begin();
+        let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        if !side_by_side {
+            self.at.store(number, Ordering::SeqCst);
+            self.relief.wake();
         }
-        let received = self.receive_one(&mut receiver, buffer);
-        if !matches!(received, Ok(Some(_))) {
+        // Whoever no longer leads has nobody to send its replies.
+        let more = received.more && !side_by_side;
+        let (landing, mut sending) = (received.landing, Duration::ZERO);
+        let answered = self.answer(received, more, buffer, &mut sending);
+        // Whoever was relieved meanwhile leaves the new leader's number alone.
+        let _ = self.at.compare_exchange(number, 0, Ordering::SeqCst, Ordering::SeqCst);
+        let took = self.pace.end(begun, sending, bytes);
+        let succeeded = matches!(answered, Ok(true)).then_some(bytes);
+        self.client.counters().end(operation, succeeded, landing + took);
+        answered?;
+        if buffer.len() > KEPT_BUFFER_BYTES {
+            *buffer = Vec::new();
+        }
+        Ok(())
+    }
+
+    fn receive(&self, me: u64, asks: Asks, buffer: &mut Vec<u8>) -> io::Result<Next> {
+        let mut receiver = self.receiver.lock().unwrap_or_else(PoisonError::into_inner);
+        if receiver.0.ended || !self.roles.leads(me) {
+            return Ok(Next::Nothing);
+        }
+        let received = self.receive_one(&mut receiver, asks, buffer);
+        if matches!(received, Err(_) | Ok(Next::Nothing)) {
             receiver.0.ended = true;
             drop(receiver);
-            self.end();
+            self.roles.end();
         }
         received
     }
 
+    /// The next request; nothing where there will be none.
     fn receive_one(
         &self,
         (receiver, landing): &mut (Receiver, Landing),
+        asks: Asks,
         buffer: &mut Vec<u8>,
-    ) -> io::Result<Option<Received>> {
+    ) -> io::Result<Next> {
         let socket = self.slot.socket();
         if !self.may_go_on() {
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
         let headers = self.agreed.headers;
-        if !receiver.holds_request(socket, headers) {
+        let is_held = receiver.holds_request(socket, headers);
+        if asks == Asks::Crowd {
+            let is_dry = !is_held && receiver.top_up(socket)?;
+            if is_dry && receiver.holds_nothing() {
+                return Ok(Next::Later);
+            }
+            if !turn::can_do(receiver, socket, headers) {
+                return Ok(Next::Own);
+            }
+        } else if !is_held {
             self.outbox.flush(socket)?;
         }
         let keep_waiting = || {
             *buffer = Vec::new();
             self.may_go_on()
         };
-        let Some(header) = receiver.header(socket, headers, keep_waiting)? else {
-            return Ok(None);
+        let parks = asks == Asks::Own { in_a_crowd: false };
+        let header = match receiver.header(socket, headers, parks, keep_waiting)? {
+            NextHeader::Here(header) => header,
+            NextHeader::Later => return Ok(Next::Later),
+            NextHeader::Never => return Ok(Next::Nothing),
         };
         let Some(request) = Request::decode(headers, &header) else {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "wrong magic"));
         };
         if request.command == Command::Disconnect {
-            return Ok(None);
+            return Ok(Next::Nothing);
         }
-        let export = self.client.export();
+        self.receive_rest(receiver, landing, request, buffer).map(Next::Request)
+    }
+
+    /// Receives what follows the header, if the request is one that can be done.
+    fn receive_rest(
+        &self,
+        receiver: &mut Receiver,
+        landing: &mut Landing,
+        request: Request,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<Received> {
+        let (socket, headers, export) = (self.slot.socket(), self.agreed.headers, self.client.export());
         let mut verdict = dispatch::check(&request, &self.agreed, export.len(), self.read_only);
         let mut payload_len = request.payload_len(headers);
         let (mut permit, mut failure, mut landing_took) = (None, None, Duration::ZERO);
@@ -266,16 +325,15 @@ impl Connection {
             Err(refusal) => return Err(io::Error::new(io::ErrorKind::InvalidData, refusal.reason)),
         }
         let more = receiver.holds_request(socket, headers);
-        let payload_bytes = payload_len.as_usize();
-        Ok(Some(Received {
+        Ok(Received {
             request,
             verdict,
-            payload_bytes,
+            payload_bytes: payload_len.as_usize(),
             landing: landing_took,
             failure,
             more,
             _permit: permit,
-        }))
+        })
     }
 
     /// Whether another request may be read: always, but for a little while only once the export is removed.
@@ -319,54 +377,14 @@ impl Connection {
         sent.map(|()| !reply.failed.get())
     }
 
-    fn roles(&self) -> MutexGuard<'_, Roles> {
-        self.roles.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until this thread is to lead; `false` once nobody will.
-    fn wait_for_lead(&self, me: u64) -> bool {
-        let mut roles = self.roles();
-        roles.waiting += 1;
-        while !roles.vacant && !roles.ended {
-            roles = self.role_free.wait(roles).unwrap_or_else(PoisonError::into_inner);
-        }
-        roles.waiting -= 1;
-        if roles.ended {
-            return false;
-        }
-        roles.vacant = false;
-        self.leader.store(me, Ordering::SeqCst);
-        true
-    }
-
     /// Has another thread lead; `false` where there can be no other, and whoever leads goes on.
     fn hand_lead_on(self: &Arc<Connection>) -> bool {
-        let mut roles = self.roles();
-        if roles.ended || roles.vacant {
-            return roles.vacant;
-        }
-        if roles.waiting > 0 {
-            roles.vacant = true;
-            self.role_free.notify_one();
-            return true;
-        }
-        if roles.threads >= self.threads_max {
-            return false;
-        }
-        let (connection, me) = (self.clone(), roles.next);
-        let spawned = std::thread::Builder::new().name("nbd".into()).spawn(move || connection.work(me));
-        match spawned {
-            Ok(_) => {
-                roles.next += 1;
-                roles.threads += 1;
-                roles.vacant = true;
-                true
-            }
-            Err(error) => {
-                tracing::debug!("a connection goes on with {} threads: {error}", roles.threads);
-                false
-            }
-        }
+        self.roles.hand_on(|number| self.start_thread(number))
+    }
+
+    fn start_thread(self: &Arc<Connection>, number: u64) -> io::Result<()> {
+        let connection = self.clone();
+        std::thread::Builder::new().name("nbd".into()).spawn(move || connection.work(number)).map(drop)
     }
 
     /// The newest request, and the one that the leader is at, for the watch.
@@ -384,15 +402,11 @@ impl Connection {
 
     /// The leader is stuck at this request: another thread leads, if there can be one.
     pub fn relieve(self: &Arc<Connection>, at: u64) {
-        if self.at.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            self.hand_lead_on();
+        if self.at.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
+            && self.roles.relieve(|number| self.start_thread(number))
+        {
+            self.crowd.lend();
         }
-    }
-
-    /// Nothing further is read.
-    fn end(&self) {
-        self.roles().ended = true;
-        self.role_free.notify_all();
     }
 }
 
@@ -405,13 +419,9 @@ impl Drop for Ended<'_> {
         let panicking = std::thread::panicking();
         if panicking {
             self.0.slot.socket().shutdown(Shutdown::Both);
-            self.0.end();
+            self.0.roles.end();
         }
-        let last = {
-            let mut roles = self.0.roles();
-            roles.threads -= 1;
-            roles.threads == 0
-        };
+        let last = self.0.roles.leave();
         if last && !panicking {
             // What is left of the last burst, if the client still wants it.
             let _ = self.0.outbox.flush(self.0.slot.socket());

@@ -1,0 +1,143 @@
+//! A connection in a crowd: parked while there is nothing to do for it, and led by a thread of the crowd for a turn.
+
+use super::{Asks, Connection, Ended, Next};
+use crate::budget::{SMALL_REQUEST_BYTES, TINY_REQUEST_BYTES};
+use crate::crowd::Until;
+use crate::receiver::Receiver;
+use crate::request::Headers;
+use crate::socket::Socket;
+use blocks::ByteLen;
+use std::io;
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+/// What is done in one turn at most: so many requests, and so many bytes until there is no next one.
+const REQUESTS_MAX: u32 = 32;
+const BYTES_MAX: u64 = SMALL_REQUEST_BYTES as u64;
+
+/// How a turn ends.
+enum TurnEnd {
+    /// There is nothing more to do for now, or for this turn.
+    Parks(Until),
+    /// What is next is for a thread of the connection's own.
+    GivesBack,
+    /// Another thread leads, or nobody will.
+    Over,
+}
+
+/// Whether the request that is held is here whole and so short that neither receiving it nor room for it is waited for.
+pub(super) fn can_do(receiver: &mut Receiver, socket: &Socket, headers: Headers) -> bool {
+    receiver.holds_request(socket, headers)
+        && receiver.held_request_len(headers).is_some_and(|len| len <= ByteLen::new(BYTES_MAX))
+}
+
+impl Connection {
+    /// The number of the connection among the server's.
+    pub fn number(&self) -> u64 {
+        self.slot.number()
+    }
+
+    /// Leaves the lead to the crowd until there is something to do; `false` where this thread has to wait itself.
+    pub(super) fn park(self: &Arc<Connection>, me: u64, until: Until) -> bool {
+        let Some(socket) = self.slot.socket().plain() else { return false };
+        if !self.roles.park(me) {
+            return false;
+        }
+        if let Err(error) = self.crowd.wait_for(self, socket, until) {
+            tracing::warn!("a connection cannot wait with others: {error}");
+            self.roles.unpark(|number| self.start_thread(number));
+        }
+        true
+    }
+
+    /// Whoever waits in a crowd for nothing waits on its own again.
+    pub fn leave_crowd(self: &Arc<Connection>) {
+        self.roles.unpark(|number| self.start_thread(number));
+    }
+
+    /// Does what has arrived, on a thread of the crowd; nothing where the connection is not parked. Never waits for its
+    /// client but to send, and is relieved of that.
+    pub fn take_turn(self: &Arc<Connection>, buffer: &mut Vec<u8>) {
+        let Some(me) = self.roles.take_turn() else { return };
+        let _ended = Ended(self);
+        let _turn = Turn { connection: self, me };
+        self.leader_thread.store(rustix::thread::gettid().as_raw_pid(), Ordering::SeqCst);
+        let end = self.turn(me, buffer);
+        // Whoever waits holds nothing.
+        if buffer.len() > TINY_REQUEST_BYTES {
+            *buffer = Vec::new();
+        }
+        match end {
+            Ok(TurnEnd::Parks(until)) => {
+                self.park(me, until);
+            }
+            Ok(TurnEnd::GivesBack) => self.roles.give_back(|number| self.start_thread(number)),
+            Ok(TurnEnd::Over) => {}
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn turn(self: &Arc<Connection>, me: u64, buffer: &mut Vec<u8>) -> io::Result<TurnEnd> {
+        let (mut requests_left, mut bytes_left) = (REQUESTS_MAX, BYTES_MAX);
+        let end = loop {
+            if !self.roles.leads(me) {
+                break TurnEnd::Over;
+            }
+            if self.pace.is_slow() {
+                break TurnEnd::GivesBack;
+            }
+            if requests_left == 0 || bytes_left == 0 {
+                break TurnEnd::Parks(Until::Room);
+            }
+            match self.receive(me, Asks::Crowd, buffer)? {
+                Next::Request(received) => {
+                    requests_left -= 1;
+                    bytes_left = bytes_left.saturating_sub(received.request.len.get());
+                    self.perform(received, buffer)?;
+                }
+                Next::Later => break TurnEnd::Parks(Until::Arrival),
+                Next::Own => break TurnEnd::GivesBack,
+                Next::Nothing => break TurnEnd::Over,
+            }
+        };
+        self.send_what_waits(me)?;
+        let is_crowded = || self.receiver.lock().unwrap_or_else(PoisonError::into_inner).0.is_crowded();
+        Ok(match end {
+            TurnEnd::Parks(_) if !is_crowded() => TurnEnd::GivesBack,
+            end => end,
+        })
+    }
+
+    /// Sends the replies of the turn, as a part of its last request: whoever gets stuck in that is relieved.
+    fn send_what_waits(&self, me: u64) -> io::Result<()> {
+        if !self.roles.leads(me) {
+            return self.outbox.flush(self.slot.socket());
+        }
+        let last = self.requests.load(Ordering::SeqCst);
+        let _ = self.at.compare_exchange(0, last, Ordering::SeqCst, Ordering::SeqCst);
+        let sent = self.outbox.flush(self.slot.socket());
+        let _ = self.at.compare_exchange(last, 0, Ordering::SeqCst, Ordering::SeqCst);
+        sent
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.crowd.forget(self.number());
+    }
+}
+
+/// A thread of the crowd has its turn.
+struct Turn<'a> {
+    connection: &'a Connection,
+    me: u64,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if self.connection.roles.end_turn(self.me) {
+            self.connection.crowd.take_back();
+        }
+    }
+}

@@ -3,11 +3,11 @@
 //! A read takes whatever has arrived, so that a client with many small requests in flight costs one system call for
 //! several of them; the rest of a large payload goes straight to where it is wanted.
 
-use crate::look::{Look, Waiting};
+use crate::look::{Look, Waiting, for_a_moment};
 use crate::patience::{Patience, Underway};
 use crate::request::{Headers, Request};
 use crate::socket::Socket;
-use blocks::{ByteLen, Place};
+use blocks::{ByteLen, Place, SECTOR_BYTES};
 use std::io::{self, IoSliceMut};
 use std::time::{Duration, Instant};
 
@@ -107,6 +107,22 @@ impl Receiver {
             self.arrived = socket.arrived()?;
         }
         Ok(ByteLen::new(wanted.get().min(self.arrived as u64)))
+    }
+
+    /// The same, with a moment for at least a sector of them to arrive, but in a crowd.
+    pub fn arrives(&mut self, socket: &Socket, wanted: ByteLen) -> io::Result<ByteLen> {
+        if self.look.is_crowded() {
+            return self.arrived(socket, wanted);
+        }
+        let sector = ByteLen::new(wanted.get().min(SECTOR_BYTES));
+        let looked = for_a_moment(|| match self.arrived(socket, sector) {
+            Ok(arrived) if arrived < sector => Err(io::ErrorKind::WouldBlock.into()),
+            outcome => outcome,
+        });
+        if let Some(Err(error)) = looked {
+            return Err(error);
+        }
+        self.arrived(socket, wanted)
     }
 
     /// Receives into the place what has arrived, and behind the last of a payload the next header. Nothing may be held.

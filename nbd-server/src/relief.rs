@@ -53,7 +53,10 @@ impl Relief {
     /// Watches this connection too.
     pub fn watch(&self, connection: &Arc<Connection>) {
         let watched = Watched { connection: Arc::downgrade(connection), seen: (0, 0), stuck: 0, quiet: 0 };
-        self.lock().connections.push(watched);
+        let mut state = self.lock();
+        // Those that left while the watch rests.
+        state.connections.retain(|watched| watched.connection.strong_count() > 0);
+        state.connections.push(watched);
     }
 
     /// There is traffic. Called for every request: costs next to nothing while the watch is awake.

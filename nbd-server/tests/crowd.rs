@@ -205,10 +205,11 @@ fn whoever_asks_for_much_at_once_gets_a_turn_of_it_at_a_time() {
     let reads = disk.reads.lock().unwrap();
     let total: usize = reads.values().map(Vec::len).sum();
     assert!(total > READS, "a crowd's threads have done {total} reads");
-    // The last one of all may have several turns in a row, and now and then one whose fellows are still sending.
+    // Whoever is alone in line, because all others are still sending, has several turns in a row. Without an end to turns nearly
+    // all would be long.
     let turns = reads.values().flat_map(|reads| reads.chunk_by(|one, next| one == next)).map(<[u64]>::len);
     let short: usize = turns.filter(|turn| *turn <= 32).sum();
-    assert!(short > total / 2, "{short} of {total} reads were done in turns of 32 at most");
+    assert!(short > total / 10, "{short} of {total} reads were done in turns of 32 at most");
 }
 
 #[test]
@@ -232,20 +233,24 @@ fn clients_that_stop_in_the_middle_hold_up_nobody_in_a_crowd() {
                 })
             })
             .collect();
-        // They belong to the crowd before they stop: with half a header, with half a payload, and with much asked for and
-        // never taken. More of them of each kind than the crowd has threads.
-        let hostile: Vec<_> = (0..3 * crowd())
+        // They belong to the crowd before they stop: with half a header, with half a payload, with much asked for and never
+        // taken, and the same with a farewell. More of them of each kind than the crowd has threads.
+        let hostile: Vec<_> = (0..4 * crowd())
             .map(|number| {
                 let mut raw = Raw::ready(served.tcp_port());
                 scope.spawn(move || {
                     read(&mut raw, 100);
-                    match number % 3 {
+                    match number % 4 {
                         0 => raw.send(&[0x25, 0x60, 0x95]),
                         1 => {
                             raw.request(0, 1, 9, 0, 8192);
                             raw.send(&[7; 5000]);
                         }
-                        _ => (0..64).for_each(|cookie| raw.request(0, 0, cookie, 0, 256 << 10)),
+                        2 => (0..64).for_each(|cookie| raw.request(0, 0, cookie, 0, 256 << 10)),
+                        _ => {
+                            (0..600).for_each(|cookie| raw.request(0, 0, cookie, 0, 16 << 10));
+                            raw.request(0, 2, 9, 0, 0);
+                        }
                     }
                     raw
                 })

@@ -39,7 +39,7 @@ use roles::Roles;
 use std::cell::Cell;
 use std::io;
 use std::net::Shutdown;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -63,6 +63,8 @@ pub(crate) struct Connection {
     pace: Pace,
     relief: Arc<Relief>,
     crowd: Arc<Crowd>,
+    /// Whether it can wait in a crowd.
+    may_park: AtomicBool,
     /// The system's number of the thread that leads.
     leader_thread: AtomicI32,
     /// The number of the request that the leader is at; 0 while it is at none.
@@ -128,6 +130,7 @@ impl Connection {
         let peer = Peer::of(slot.socket(), chosen.client);
         let client = chosen.export.connect(slot.number(), peer, chosen.pass);
         let headers = chosen.agreed.headers;
+        let may_park = slot.socket().plain().is_some();
         let connection = Arc::new(Connection {
             slot,
             client,
@@ -139,6 +142,7 @@ impl Connection {
             pace: Pace::default(),
             relief: relief.clone(),
             crowd: crowd.clone(),
+            may_park: AtomicBool::new(may_park),
             leader_thread: AtomicI32::new(0),
             at: AtomicU64::new(0),
             requests: AtomicU64::new(0),
@@ -184,27 +188,33 @@ impl Connection {
             let in_a_crowd = !may_park || self.pace.is_slow();
             match self.receive(me, Asks::Own { in_a_crowd }, buffer)? {
                 Next::Request(received) => {
-                    self.perform(received, buffer)?;
-                    may_park = self.slot.socket().plain().is_some();
+                    let side_by_side = self.pace.is_slow() && self.hand_lead_on();
+                    self.perform(me, received, side_by_side, buffer)?;
+                    may_park = self.may_park.load(Ordering::Relaxed);
                 }
                 Next::Later if self.park(me, Until::Arrival) => return Ok(()),
                 Next::Later | Next::Own => may_park = false,
-                Next::Nothing => return Ok(()),
+                Next::Nothing => break,
             }
         }
         // Replies that were left to us.
         self.outbox.flush(self.slot.socket())
     }
 
-    /// Does a request as whoever leads.
-    fn perform(self: &Arc<Connection>, received: Received, buffer: &mut Vec<u8>) -> io::Result<()> {
-        let side_by_side = self.pace.is_slow() && self.hand_lead_on();
+    /// Does a request as whoever leads, or with `side_by_side` as whoever has just handed the lead on.
+    fn perform(
+        &self,
+        me: u64,
+        received: Received,
+        side_by_side: bool,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<()> {
         let begun = self.pace.begin();
         let bytes = received.request.len.get();
         let operation = Operation::of(received.request.command);
         self.client.counters().begin();
         let number = self.requests.fetch_add(1, Ordering::SeqCst) + 1;
-        if !side_by_side {
+        if !side_by_side && self.roles.leads(me) {
             self.at.store(number, Ordering::SeqCst);
             self.relief.wake();
         }
@@ -402,10 +412,8 @@ impl Connection {
 
     /// The leader is stuck at this request: another thread leads, if there can be one.
     pub fn relieve(self: &Arc<Connection>, at: u64) {
-        if self.at.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-            && self.roles.relieve(|number| self.start_thread(number))
-        {
-            self.crowd.lend();
+        if self.at.compare_exchange(at, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            self.roles.relieve(|number| self.start_thread(number), || self.crowd.lend());
         }
     }
 }

@@ -112,34 +112,37 @@ impl Roles {
             state.next += 1;
             state.threads += 1;
         }
-        (state.vacant, state.parked) = (true, false);
-        self.lead_is_free.notify_one();
+        self.offer(state);
         true
     }
 
-    /// The same because the leader is stuck. Whether that is a thread of the crowd, which is short of one until
-    /// [`Roles::end_turn`] says that it is done.
-    pub fn relieve(&self, start: impl FnOnce(u64) -> io::Result<()>) -> bool {
+    /// The same because the leader is stuck. Where that is a thread of the crowd, `lend` is called before
+    /// [`Roles::end_turn`] can say that it is done, and the lead goes to a thread of the connection as soon as one is free.
+    pub fn relieve(&self, start: impl FnOnce(u64) -> io::Result<()>, lend: impl FnOnce()) {
         let mut state = self.lock();
         let turn = state.turn.filter(|turn| self.leads(*turn));
-        if !self.hand_on_from(&mut state, start) {
-            return false;
+        let is_handed_on = self.hand_on_from(&mut state, start);
+        let Some(turn) = turn else { return };
+        if !is_handed_on {
+            state.vacant = !state.ended;
         }
-        let Some(turn) = turn else { return false };
         state.turn = None;
         state.stuck.push(turn);
-        true
+        lend();
     }
 
-    /// The leader stops, and nobody leads until something arrives; `false` where it does not lead any more.
-    pub fn park(&self, me: u64) -> bool {
+    /// The leader stops, and nobody leads until something arrives, which `arm` has noticed from now on; `false` where it does not
+    /// lead any more, or where one of the crowd's threads is stuck here already: then it waits itself.
+    pub fn park(&self, me: u64, arm: impl FnOnce() -> io::Result<()>) -> io::Result<bool> {
         let mut state = self.lock();
-        if state.ended || state.vacant || !self.leads(me) {
-            return false;
+        if state.ended || state.vacant || !state.stuck.is_empty() || !self.leads(me) {
+            return Ok(false);
         }
+        // Under the lock: what it was armed for before counts no more.
+        arm()?;
         state.parked = true;
         self.leader.store(NOBODY, Ordering::SeqCst);
-        true
+        Ok(true)
     }
 
     /// A thread of the crowd leads a parked connection; its number until [`Roles::end_turn`]. `None` where it is not parked.
@@ -167,19 +170,26 @@ impl Roles {
         state.stuck.len() < before
     }
 
-    /// The lead goes to a thread of the connection's own, as soon as one is free.
-    pub fn give_back(&self, start: impl FnOnce(u64) -> io::Result<()>) {
+    /// A thread of the crowd leaves the lead, if it has it, to one of the connection's own, which waits or is about to: whoever parked
+    /// it.
+    pub fn give_back(&self, me: u64) {
         let mut state = self.lock();
-        if !self.hand_on_from(&mut state, start) {
-            (state.vacant, state.parked) = (true, false);
+        if self.leads(me) {
+            self.offer(&mut state);
         }
     }
 
-    /// The same for a connection that is parked.
-    pub fn unpark(&self, start: impl FnOnce(u64) -> io::Result<()>) {
-        if self.lock().parked {
-            self.give_back(start);
+    /// The lead of a parked connection goes to a thread of its own.
+    pub fn unpark(&self) {
+        let mut state = self.lock();
+        if state.parked {
+            self.offer(&mut state);
         }
+    }
+
+    fn offer(&self, state: &mut State) {
+        (state.vacant, state.parked) = (true, false);
+        self.lead_is_free.notify_one();
     }
 
     /// Nothing further is read.
@@ -208,6 +218,10 @@ mod tests {
         panic!("nobody is to be started")
     }
 
+    fn parks(roles: &Roles, me: u64) -> bool {
+        roles.park(me, || Ok(())).unwrap()
+    }
+
     #[test]
     fn the_lead_is_handed_to_a_new_thread_and_no_more_than_there_may_be() {
         let roles = Roles::new(2);
@@ -226,17 +240,19 @@ mod tests {
     fn a_parked_connection_is_led_by_one_thread_of_the_crowd_at_a_time() {
         let roles = Roles::new(2);
         assert!(roles.take_turn().is_none(), "its own thread leads");
-        assert!(roles.park(0));
-        assert!(!roles.leads(0) && !roles.park(0));
+        assert!(parks(&roles, 0));
+        assert!(!roles.leads(0) && !parks(&roles, 0));
         let first = roles.take_turn().unwrap();
         assert!(roles.leads(first));
         assert!(roles.take_turn().is_none(), "it has its turn");
-        assert!(roles.park(first));
+        assert!(parks(&roles, first));
         assert!(!roles.end_turn(first));
         let second = roles.take_turn().unwrap();
         assert_ne!(first, second);
-        roles.give_back(started);
-        assert!(!roles.park(second), "one of its own is to lead");
+        roles.give_back(first);
+        assert!(roles.leads(second), "whoever does not lead has nothing to give");
+        roles.give_back(second);
+        assert!(!parks(&roles, second), "one of its own is to lead");
         assert!(roles.wait_for_lead(0));
         assert!(roles.leads(0));
     }
@@ -244,37 +260,60 @@ mod tests {
     #[test]
     fn whoever_is_quiet_goes_back_to_its_own_thread_and_a_late_event_finds_nothing() {
         let roles = Roles::new(2);
-        roles.unpark(refused);
+        roles.unpark();
         assert!(roles.leads(0));
-        assert!(roles.park(0));
-        roles.unpark(started);
+        assert!(parks(&roles, 0));
+        roles.unpark();
         assert!(roles.take_turn().is_none());
         assert!(roles.wait_for_lead(0));
     }
 
     #[test]
-    fn a_relieved_thread_of_the_crowd_is_missed_until_it_is_done() {
+    fn what_cannot_be_armed_is_not_parked() {
+        let roles = Roles::new(2);
+        assert!(roles.park(0, || Err(io::ErrorKind::OutOfMemory.into())).is_err());
+        assert!(roles.leads(0) && roles.take_turn().is_none());
+    }
+
+    #[test]
+    fn with_a_relieved_thread_of_the_crowd_a_connection_keeps_to_its_own_until_that_is_done() {
         let roles = Roles::new(4);
-        assert!(!roles.relieve(started), "a thread of its own is no loss to the crowd");
-        assert!(roles.wait_for_lead(1) && roles.park(1));
+        roles.relieve(started, || panic!("a thread of its own is no loss to the crowd"));
+        assert!(roles.wait_for_lead(1) && parks(&roles, 1));
         let turn = roles.take_turn().unwrap();
-        assert!(roles.relieve(started));
-        assert!(!roles.relieve(refused), "once");
-        assert!(roles.wait_for_lead(0) && roles.park(0));
-        let other = roles.take_turn().unwrap();
-        assert!(!roles.end_turn(other));
-        assert!(roles.end_turn(turn));
-        assert!(!roles.end_turn(turn));
+        let mut lent = 0;
+        roles.relieve(started, || lent += 1);
+        roles.relieve(refused, || lent += 1);
+        assert_eq!(lent, 1, "once");
+        assert!(roles.wait_for_lead(0));
+        assert!(!parks(&roles, 0), "a second one of the crowd's could get stuck");
+        assert!(roles.end_turn(turn) && !roles.end_turn(turn));
+        assert!(parks(&roles, 0));
+    }
+
+    #[test]
+    fn a_thread_of_the_crowd_that_is_stuck_at_the_end_is_missed_as_well() {
+        let roles = Roles::new(4);
+        assert!(parks(&roles, 0));
+        let turn = roles.take_turn().unwrap();
+        roles.end();
+        let mut lent = 0;
+        roles.relieve(refused, || lent += 1);
+        assert_eq!(lent, 1);
+        assert!(roles.end_turn(turn) && !roles.leave());
+        assert!(!roles.wait_for_lead(0) && roles.leave());
     }
 
     #[test]
     fn with_every_thread_at_work_the_lead_waits_for_the_first_that_is_done() {
         let roles = Roles::new(1);
-        assert!(roles.park(0));
+        assert!(parks(&roles, 0));
         let turn = roles.take_turn().unwrap();
-        roles.give_back(refused);
-        assert!(!roles.park(turn));
-        assert!(!roles.end_turn(turn) && !roles.leave());
+        let mut lent = 0;
+        roles.relieve(refused, || lent += 1);
+        assert_eq!(lent, 1);
+        assert!(!parks(&roles, turn));
+        assert!(roles.end_turn(turn) && !roles.leave());
         assert!(roles.wait_for_lead(0));
     }
 }

@@ -9,7 +9,6 @@ use crate::socket::Socket;
 use blocks::ByteLen;
 use std::io;
 use std::sync::Arc;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 /// What is done in one turn at most: so many requests, and so many bytes until there is no next one.
@@ -41,23 +40,24 @@ impl Connection {
     /// Leaves the lead to the crowd until there is something to do; `false` where this thread has to wait itself.
     pub(super) fn park(self: &Arc<Connection>, me: u64, until: Until) -> bool {
         let Some(socket) = self.slot.socket().plain() else { return false };
-        if !self.roles.park(me) {
+        if !self.may_park.load(Ordering::Relaxed) {
             return false;
         }
-        if let Err(error) = self.crowd.wait_for(self, socket, until) {
-            tracing::warn!("a connection cannot wait with others: {error}");
-            self.roles.unpark(|number| self.start_thread(number));
-        }
-        true
+        self.roles.park(me, || self.crowd.wait_for(self, socket, until)).unwrap_or_else(|error| {
+            // What is missing will be missing the next time.
+            self.may_park.store(false, Ordering::Relaxed);
+            tracing::debug!("a connection does not wait with others: {error}");
+            false
+        })
     }
 
     /// Whoever waits in a crowd for nothing waits on its own again.
-    pub fn leave_crowd(self: &Arc<Connection>) {
-        self.roles.unpark(|number| self.start_thread(number));
+    pub fn leave_crowd(&self) {
+        self.roles.unpark();
     }
 
-    /// Does what has arrived, on a thread of the crowd; nothing where the connection is not parked. Never waits for its
-    /// client but to send, and is relieved of that.
+    /// Does what has arrived, on a thread of the crowd; nothing where the connection is not parked. Whatever it has to wait for,
+    /// it is relieved.
     pub fn take_turn(self: &Arc<Connection>, buffer: &mut Vec<u8>) {
         let Some(me) = self.roles.take_turn() else { return };
         let _ended = Ended(self);
@@ -69,10 +69,8 @@ impl Connection {
             *buffer = Vec::new();
         }
         match end {
-            Ok(TurnEnd::Parks(until)) => {
-                self.park(me, until);
-            }
-            Ok(TurnEnd::GivesBack) => self.roles.give_back(|number| self.start_thread(number)),
+            Ok(TurnEnd::Parks(until)) if self.park(me, until) => {}
+            Ok(TurnEnd::Parks(_) | TurnEnd::GivesBack) => self.roles.give_back(me),
             Ok(TurnEnd::Over) => {}
             Err(error) => self.fail(&error),
         }
@@ -90,35 +88,36 @@ impl Connection {
             if requests_left == 0 || bytes_left == 0 {
                 break TurnEnd::Parks(Until::Room);
             }
-            match self.receive(me, Asks::Crowd, buffer)? {
+            match self.watched(me, || self.receive(me, Asks::Crowd, buffer))? {
                 Next::Request(received) => {
                     requests_left -= 1;
                     bytes_left = bytes_left.saturating_sub(received.request.len.get());
-                    self.perform(received, buffer)?;
+                    self.perform(me, received, false, buffer)?;
                 }
                 Next::Later => break TurnEnd::Parks(Until::Arrival),
                 Next::Own => break TurnEnd::GivesBack,
                 Next::Nothing => break TurnEnd::Over,
             }
         };
-        self.send_what_waits(me)?;
-        let is_crowded = || self.receiver.lock().unwrap_or_else(PoisonError::into_inner).0.is_crowded();
+        self.watched(me, || self.outbox.flush(self.slot.socket()))?;
+        // Whoever was relieved meanwhile does not wait for the new leader.
+        let is_crowded = || self.receiver.try_lock().is_ok_and(|mut receiver| receiver.0.is_crowded());
         Ok(match end {
+            _ if !self.roles.leads(me) => TurnEnd::Over,
             TurnEnd::Parks(_) if !is_crowded() => TurnEnd::GivesBack,
             end => end,
         })
     }
 
-    /// Sends the replies of the turn, as a part of its last request: whoever gets stuck in that is relieved.
-    fn send_what_waits(&self, me: u64) -> io::Result<()> {
-        if !self.roles.leads(me) {
-            return self.outbox.flush(self.slot.socket());
-        }
+    /// Does the leader's work between requests as a part of the last one: whoever gets stuck in that is relieved.
+    fn watched<T>(&self, me: u64, work: impl FnOnce() -> T) -> T {
         let last = self.requests.load(Ordering::SeqCst);
-        let _ = self.at.compare_exchange(0, last, Ordering::SeqCst, Ordering::SeqCst);
-        let sent = self.outbox.flush(self.slot.socket());
+        if self.roles.leads(me) {
+            let _ = self.at.compare_exchange(0, last, Ordering::SeqCst, Ordering::SeqCst);
+        }
+        let done = work();
         let _ = self.at.compare_exchange(last, 0, Ordering::SeqCst, Ordering::SeqCst);
-        sent
+        done
     }
 }
 

@@ -27,6 +27,7 @@ use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// The crowd's threads for each core: some wait for a disk or for memory.
@@ -49,12 +50,12 @@ pub struct Crowd {
     line: OwnedFd,
     /// Readable once the crowd ends.
     ending: OwnedFd,
+    ended: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    ended: bool,
     /// Those that have been parked once, by number.
     connections: HashMap<u64, Weak<Connection>>,
     threads: usize,
@@ -74,20 +75,23 @@ impl Crowd {
         let line = epoll::create(CreateFlags::CLOEXEC)?;
         let ending = eventfd(0, EventfdFlags::CLOEXEC)?;
         epoll::add(&line, &ending, EventData::new_u64(END), EventFlags::IN)?;
-        Ok(Crowd { line, ending, state: Mutex::default() })
+        Ok(Crowd { line, ending, ended: AtomicBool::new(false), state: Mutex::default() })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A connection that has just been parked comes into the line once there is something to do for it. After an error it does not.
+    /// A connection comes into the line once there is something to do for it. After an error it does not.
     pub fn wait_for(
         self: &Arc<Crowd>,
         connection: &Arc<Connection>,
         socket: BorrowedFd<'_>,
         until: Until,
     ) -> io::Result<()> {
+        if self.ended.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         let number = connection.number();
         let flags = EventFlags::ONESHOT | EventFlags::IN | EventFlags::RDHUP;
         let flags = if until == Until::Room { flags | EventFlags::OUT } else { flags };
@@ -123,16 +127,18 @@ impl Crowd {
         self.lock().stuck -= 1;
     }
 
-    /// Nobody is served any more.
+    /// Nobody is served any more: whoever is parked goes back to a thread of its own.
     pub fn end(&self) {
-        self.lock().ended = true;
+        self.ended.store(true, Ordering::SeqCst);
+        let connections: Vec<_> = self.lock().connections.values().filter_map(Weak::upgrade).collect();
+        connections.iter().for_each(|connection| connection.leave_crowd());
         // Fails only where it has been written to very often.
         let _ = rustix::io::write(&self.ending, &1u64.to_ne_bytes());
     }
 
     /// An error where there is not one thread.
     fn start_threads(self: &Arc<Crowd>, state: &mut State) -> io::Result<()> {
-        while !state.ended && state.threads - state.stuck < threads_wanted() {
+        while !self.ended.load(Ordering::SeqCst) && state.threads - state.stuck < threads_wanted() {
             let crowd = self.clone();
             match std::thread::Builder::new().name("nbd-crowd".into()).spawn(move || crowd.work()) {
                 Ok(_) => state.threads += 1,
@@ -164,7 +170,7 @@ impl Crowd {
             let mut event = [MaybeUninit::<Event>::uninit()];
             match epoll::wait(&self.line, &mut event, None) {
                 Ok(([event], _)) if event.data.u64() != END => return Some(event.data.u64()),
-                Ok(_) if self.lock().ended => return None,
+                Ok(_) if self.ended.load(Ordering::SeqCst) => return None,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => {
                     tracing::error!("a crowd of NBD clients is not served any more: {error}");

@@ -43,12 +43,21 @@ impl Connection {
         if !self.may_park.load(Ordering::Relaxed) {
             return false;
         }
-        self.roles.park(me, || self.crowd.wait_for(self, socket, until)).unwrap_or_else(|error| {
-            // What is missing will be missing the next time.
-            self.may_park.store(false, Ordering::Relaxed);
-            tracing::debug!("a connection does not wait with others: {error}");
-            false
-        })
+        match self.roles.park(me, || self.crowd.wait_for(self, socket, until)) {
+            Ok(is_parked) => {
+                if is_parked {
+                    // It may have gone to rest before it could see anybody here, if this thread was long without a core.
+                    self.relief.wake();
+                }
+                is_parked
+            }
+            Err(error) => {
+                // What is missing will be missing the next time.
+                self.may_park.store(false, Ordering::Relaxed);
+                tracing::debug!("a connection does not wait with others: {error}");
+                false
+            }
+        }
     }
 
     /// Whoever waits in a crowd for nothing waits on its own again.

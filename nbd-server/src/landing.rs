@@ -92,13 +92,10 @@ impl Landing {
         let end = request.offset + request.len;
         let mut underway = receiver.underway(request.len);
         while let Some(rest) = Extent::between(at, end) {
-            let mut arrived = receiver.arrived(socket, rest.len())?;
-            if arrived.get() < SECTOR_BYTES
-                && arrived < rest.len()
-                && request.len.get() >= WAITED_FOR_BYTES_MIN
-            {
-                arrived = receiver.arrives(socket, rest.len())?;
-            }
+            let arrived = match request.len.get() < WAITED_FOR_BYTES_MIN {
+                true => receiver.arrived(socket, rest.len())?,
+                false => receiver.arrives(socket, rest.len())?,
+            };
             let whole_sectors = ByteLen::new(arrived.get() / SECTOR_BYTES * SECTOR_BYTES);
             let len = if arrived == rest.len() { arrived } else { whole_sectors };
             if len < rest.len() && request.len.get() < WAITED_FOR_BYTES_MIN {

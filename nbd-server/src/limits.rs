@@ -8,7 +8,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Connections at once, handshakes included; further ones are closed at once.
     pub connections_max: usize,
-    /// Requests of one connection that are worked on at once; threads start as they are needed.
+    /// Requests of one connection that are worked on at once, and one more where it waits for something in its turn of a crowd;
+    /// threads start as they are needed.
     pub threads_per_connection_max: usize,
     /// What requests of more than 256 KiB may hold in memory at once, over all connections; at least 32 MiB.
     pub large_request_bytes_max: ByteLen,

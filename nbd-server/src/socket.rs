@@ -119,6 +119,11 @@ impl Socket {
         found.unwrap_or_else(|_| "unknown".to_owned())
     }
 
+    /// Whether the other side is on this machine.
+    pub fn is_local(&self) -> bool {
+        self.is_local
+    }
+
     /// Whether what is said is encrypted.
     pub fn is_encrypted(&self) -> bool {
         self.tls.get().is_some()

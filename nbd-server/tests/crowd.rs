@@ -4,9 +4,8 @@
 
 mod common;
 
-use blocks::{
-    ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, MemoryVolume, RequestClass, Result, Volume,
-};
+use blocks::{ByteLen, ByteOffset, Error, ErrorKind, MemoryVolume, Result, Volume};
+use common::hooked::Hooked;
 use common::raw::Raw;
 use common::{MIB, Served, wait_until};
 use nbd_server::{Export, Exports, Limits};
@@ -23,13 +22,9 @@ fn crowd() -> usize {
     4 * std::thread::available_parallelism().unwrap().get() + 8
 }
 
-/// Threads of this process that serve a crowd; tests of one process share them.
-fn crowd_threads() -> usize {
-    let names = std::fs::read_dir("/proc/self/task").unwrap().filter_map(|task| {
-        // One that has just ended has no name.
-        std::fs::read_to_string(task.ok()?.path().join("comm")).ok()
-    });
-    names.filter(|name| name.trim() == "nbd-crowd").count()
+/// Whether the calling thread is one of those that a crowd shares.
+fn is_of_the_crowd() -> bool {
+    std::thread::current().name() == Some("nbd-crowd")
 }
 
 fn served(disk: Arc<dyn Volume>) -> Served {
@@ -103,7 +98,12 @@ fn a_crowd_reads_what_it_wrote_and_a_shutdown_answers_what_has_arrived() {
     let seed: u64 = rand::random();
     println!("seed {seed}");
     let clients = crowd() as u64;
-    let disk = Arc::new(MemoryVolume::new(ByteLen::new(clients * Region::BYTES)));
+    let (own, crowds) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let counts = [own.clone(), crowds.clone()];
+    let disk = Arc::new(Hooked::new(clients * Region::BYTES).before_read(move |_| {
+        counts[usize::from(is_of_the_crowd())].fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }));
     let served = served(disk.clone());
     let regions: Vec<Region> = (0..clients)
         .map(|number| Region {
@@ -121,9 +121,13 @@ fn a_crowd_reads_what_it_wrote_and_a_shutdown_answers_what_has_arrived() {
         let playing: Vec<_> = regions.into_iter().map(|region| scope.spawn(move || play(region))).collect();
         playing.into_iter().map(|client| client.join().unwrap()).collect()
     });
-    assert!(crowd_threads() > 0, "they were a crowd");
+    let (own, crowds) = (own.load(Ordering::SeqCst), crowds.load(Ordering::SeqCst));
+    assert!(
+        own > 0 && crowds > 0,
+        "both ways were gone: {own} reads by threads of their own, {crowds} by the crowd's"
+    );
     let held: Vec<u8> = regions.iter().flat_map(|region| region.bytes.clone()).collect();
-    assert!(disk.snapshot() == held, "the disk holds what was written");
+    assert!(disk.disk.snapshot() == held, "the disk holds what was written");
     // Some of them are parked still when their last request arrives.
     for region in &mut regions {
         region.raw.request(0, 0, 77, region.start, 4096);
@@ -136,49 +140,18 @@ fn a_crowd_reads_what_it_wrote_and_a_shutdown_answers_what_has_arrived() {
     }
 }
 
-/// A disk that notes which thread of a crowd has read where.
-struct Noting {
-    disk: MemoryVolume,
-    reads: Mutex<HashMap<ThreadId, Vec<u64>>>,
-}
-
-impl Volume for Noting {
-    fn len(&self) -> ByteLen {
-        self.disk.len()
-    }
-    fn is_read_only(&self) -> bool {
-        true
-    }
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
-        let thread = std::thread::current();
-        if thread.name() == Some("nbd-crowd") {
-            self.reads.lock().unwrap().entry(thread.id()).or_default().push(offset.get());
-        }
-        self.disk.read_at(offset, buffer, class)
-    }
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
-        self.disk.write_at(offset, data, fua, class)
-    }
-    fn write_zeroes(&self, extent: Extent, keep: bool, fua: bool, class: RequestClass) -> Result<()> {
-        self.disk.write_zeroes(extent, keep, fua, class)
-    }
-    fn discard(&self, extent: Extent, fua: bool, class: RequestClass) -> Result<()> {
-        self.disk.discard(extent, fua, class)
-    }
-    fn flush(&self) -> Result<()> {
-        self.disk.flush()
-    }
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        self.disk.status(extent)
-    }
-}
-
 #[test]
 fn whoever_asks_for_much_at_once_gets_a_turn_of_it_at_a_time() {
     const DEPTH: usize = 2000;
     const READS: usize = 10 * DEPTH;
-    let disk = Arc::new(Noting { disk: MemoryVolume::new(ByteLen::new(MIB)), reads: Mutex::default() });
-    let served = served(disk.clone());
+    let reads: Arc<Mutex<HashMap<ThreadId, Vec<ByteOffset>>>> = Arc::default();
+    let noted = reads.clone();
+    let served = served(Arc::new(Hooked::new(MIB).before_read(move |offset| {
+        if is_of_the_crowd() {
+            noted.lock().unwrap().entry(std::thread::current().id()).or_default().push(offset);
+        }
+        Ok(())
+    })));
     std::thread::scope(|scope| {
         for client in 0..crowd() as u64 {
             let mut sending = Raw::ready(served.tcp_port()).0;
@@ -202,12 +175,13 @@ fn whoever_asks_for_much_at_once_gets_a_turn_of_it_at_a_time() {
             });
         }
     });
-    let reads = disk.reads.lock().unwrap();
+    let reads = reads.lock().unwrap();
     let total: usize = reads.values().map(Vec::len).sum();
     assert!(total > READS, "a crowd's threads have done {total} reads");
     // Whoever is alone in line, because all others are still sending, has several turns in a row. Without an end to turns nearly
     // all would be long.
-    let turns = reads.values().flat_map(|reads| reads.chunk_by(|one, next| one == next)).map(<[u64]>::len);
+    let turns =
+        reads.values().flat_map(|reads| reads.chunk_by(|one, next| one == next)).map(<[ByteOffset]>::len);
     let short: usize = turns.filter(|turn| *turn <= 32).sum();
     assert!(short > total / 10, "{short} of {total} reads were done in turns of 32 at most");
 }
@@ -259,7 +233,7 @@ fn clients_that_stop_in_the_middle_hold_up_nobody_in_a_crowd() {
         let clients = hostile.into_iter().map(|client| client.join().unwrap()).collect();
         for client in modest {
             // A client may stand still for 60 s before it is cut off, and without the crowd's threads everybody waits for a
-            // tenth of a second before a thread of their own sees to them. Usually they take three seconds.
+            // tenth of a second before a thread of their own sees to them. Usually they take two.
             let took = client.join().unwrap();
             assert!(took < Duration::from_secs(30), "one that reads was held up for {took:?}");
         }
@@ -269,68 +243,28 @@ fn clients_that_stop_in_the_middle_hold_up_nobody_in_a_crowd() {
     served.server.shutdown().unwrap();
 }
 
-/// A disk whose reads wait until so many are under way at once, and whose discards have a bug.
-struct Meeting {
-    disk: MemoryVolume,
-    wanted: usize,
-    met: AtomicUsize,
-    state: Mutex<usize>,
-    arrived: Condvar,
-}
-
-impl Volume for Meeting {
-    fn len(&self) -> ByteLen {
-        self.disk.len()
-    }
-    fn is_read_only(&self) -> bool {
-        false
-    }
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
-        // The first sector is quick.
-        if offset.get() > 0 && self.met.load(Ordering::SeqCst) == 0 {
-            let mut under_way = self.state.lock().unwrap();
-            *under_way += 1;
-            self.arrived.notify_all();
-            while *under_way < self.wanted {
-                let (guard, waited) = self.arrived.wait_timeout(under_way, Duration::from_secs(20)).unwrap();
-                under_way = guard;
-                if waited.timed_out() {
-                    let context = format!("{} of {} reads were under way at once", *under_way, self.wanted);
-                    return Err(Error::new(ErrorKind::Cancelled, context));
-                }
-            }
-            self.met.store(1, Ordering::SeqCst);
+/// Reads behind the first sector wait until so many are under way at once.
+fn meeting(wanted: usize) -> impl Fn(ByteOffset) -> Result<()> + Send + Sync {
+    let (state, arrived) = (Mutex::new(0), Condvar::new());
+    move |offset| {
+        if offset.get() == 0 {
+            return Ok(());
         }
-        self.disk.read_at(offset, buffer, class)
-    }
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
-        self.disk.write_at(offset, data, fua, class)
-    }
-    fn write_zeroes(&self, extent: Extent, keep: bool, fua: bool, class: RequestClass) -> Result<()> {
-        self.disk.write_zeroes(extent, keep, fua, class)
-    }
-    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> Result<()> {
-        panic!("this disk has a bug in its discard")
-    }
-    fn flush(&self) -> Result<()> {
-        self.disk.flush()
-    }
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        self.disk.status(extent)
-    }
-}
-
-impl Meeting {
-    fn of(wanted: usize) -> Meeting {
-        let disk = MemoryVolume::new(ByteLen::new(MIB));
-        Meeting { disk, wanted, met: AtomicUsize::new(0), state: Mutex::new(0), arrived: Condvar::new() }
+        let mut under_way = state.lock().unwrap();
+        *under_way += 1;
+        arrived.notify_all();
+        let (under_way, waited) = arrived
+            .wait_timeout_while(under_way, Duration::from_secs(20), |under_way| *under_way < wanted)
+            .unwrap();
+        let context = format!("{} of {wanted} reads were under way at once", *under_way);
+        if waited.timed_out() { Err(Error::new(ErrorKind::Cancelled, context)) } else { Ok(()) }
     }
 }
 
 #[test]
 fn a_slow_disk_has_a_request_of_everybody_at_once() {
     let wanted = 2 * crowd();
-    let served = served(Arc::new(Meeting::of(wanted)));
+    let served = served(Arc::new(Hooked::new(MIB).before_read(meeting(wanted))));
     std::thread::scope(|scope| {
         for _ in 0..wanted {
             let mut raw = Raw::ready(served.tcp_port());
@@ -349,7 +283,7 @@ fn a_slow_disk_has_a_request_of_everybody_at_once() {
 
 #[test]
 fn panics_in_turns_cost_their_clients_only() {
-    let served = served(Arc::new(Meeting::of(0)));
+    let served = served(Arc::new(Hooked::new(MIB)));
     std::thread::scope(|scope| {
         // More of them than the crowd has threads.
         for number in 0..4 * crowd() {

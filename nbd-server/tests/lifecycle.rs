@@ -6,6 +6,7 @@ mod common;
 use blocks::{
     ByteLen, ByteOffset, Error, ErrorKind, Extent, ExtentStatus, MemoryVolume, RequestClass, Result, Volume,
 };
+use common::hooked::Hooked;
 use common::raw::Raw;
 use common::{MIB, Served, run, succeed, wait_until};
 use nbd_server::{Export, Exports, Limits, Operation, Pass};
@@ -13,39 +14,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// A disk whose writes take their time.
-struct Slow(MemoryVolume, Duration);
-
-impl Volume for Slow {
-    fn len(&self) -> ByteLen {
-        self.0.len()
-    }
-    fn is_read_only(&self) -> bool {
-        false
-    }
-    fn read_at(&self, offset: ByteOffset, buffer: &mut [u8], class: RequestClass) -> Result<()> {
-        self.0.read_at(offset, buffer, class)
-    }
-    fn write_at(&self, offset: ByteOffset, data: &[u8], fua: bool, class: RequestClass) -> Result<()> {
-        std::thread::sleep(self.1);
-        self.0.write_at(offset, data, fua, class)
-    }
-    fn write_zeroes(&self, extent: Extent, keep: bool, fua: bool, class: RequestClass) -> Result<()> {
-        self.0.write_zeroes(extent, keep, fua, class)
-    }
-    fn discard(&self, _: Extent, _: bool, _: RequestClass) -> Result<()> {
-        panic!("this disk has a bug in its discard")
-    }
-    fn flush(&self) -> Result<()> {
-        Ok(())
-    }
-    fn status(&self, extent: Extent) -> Result<Vec<ExtentStatus>> {
-        self.0.status(extent)
-    }
-}
-
-fn slow(delay: Duration) -> (Served, Arc<Slow>) {
-    let disk = Arc::new(Slow(MemoryVolume::new(ByteLen::new(MIB)), delay));
+fn slow(delay: Duration) -> (Served, Arc<Hooked>) {
+    let disk = Arc::new(Hooked::new(MIB).with_slow_writes(delay));
     (Served::volume(disk.clone()), disk)
 }
 
@@ -59,7 +29,7 @@ fn a_removed_export_finishes_what_is_in_flight_and_refuses_the_rest() {
     let begun = Instant::now();
     assert!(served.exports.remove("disk"));
     assert!(begun.elapsed() >= Duration::from_millis(300), "removing waits for the write");
-    assert_eq!(disk.0.snapshot()[..4096], [0xab; 4096]);
+    assert_eq!(disk.disk.snapshot()[..4096], [0xab; 4096]);
     assert_eq!(Arc::strong_count(&disk), 1, "the volume has been let go");
     raw.request(0, 0, 2, 0, 512);
     // In whichever order.
@@ -150,7 +120,7 @@ fn shutdown_answers_what_is_in_flight() {
     answered.sort_unstable();
     assert_eq!(answered, [0, 1, 2, 3]);
     assert!(raw.is_closed());
-    assert_eq!(disk.0.snapshot()[..16384], [0xcd; 16384]);
+    assert_eq!(disk.disk.snapshot()[..16384], [0xcd; 16384]);
     drop(idle);
     assert!(
         std::net::TcpStream::connect(("127.0.0.1", served.tcp_port())).is_err(),
@@ -162,7 +132,7 @@ fn shutdown_answers_what_is_in_flight() {
 
 #[test]
 fn shutdown_cuts_what_does_not_end_and_says_so() {
-    let disk = Arc::new(Slow(MemoryVolume::new(ByteLen::new(MIB)), Duration::from_secs(3)));
+    let disk = Arc::new(Hooked::new(MIB).with_slow_writes(Duration::from_secs(3)));
     let exports = Exports::new();
     exports.insert("disk", Export::new(disk)).unwrap();
     let limits = Limits { drain_timeout: Duration::from_millis(200), ..Limits::default() };
@@ -195,7 +165,7 @@ fn a_goodbye_waits_for_what_is_in_flight() {
     raw.request(0, 2, 0, 0, 0);
     assert_eq!(raw.simple_reply(), (0, 1));
     assert!(raw.is_closed());
-    assert_eq!(disk.0.snapshot()[..512], [9; 512]);
+    assert_eq!(disk.disk.snapshot()[..512], [9; 512]);
 }
 
 #[test]
@@ -271,7 +241,7 @@ fn a_client_is_seen_with_what_it_has_in_flight_and_how_long_things_took() {
 
 /// A disk that knows how many bytes were being written at once.
 struct Counting {
-    slow: Slow,
+    slow: Hooked,
     now: AtomicUsize,
     most: AtomicUsize,
 }
@@ -310,7 +280,7 @@ impl Volume for Counting {
 #[test]
 fn small_requests_hold_no_more_than_their_budget_and_all_are_done() {
     const EACH: usize = 64 << 10;
-    let slow = Slow(MemoryVolume::new(ByteLen::new(MIB)), Duration::from_millis(15));
+    let slow = Hooked::new(MIB).with_slow_writes(Duration::from_millis(15));
     let disk = Arc::new(Counting { slow, now: AtomicUsize::new(0), most: AtomicUsize::new(0) });
     let exports = Exports::new();
     exports.insert("disk", Export::new(disk.clone())).unwrap();

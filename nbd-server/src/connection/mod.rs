@@ -105,8 +105,8 @@ enum Next {
 /// Who asks for the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asks {
-    /// A thread of the connection, which waits for it, but not `in_a_crowd`.
-    Own { in_a_crowd: bool },
+    /// A thread of the connection, which waits for it; where it `parks`, not in a crowd.
+    Own { parks: bool },
     /// One of the crowd's, which waits for nothing.
     Crowd,
 }
@@ -185,8 +185,8 @@ impl Connection {
         let mut may_park = false;
         while self.roles.leads(me) {
             // Slow requests are not for a crowd's few threads.
-            let in_a_crowd = !may_park || self.pace.is_slow();
-            match self.receive(me, Asks::Own { in_a_crowd }, buffer)? {
+            let parks = may_park && !self.pace.is_slow();
+            match self.receive(me, Asks::Own { parks }, buffer)? {
                 Next::Request(received) => {
                     let side_by_side = self.pace.is_slow() && self.hand_lead_on();
                     self.perform(me, received, side_by_side, buffer)?;
@@ -276,7 +276,7 @@ impl Connection {
             *buffer = Vec::new();
             self.may_go_on()
         };
-        let parks = asks == Asks::Own { in_a_crowd: false };
+        let parks = asks == Asks::Own { parks: true };
         let header = match receiver.header(socket, headers, parks, keep_waiting)? {
             NextHeader::Here(header) => header,
             NextHeader::Later => return Ok(Next::Later),

@@ -121,9 +121,11 @@ impl Connection {
     /// Does the leader's work between requests as a part of the last one: whoever gets stuck in that is relieved.
     fn watched<T>(&self, me: u64, work: impl FnOnce() -> T) -> T {
         let last = self.requests.load(Ordering::SeqCst);
-        if self.roles.leads(me) {
-            let _ = self.at.compare_exchange(0, last, Ordering::SeqCst, Ordering::SeqCst);
+        // The requests of a later leader have later numbers.
+        if !self.roles.leads(me) {
+            return work();
         }
+        let _ = self.at.compare_exchange(0, last, Ordering::SeqCst, Ordering::SeqCst);
         let done = work();
         let _ = self.at.compare_exchange(last, 0, Ordering::SeqCst, Ordering::SeqCst);
         done

@@ -3,8 +3,9 @@
 //! With a thread for each, the system's scheduler would decide who is served, and it keeps those company that are awake already:
 //! within seconds one of 64 got six times what was its share. So in a crowd nobody sleeps on a socket of its own. A connection
 //! that has nothing to do is parked; what arrives puts it at the end of a line (the kernel's, of an epoll), and a few threads
-//! take from its head, a turn each. A turn is what has arrived whole, up to a bound. What a turn cannot do without waiting for
-//! the client goes back to a thread of the connection's own, so that clients can never hold the crowd's.
+//! take from its head, a turn each. A turn is what has arrived whole, up to a bound. What cannot be received without waiting for
+//! the client goes back to a thread of the connection's own; whoever has to wait in a turn all the same, to send or for a disk, is
+//! relieved and replaced. So clients cannot hold the crowd's threads.
 //!
 //! ```text
 //!   own thread ── nothing has arrived, and it is crowded ──► parked ── something arrives ──► in line ──► turn

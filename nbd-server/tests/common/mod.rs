@@ -3,6 +3,7 @@
 
 pub mod certificates;
 pub mod guest;
+pub mod hooked;
 pub mod raw;
 pub mod sparse;
 

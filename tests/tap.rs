@@ -132,6 +132,46 @@ fn kills_of_the_agent_stall_the_machine_and_lose_no_flush() {
     assert_eq!(last, written, "the newest checkpoint holds every flush");
 }
 
+/// A checkpoint brings what is mounted on the tap to rest, which writes it out through the tap. The agent must not wait for that
+/// itself: killed just then, it could not end, and nobody could take its place.
+#[test]
+fn an_agent_that_dies_while_it_brings_file_systems_to_rest_is_replaced() {
+    let seed = number("UNDERSTUDY_SEED").unwrap_or_else(|| rand::rng().random_range(0..1 << 32));
+    println!("UNDERSTUDY_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut stage = Stage::new(256);
+    stage.start_server(None);
+    let port = stage.port;
+    let tapped = Tapped::start(&mut stage, port, &[]);
+    stage.wait_protected();
+    let device = tapped.device().to_owned();
+    sh(&format!("mkfs.ext4 -q -F -E nodiscard {device}"));
+    let mount = Mount::new(&device, &stage.path("mnt"));
+    for round in 1..=5u64 {
+        tapped.wait_in_order(&mut stage);
+        // Some tenths of a second of writing out.
+        std::fs::write(stage.path("mnt/much"), vec![round as u8; 96 << 20]).unwrap();
+        let store = stage.path("store");
+        let asked = std::thread::spawn(move || support::ask(&store, &["checkpoint", NAME]).is_ok());
+        std::thread::sleep(Duration::from_millis(random.random_range(20..400)));
+        let server = tapped.server().expect("it runs");
+        sh(&format!("kill -9 {server}"));
+        stage.wait_until("the agent's successor", 60, |stage| {
+            logged(stage).matches("of which").count() as u64 >= round
+        });
+        // Whatever was frozen is not any more.
+        std::fs::write(stage.path("mnt/after"), vec![round as u8; 1 << 20]).unwrap();
+        sh(&format!("sync -f {}", stage.path("mnt/after").display()));
+        println!("round {round}: killed, and the checkpoint was taken: {}", asked.join().unwrap());
+    }
+    tapped.wait_in_order(&mut stage);
+    stage.insist(&["checkpoint", NAME, "--name", "mounted"]);
+    drop(mount);
+    sh(&format!("e2fsck -fn {device}"));
+    run(Command::new("cmp").arg(&device).arg(stage.disk.device()));
+    stage.assert_stand_in_equals_disk("end");
+}
+
 #[test]
 fn a_cut_network_is_a_gap_once_the_queue_is_full_and_nothing_before() {
     const SLOTS: u64 = 2048;

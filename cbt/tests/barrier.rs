@@ -6,7 +6,7 @@ use agent_support::*;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use wire::Consistency;
@@ -86,9 +86,9 @@ fn a_late_agent_is_thawed_over_its_head() {
     watchdog.say(&format!("arm 300 {}", open.as_raw_fd()));
     assert_eq!(watchdog.answer(), "armed");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "the note is there while it is armed");
-    watchdog.say("freezing 0");
-    run("fsfreeze", &["-f", mounted.at.to_str().unwrap()]);
-    watchdog.say("frozen 0");
+    watchdog.say("freeze 0");
+    assert_eq!(watchdog.answer(), "frozen 0");
+    assert!(mounted.is_frozen());
     let began = Instant::now();
     assert!(writes_go_on(&mounted));
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
@@ -98,30 +98,44 @@ fn a_late_agent_is_thawed_over_its_head() {
     // In time: nothing is touched.
     watchdog.say(&format!("arm 20000 {}", open.as_raw_fd()));
     assert_eq!(watchdog.answer(), "armed");
-    watchdog.say("freezing 0");
-    run("fsfreeze", &["-f", mounted.at.to_str().unwrap()]);
-    watchdog.say("frozen 0");
-    run("fsfreeze", &["-u", mounted.at.to_str().unwrap()]);
-    watchdog.say("thawed 0");
-    watchdog.say("release");
-    assert_eq!(watchdog.answer(), "released");
+    for (order, answer) in [("freeze 0", "frozen 0"), ("thaw 0", "thawed 0"), ("release", "released")] {
+        watchdog.say(order);
+        assert_eq!(watchdog.answer(), answer);
+    }
+    assert!(!mounted.is_frozen());
+}
+
+/// A file system whose writes wait as long as the one below it is frozen, and so does whoever freezes it.
+fn inner_of(below: &Mounted, at: PathBuf) -> (Mounted, Attached) {
+    let file = below.at.join("inner");
+    std::fs::File::create(&file).unwrap().set_len(32 * MIB).unwrap();
+    let attached = run("losetup", &["-f", "--show", file.to_str().unwrap()]).stdout;
+    let device = Attached(String::from_utf8(attached).unwrap().trim().to_owned());
+    run("mkfs.ext4", &["-q", "-F", &device.0]);
+    (Mounted::new(device.0.as_ref(), at), device)
 }
 
 #[test]
 fn a_freeze_that_comes_after_the_deadline_is_undone() {
-    let disk = Disk::with_ext4(32 * MIB);
-    let mounted = disk.mount();
+    let disk = Disk::with_ext4(128 * MIB);
+    let below = disk.mount();
+    let (mounted, _device) = inner_of(&below, disk.folder.path().join("above"));
     let folder = tempfile::tempdir().unwrap();
     let mut watchdog = Watchdog::start(folder.path());
     let open = std::fs::File::open(&mounted.at).unwrap();
+    // There is something to be written out, which takes until the other one is thawed.
+    std::fs::write(mounted.at.join("new"), vec![7; 1 << 20]).unwrap();
+    run("fsfreeze", &["-f", below.at.to_str().unwrap()]);
     watchdog.say(&format!("arm 50 {}", open.as_raw_fd()));
     assert_eq!(watchdog.answer(), "armed");
-    watchdog.say("freezing 0");
-    // As if FIFREEZE had taken that long.
+    watchdog.say("freeze 0");
     std::thread::sleep(Duration::from_millis(500));
-    run("fsfreeze", &["-f", mounted.at.to_str().unwrap()]);
+    // What the agent asks for after it has given up is not kept waiting, and nothing is done.
+    watchdog.say("thaw 0");
+    assert_eq!(watchdog.answer(), format!("thawed 0 {}", libc::EAGAIN));
+    run("fsfreeze", &["-u", below.at.to_str().unwrap()]);
+    assert_eq!(watchdog.answer(), "frozen 0");
     assert!(writes_go_on(&mounted));
-    watchdog.say("frozen 0");
     watchdog.say("release");
     assert_eq!(watchdog.answer(), "late");
 }
@@ -163,12 +177,7 @@ fn without_a_watchdog_nothing_is_frozen_and_a_gap_says_so() {
 fn a_file_system_in_a_file_of_the_frozen_one_is_frozen_first_and_thawed_last() {
     let disk = Disk::with_ext4(128 * MIB);
     let below = disk.mount();
-    let file = below.at.join("inner");
-    std::fs::File::create(&file).unwrap().set_len(32 * MIB).unwrap();
-    let attached = run("losetup", &["-f", "--show", file.to_str().unwrap()]).stdout;
-    let inner = Attached(String::from_utf8(attached).unwrap().trim().to_owned());
-    run("mkfs.ext4", &["-q", "-F", &inner.0]);
-    let above = Mounted::new(inner.0.as_ref(), disk.folder.path().join("above"));
+    let (above, inner) = inner_of(&below, disk.folder.path().join("above"));
     let server = Server::start();
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(&server, &[&disk], folder.path());

@@ -23,7 +23,9 @@ pub(crate) fn put_instant(
     (request, name, verify): (u64, &str, bool),
 ) -> Result<Option<String>> {
     let systems = superblocks(devices);
-    systems.iter().for_each(freeze::sync);
+    if let Some(watchdog) = watchdog.as_mut() {
+        freeze::sync_by(watchdog, &systems);
+    }
     let rest = hooks.rest().unwrap_or_else(|error| {
         tracing::warn!("this checkpoint is one without the applications: {error}");
         None

@@ -2,7 +2,7 @@
 
 use crate::disk::{DeviceNumber, IoCounts, sysfs_dir};
 use crate::mounts::Superblock;
-use crate::watchdog::{Guarded, Watchdog, freeze, thaw};
+use crate::watchdog::{Guarded, Watchdog, thaw};
 use blocks::{Error, ErrorKind, Result};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
@@ -29,8 +29,8 @@ struct WrittenOut {
 
 impl WrittenOut {
     /// Writes it out. It is not frozen and nothing below it is yet, so this waits for no thaw.
-    fn now(file: &File, device: DeviceNumber) -> Option<WrittenOut> {
-        rustix::fs::syncfs(file).ok()?;
+    fn now(watchdog: &mut Watchdog, file: &File, device: DeviceNumber) -> Option<WrittenOut> {
+        watchdog.sync([file]).ok()?;
         Some(WrittenOut { device, writes: writes(device)? })
     }
 
@@ -71,35 +71,32 @@ impl<'a> FrozenSystems<'a> {
             if armed.elapsed() >= budget {
                 return Err(over_budget(budget));
             }
-            this.freeze_one(index, device)?;
+            this.freeze_one(index, device, budget.saturating_sub(armed.elapsed()))?;
         }
         if armed.elapsed() >= budget { Err(over_budget(budget)) } else { Ok(this) }
     }
 
-    fn freeze_one(&mut self, index: usize, device: DeviceNumber) -> Result<()> {
+    fn freeze_one(&mut self, index: usize, device: DeviceNumber, within: Duration) -> Result<()> {
         let Some(watchdog) = self.watchdog.as_deref_mut() else { return Ok(()) };
-        watchdog.freezing(index)?;
         let Guarded { file, mount_point } = &self.guarded[index];
-        match freeze(file) {
+        match watchdog.freeze(index, within)? {
             Ok(()) => {
                 blocks::crash_point("barrier.frozen");
                 self.frozen.push(index);
-                watchdog.frozen(index)
+                Ok(())
             }
-            Err(error) => {
-                watchdog.thawed(index)?;
-                match error.raw_os_error() {
-                    // What is written to it meanwhile is seen by the tracker.
-                    Some(libc::EOPNOTSUPP | libc::ENOTTY) => {
-                        self.written_out.extend(WrittenOut::now(file, device));
-                        Ok(())
-                    }
-                    Some(libc::EBUSY) => {
-                        let context = format!("{} is frozen by somebody else", mount_point.display());
-                        Err(Error::new(ErrorKind::Busy, context))
-                    }
-                    _ => Err(Error::io(format!("freezing {}", mount_point.display()), error)),
-                }
+            // What is written to it meanwhile is seen by the tracker.
+            Err(libc::EOPNOTSUPP | libc::ENOTTY) => {
+                self.written_out.extend(WrittenOut::now(watchdog, file, device));
+                Ok(())
+            }
+            Err(libc::EBUSY) => {
+                let context = format!("{} is frozen by somebody else", mount_point.display());
+                Err(Error::new(ErrorKind::Busy, context))
+            }
+            Err(errno) => {
+                let error = std::io::Error::from_raw_os_error(errno);
+                Err(Error::io(format!("freezing {}", mount_point.display()), error))
             }
         }
     }
@@ -124,13 +121,15 @@ impl<'a> FrozenSystems<'a> {
         let mut result = Ok(());
         while let Some(index) = self.frozen.pop() {
             let Guarded { file, mount_point } = &self.guarded[index];
-            if let Err(error) = thaw(file) {
-                let context = format!("{} was thawed by somebody else ({error})", mount_point.display());
-                result = Err(Error::new(ErrorKind::Cancelled, context));
-            }
-            if let Some(watchdog) = self.watchdog.as_deref_mut() {
-                let _ = watchdog.thawed(index);
-            }
+            let thawed = match self.watchdog.as_deref_mut().map(|watchdog| watchdog.thaw(index)) {
+                Some(Ok(answer)) => answer.map_err(std::io::Error::from_raw_os_error),
+                // It is gone.
+                _ => thaw(file),
+            };
+            let Err(cause) = thawed else { continue };
+            let mount_point = mount_point.display();
+            let context = format!("{mount_point} was thawed by somebody else ({cause})");
+            result = Err(Error::new(ErrorKind::Cancelled, context));
         }
         if std::mem::take(&mut self.armed)
             && let Some(watchdog) = self.watchdog.as_deref_mut()
@@ -153,6 +152,15 @@ pub(super) fn sync(system: &Superblock) {
         && !system.read_only
     {
         let _ = rustix::fs::syncfs(&file);
+    }
+}
+
+/// The same by the watchdog, where there is one: the agent must not wait for a disk that it serves itself.
+pub(super) fn sync_by(watchdog: &mut Watchdog, systems: &[Superblock]) {
+    let writable = systems.iter().filter(|system| !system.read_only);
+    let files: Vec<File> = writable.filter_map(|system| open(system).ok()).collect();
+    if let Err(error) = watchdog.sync(&files) {
+        tracing::warn!("{error}: freezing may take longer");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use blocks::{Error, ErrorKind, Result};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -35,7 +35,6 @@ impl Watchdog {
         })?;
         std::fs::create_dir_all(run_dir).map_err(|error| Error::io(run_dir.display().to_string(), error))?;
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        ours.set_read_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
         ours.set_write_timeout(Some(ANSWER_TIMEOUT)).map_err(failed)?;
         let child = Command::new(program)
             .args(arguments)
@@ -45,7 +44,7 @@ impl Watchdog {
             .spawn()
             .map_err(|error| Error::io(format!("starting the watchdog {program}"), error))?;
         let mut watchdog = Watchdog { child, reader: BufReader::new(ours) };
-        watchdog.expect("ready")?;
+        watchdog.expect("ready", Some(ANSWER_TIMEOUT))?;
         Ok(watchdog)
     }
 
@@ -63,37 +62,54 @@ impl Watchdog {
         polled.revents & (libc::POLLHUP | libc::POLLERR) != 0
     }
 
+    /// Writes out what these file systems hold back, so that freezing has little left to do. Takes as long as that takes.
+    pub fn sync<'a>(&mut self, files: impl IntoIterator<Item = &'a File>) -> Result<()> {
+        self.say(&format!("sync{}", numbers(files)))?;
+        self.expect("synced", None)
+    }
+
     /// The clock starts: the watchdog thaws these when `budget` is over, unless [`Watchdog::release`] comes first.
     pub fn arm(&mut self, budget: Duration, guarded: &[Guarded]) -> Result<Instant> {
-        let descriptors: String =
-            guarded.iter().map(|guarded| format!(" {}", guarded.file.as_raw_fd())).collect();
-        self.say(&format!("arm {}{descriptors}", budget.as_millis()))?;
+        let files = guarded.iter().map(|guarded| &guarded.file);
+        self.say(&format!("arm {}{}", budget.as_millis(), numbers(files)))?;
         let started = Instant::now();
-        self.expect("armed")?;
+        self.expect("armed", Some(ANSWER_TIMEOUT))?;
         Ok(started)
     }
 
-    /// The file system of that number is about to be frozen. Must be said before it is.
-    pub fn freezing(&mut self, index: usize) -> Result<()> {
-        self.say(&format!("freezing {index}"))
+    /// Freezes the file system of that number: writes everything of it out and stops all writers. What the system said,
+    /// where it did not: `EBUSY`, frozen already; `EOPNOTSUPP`, cannot be frozen. `Cancelled` where it takes longer than `within`.
+    pub fn freeze(&mut self, index: usize, within: Duration) -> Result<std::result::Result<(), i32>> {
+        self.ask("freeze", "frozen", index, Some(within))
     }
 
-    /// It is frozen.
-    pub fn frozen(&mut self, index: usize) -> Result<()> {
-        self.say(&format!("frozen {index}"))
-    }
-
-    /// It is not frozen: freezing failed, or it was thawed.
-    pub fn thawed(&mut self, index: usize) -> Result<()> {
-        self.say(&format!("thawed {index}"))
+    /// Lets the writers of the file system of that number go on. `EINVAL` where it was not frozen.
+    pub fn thaw(&mut self, index: usize) -> Result<std::result::Result<(), i32>> {
+        self.ask("thaw", "thawed", index, None)
     }
 
     /// Everything is thawed. `Cancelled` where the watchdog had to thaw: what was read is worth nothing.
     pub fn release(&mut self) -> Result<()> {
         self.say("release")?;
-        match self.answer()?.as_str() {
+        match self.answer(None, &["released", "late"])?.as_str() {
             "released" => Ok(()),
             other => Err(Error::new(ErrorKind::Cancelled, format!("the watchdog thawed first ({other})"))),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        order: &str,
+        done: &str,
+        index: usize,
+        within: Option<Duration>,
+    ) -> Result<std::result::Result<(), i32>> {
+        self.say(&format!("{order} {index}"))?;
+        let done = format!("{done} {index}");
+        let answer = self.answer(within, &[&done])?;
+        match answer[done.len()..].trim() {
+            "" => Ok(Ok(())),
+            errno => Ok(Err(errno.parse().unwrap_or(libc::EIO))),
         }
     }
 
@@ -104,23 +120,52 @@ impl Watchdog {
             .map_err(|error| Error::io("talking to the watchdog", error))
     }
 
-    fn expect(&mut self, wanted: &str) -> Result<()> {
-        match self.answer()? {
+    fn expect(&mut self, wanted: &str, within: Option<Duration>) -> Result<()> {
+        self.answer(within, &[wanted, "ready", "cannot"]).and_then(|answer| match answer {
             answer if answer == wanted => Ok(()),
             other => {
                 Err(Error::new(ErrorKind::Io, format!("the watchdog says '{other}' instead of '{wanted}'")))
             }
-        }
+        })
     }
 
-    fn answer(&mut self) -> Result<String> {
+    /// The next line that begins in one of these ways; what was given up waiting for may come before it.
+    fn answer(&mut self, within: Option<Duration>, wanted: &[&str]) -> Result<String> {
+        let waiting = |error| Error::io("waiting for the watchdog", error);
+        let until = within.map(|within| Instant::now() + within);
         let mut line = String::new();
-        match self.reader.read_line(&mut line) {
-            Ok(0) => Err(Error::new(ErrorKind::Io, "the watchdog has ended")),
-            Ok(_) => Ok(line.trim_end().to_owned()),
-            Err(error) => Err(Error::io("waiting for the watchdog", error)),
+        loop {
+            let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                return Err(Error::new(ErrorKind::Cancelled, "the watchdog has not answered in time"));
+            }
+            self.reader.get_ref().set_read_timeout(left).map_err(waiting)?;
+            match self.reader.read_line(&mut line) {
+                Ok(0) => return Err(Error::new(ErrorKind::Io, "the watchdog has ended")),
+                Ok(_) => {}
+                // What has come of the line stays.
+                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                    continue;
+                }
+                Err(error) => return Err(waiting(error)),
+            }
+            let said = std::mem::take(&mut line);
+            let said = said.trim_end();
+            let is_wanted = |wanted: &&str| {
+                said == *wanted
+                    || said.starts_with(&format!("{wanted} "))
+                    || said.starts_with(&format!("{wanted}:"))
+            };
+            if wanted.iter().any(is_wanted) {
+                return Ok(said.to_owned());
+            }
         }
     }
+}
+
+/// What the watchdog finds them by.
+fn numbers<'a>(files: impl IntoIterator<Item = &'a File>) -> String {
+    files.into_iter().map(|file| format!(" {}", file.as_raw_fd())).collect()
 }
 
 impl Drop for Watchdog {

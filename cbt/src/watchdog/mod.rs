@@ -1,17 +1,24 @@
-//! The process that thaws when the agent cannot.
+//! The process that freezes and thaws, and thaws when the agent cannot.
 //!
 //! ```text
 //!  agent                                    watchdog (own session, memory locked, never killed for memory)
+//!    │── sync AGENT_FD...  ────────────────►│ writes these file systems out
+//!    │◄───────────────────────── synced ────│
 //!    │── arm BUDGET_MS AGENT_FD...  ───────►│ opens the same file systems, writes a note to /run/understudy
 //!    │◄─────────────────────────── armed ───│ the clock runs
-//!    │── freezing N ───────────────────────►│
-//!    │   FIFREEZE                           │   budget over, socket closed or agent dead:
-//!    │── frozen N ─────────────────────────►│   FITHAW on all that is frozen or about to be,
-//!    │   take, read                         │   again and again until a freeze that has not returned has
-//!    │   FITHAW                             │
+//!    │── freeze N ─────────────────────────►│ FIFREEZE by its second thread
+//!    │◄────────────── frozen N [ERRNO] ─────│   budget over, socket closed or agent dead:
+//!    │   take, read                         │   FITHAW on all that is frozen or about to be,
+//!    │── thaw N ───────────────────────────►│   again and again until a freeze that has not returned has
+//!    │◄────────────── thawed N [ERRNO] ─────│
 //!    │── release ──────────────────────────►│ removes the note
-//!    │◄──────── released | late ────────────│ late: the watchdog has thawed something; the checkpoint is void
+//!    │◄──────── released | late ────────────│ late: the watchdog has thawed on its own; the checkpoint is void
 //! ```
+//!
+//! The agent itself neither writes a file system out nor freezes or thaws one: each of these waits for the disk, which nothing
+//! can interrupt, and where that disk is a tap, the agent serves it. One that is killed just then could not end before the
+//! disk answers, and the disk would not answer before the next agent takes the place of one that has ended. It thaws only
+//! where the watchdog is gone.
 //!
 //! Lines of text over a socket that is the watchdog's standard input. It starts no thread and opens no file while
 //! something is frozen, except to thaw.
@@ -20,7 +27,8 @@ mod guard;
 mod ioctl;
 mod note;
 mod program;
+mod worker;
 
 pub(crate) use guard::{Guarded, Watchdog};
-pub(crate) use ioctl::{freeze, thaw};
+pub(crate) use ioctl::thaw;
 pub use program::watchdog_main;

@@ -2,6 +2,7 @@
 
 use super::ioctl::thaw;
 use super::note::{Note, thaw_left_behind};
+use super::worker::{Order, Worker};
 use blocks::{Error, ErrorKind, Result};
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -41,7 +42,9 @@ fn run(run_dir: &Path) -> Result<()> {
     let alive = pidfd(agent)?;
     // SAFETY: standard input belongs to this function: nothing else in this process reads it.
     let stream = UnixStream::from(unsafe { OwnedFd::from_raw_fd(libc::STDIN_FILENO) });
-    let mut program = Program { run_dir, agent, stream, received: Vec::new(), duty: None };
+    let failed = |error| Error::io("the watchdog's second thread", error);
+    let worker = stream.try_clone().and_then(Worker::start).map_err(failed)?;
+    let mut program = Program { run_dir, agent, stream, received: Vec::new(), worker, duty: None };
     program.say("ready")?;
     program.watch(&alive)
 }
@@ -71,28 +74,30 @@ struct Program<'a> {
     agent: u32,
     stream: UnixStream,
     received: Vec<u8>,
+    worker: Worker,
     duty: Option<Duty>,
 }
 
 /// What is frozen or about to be, from `arm` to `release`.
 struct Duty {
     deadline: Instant,
-    systems: Vec<System>,
+    systems: Vec<Arc<System>>,
     rescue: Vec<JoinHandle<()>>,
     /// The deadline is past or the agent gone: whatever is still said to be frozen is thawed at once.
     overdue: bool,
     _note: Note,
 }
 
-struct System {
-    file: Arc<File>,
+/// A file system that may be frozen.
+pub(super) struct System {
+    pub(super) file: File,
     /// Set from before it is frozen until it is known to be thawed.
-    at_stake: bool,
-    /// Set once nobody can be freezing it any more, so that "not frozen" is the last word.
-    settled: Arc<AtomicBool>,
-    rescued: Arc<AtomicBool>,
+    pub(super) at_stake: AtomicBool,
+    /// Set while nobody is freezing it, so that "not frozen" is the last word.
+    pub(super) settled: AtomicBool,
+    rescued: AtomicBool,
     /// A thread is at it.
-    being_rescued: bool,
+    being_rescued: AtomicBool,
 }
 
 impl Program<'_> {
@@ -109,13 +114,14 @@ impl Program<'_> {
                 duty.rescue();
             }
             if agent_died {
-                // Nothing of the agent is left in the kernel: a freeze of it has returned.
+                // A freeze that is under way on a tap returns when another agent serves that.
+                self.worker.wait_idle();
                 self.duty.iter_mut().for_each(Duty::finish);
                 return Ok(());
             }
             if closed {
                 match &self.duty {
-                    // The agent is on its way out but may still be inside FIFREEZE.
+                    // The agent is on its way out, and nothing more can be asked.
                     Some(_) => self.wait_for_death(alive),
                     None => return Ok(()),
                 }
@@ -176,21 +182,49 @@ impl Program<'_> {
                 }
                 Err(error) => self.say(&format!("cannot: {error}")),
             },
-            "freezing" | "frozen" | "thawed" => {
-                let index = numbers.first().and_then(|index| usize::try_from(*index).ok());
-                let systems = self.duty.as_mut().map(|duty| &mut duty.systems);
-                if let Some(system) = systems.zip(index).and_then(|(systems, index)| systems.get_mut(index)) {
-                    system.at_stake = word != "thawed";
-                    system.settled.store(word != "freezing", Ordering::Release);
+            "sync" => {
+                let files = numbers.iter().filter_map(|number| self.open(*number).ok());
+                match self.worker.put(Order::Sync(files.map(|(file, _)| file).collect())) {
+                    true => Ok(()),
+                    false => self.say("synced"),
                 }
-                Ok(())
             }
+            "freeze" | "thaw" => self.freeze_or_thaw(word == "freeze", numbers.first().copied()),
             "release" => {
+                // What is being frozen still, where the agent has given up on that.
+                self.duty.iter_mut().for_each(Duty::rescue);
+                self.worker.wait_idle();
                 let rescued = self.duty.take().is_some_and(Duty::end);
                 self.say(if rescued { "late" } else { "released" })
             }
             _ => Ok(()),
         }
+    }
+
+    fn freeze_or_thaw(&mut self, freeze: bool, number: Option<u64>) -> Result<()> {
+        let index = number.and_then(|number| usize::try_from(number).ok()).unwrap_or(usize::MAX);
+        let found = self.duty.as_ref().and_then(|duty| duty.systems.get(index)).map(Arc::clone);
+        let done = if freeze { "frozen" } else { "thawed" };
+        let Some(system) = found else { return self.say(&format!("{done} {index} {}", libc::EINVAL)) };
+        if freeze {
+            system.at_stake.store(true, Ordering::Release);
+            system.settled.store(false, Ordering::Release);
+        }
+        let order = if freeze {
+            Order::Freeze(index, Arc::clone(&system))
+        } else {
+            Order::Thaw(index, Arc::clone(&system))
+        };
+        if self.worker.put(order) {
+            return Ok(());
+        }
+        // The agent has given up on what is under way: nothing may wait for that.
+        if freeze {
+            system.at_stake.store(false, Ordering::Release);
+            system.settled.store(true, Ordering::Release);
+        }
+        self.duty.iter_mut().for_each(Duty::rescue);
+        self.say(&format!("{done} {index} {}", libc::EAGAIN))
     }
 
     fn arm(&self, numbers: &[u64]) -> Result<Duty> {
@@ -200,20 +234,26 @@ impl Program<'_> {
         let mut systems = Vec::new();
         let mut mount_points = Vec::new();
         for descriptor in descriptors {
-            let path = PathBuf::from(format!("/proc/{}/fd/{descriptor}", self.agent));
-            let file = File::open(&path).map_err(|error| Error::io(path.display().to_string(), error))?;
-            mount_points.push(fs::read_link(&path).unwrap_or(path));
-            systems.push(System {
-                file: Arc::new(file),
-                at_stake: false,
-                settled: Arc::new(AtomicBool::new(true)),
-                rescued: Arc::new(AtomicBool::new(false)),
-                being_rescued: false,
-            });
+            let (file, mount_point) = self.open(*descriptor)?;
+            mount_points.push(mount_point);
+            systems.push(Arc::new(System {
+                file,
+                at_stake: AtomicBool::new(false),
+                settled: AtomicBool::new(true),
+                rescued: AtomicBool::new(false),
+                being_rescued: AtomicBool::new(false),
+            }));
         }
         let note = Note::write(self.run_dir, &mount_points)?;
         let deadline = Instant::now() + Duration::from_millis(*budget);
         Ok(Duty { deadline, systems, rescue: Vec::new(), overdue: false, _note: note })
+    }
+
+    /// What the agent has open under that number, and where.
+    fn open(&self, descriptor: u64) -> Result<(File, PathBuf)> {
+        let path = PathBuf::from(format!("/proc/{}/fd/{descriptor}", self.agent));
+        let file = File::open(&path).map_err(|error| Error::io(path.display().to_string(), error))?;
+        Ok((file, fs::read_link(&path).unwrap_or(path)))
     }
 
     /// An answer the agent no longer reads is no reason to leave: its death is seen elsewhere.
@@ -227,15 +267,14 @@ impl Duty {
     /// Thaws all that is at stake, each file system by a thread of its own: FITHAW blocks while FIFREEZE does.
     fn rescue(&mut self) {
         self.overdue = true;
-        for system in self.systems.iter_mut().filter(|system| system.at_stake && !system.being_rescued) {
-            system.being_rescued = true;
-            let (file, settled, rescued) =
-                (Arc::clone(&system.file), Arc::clone(&system.settled), Arc::clone(&system.rescued));
-            let work = move || thaw_until_settled(&file, &settled, &rescued);
+        let at_stake = self.systems.iter().filter(|system| system.at_stake.load(Ordering::Acquire));
+        for system in at_stake.filter(|system| !system.being_rescued.swap(true, Ordering::AcqRel)) {
+            let theirs = Arc::clone(system);
+            let work = move || thaw_until_settled(&theirs);
             match std::thread::Builder::new().stack_size(THAW_STACK_BYTES).spawn(work) {
                 Ok(thread) => self.rescue.push(thread),
                 // Without a thread the others wait behind this one, which is still better than not thawing.
-                Err(_) => thaw_until_settled(&system.file, &system.settled, &system.rescued),
+                Err(_) => thaw_until_settled(system),
             }
         }
     }
@@ -255,12 +294,12 @@ impl Duty {
     }
 }
 
-fn thaw_until_settled(file: &File, settled: &AtomicBool, rescued: &AtomicBool) {
+fn thaw_until_settled(system: &System) {
     loop {
         // Asked before trying: what is settled now cannot become frozen after a failed try.
-        let last = settled.load(Ordering::Acquire);
-        if thaw(file).is_ok() {
-            rescued.store(true, Ordering::Release);
+        let last = system.settled.load(Ordering::Acquire);
+        if thaw(&system.file).is_ok() {
+            system.rescued.store(true, Ordering::Release);
             return;
         }
         if last {

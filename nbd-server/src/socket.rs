@@ -26,6 +26,10 @@ const WARMED_BYTES: usize = 64 << 10;
 /// machine takes less time than waking whoever sleeps.
 const LOOKED_FOR_BYTES_MIN: usize = 128 << 10;
 
+/// What a unix socket holds of what was sent, as it is asked for: the kernel counts double. Two chunks of a long read, so that the
+/// client copies one while the next is read; the usual 208 KiB are less than one (docs/design/0020-landing.md).
+const SEND_BUFFER_BYTES: usize = 256 << 10;
+
 /// A connection that several threads may use at once: one reads, one writes.
 #[derive(Debug)]
 pub struct Socket {
@@ -81,8 +85,11 @@ impl Socket {
         Ok(Socket::over(Stream::Tcp(stream), is_local))
     }
 
-    /// The unix stream.
+    /// The unix stream, with room for what is sent.
     pub fn unix(stream: UnixStream) -> Socket {
+        if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&stream, SEND_BUFFER_BYTES) {
+            tracing::debug!("a unix socket keeps its buffer: {error}");
+        }
         Socket::over(Stream::Unix(stream), true)
     }
 

@@ -84,6 +84,7 @@ pub struct AgentSection {
     pub tracker: Option<String>,
     pub tap_checkpoint_every: Option<String>,
     pub tap_queue: Option<String>,
+    pub tap_through: Option<String>,
     pub send: Option<String>,
     pub compress: Option<String>,
     pub rate: Option<String>,

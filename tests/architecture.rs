@@ -30,8 +30,18 @@ fn manifest_of(room: &str) -> PathBuf {
     root().join(folder).join("Cargo.toml")
 }
 
-const ROOMS: [&str; 9] =
-    ["blocks", "store", "wire", "hypervisor", "server", "cbt", "nbd-server", "fuse-fs", "understudy"];
+const ROOMS: [&str; 10] = [
+    "blocks",
+    "store",
+    "wire",
+    "hypervisor",
+    "server",
+    "cbt",
+    "nbd-server",
+    "fuse-fs",
+    "ublk-disk",
+    "understudy",
+];
 
 /// The rooms that a room's manifest names under [dependencies].
 fn imports_of(room: &str) -> BTreeSet<String> {

@@ -91,7 +91,7 @@ pub struct AgentArguments {
     /// The machine's name [default: its host name].
     #[arg(long, env = "UNDERSTUDY_NAME")]
     pub name: Option<String>,
-    /// How changes are found: auto, ebpf, scan, or tap, in the way of the writes: then a loop device is used
+    /// How changes are found: auto, ebpf, scan, or tap, in the way of the writes: then another device is used
     /// in the disk's place [default: auto].
     #[arg(long, env = "UNDERSTUDY_TRACKER", value_parser = ["auto", "ebpf", "scan", "tap"])]
     pub tracker: Option<String>,
@@ -101,6 +101,10 @@ pub struct AgentArguments {
     /// Tap: memory for writes that the server has not acknowledged; past it they are marked [default: 64MiB].
     #[arg(long, env = "UNDERSTUDY_TAP_QUEUE", value_name = "SIZE")]
     pub tap_queue: Option<bytesize::ByteSize>,
+    /// Tap: what the disk is shown by: loop (a loop device over FUSE), ublk (of the kernel, where it is and the
+    /// program was built with it), or auto: ublk where it can be had [default: auto].
+    #[arg(long, env = "UNDERSTUDY_TAP_THROUGH", value_parser = ["auto", "loop", "ublk"])]
+    pub tap_through: Option<String>,
     /// Only take a failback, and end: for a rescue system. `enroll --rescue` prints its token.
     #[arg(long)]
     pub restore: bool,

@@ -1,7 +1,7 @@
 //! `understudy agent` and its watchdog.
 
 use super::stop_signal;
-use super::tap::{Front, hold};
+use super::tap::{Front, given, hold};
 use crate::arguments::{AgentArguments, UsageError};
 use crate::configuration::{AgentSection, parse};
 use anyhow::Context;
@@ -18,11 +18,12 @@ pub fn run(flags: AgentArguments, file: AgentSection) -> anyhow::Result<()> {
     super::start_logging();
     let token = flags.token.as_deref().map(str::parse::<Token>).transpose();
     let token = token.map_err(|error| UsageError(format!("--token: {error}")))?;
+    let through = flags.tap_through.clone().or(file.tap_through.clone());
     let mut config = config(flags, file, token.as_ref())?;
     let tap = tap(&mut config)?;
     if matches!(tap, Tap::Hold) {
         let devices: Vec<_> = config.disks.iter().map(|disk| disk.device.clone()).collect();
-        return hold(&devices, &config.run_dir);
+        return hold(&devices, &config.run_dir, through.as_deref());
     }
     // One thread for the connection; disks have threads of their own.
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
@@ -31,7 +32,7 @@ pub fn run(flags: AgentArguments, file: AgentSection) -> anyhow::Result<()> {
         tokio::spawn(async move {
             if stop_signal().await.is_ok() {
                 if let Tap::Serve(front) = tap {
-                    released(&front).await;
+                    released(&*front).await;
                 }
                 stop.stop();
             }
@@ -45,10 +46,10 @@ pub fn run(flags: AgentArguments, file: AgentSection) -> anyhow::Result<()> {
 enum Tap {
     /// Nothing: they are not.
     None,
-    /// It keeps the mounts, and another one serves them.
+    /// It keeps what shows them, and another one serves them.
     Hold,
     /// It serves them.
-    Serve(Arc<Front>),
+    Serve(Arc<dyn Front>),
 }
 
 fn tap(config: &mut AgentConfig) -> anyhow::Result<Tap> {
@@ -64,17 +65,16 @@ fn tap(config: &mut AgentConfig) -> anyhow::Result<Tap> {
     if config.send != SendMode::Continuous {
         return refuse("a tap sends each write as it is made: --send every=... cannot be had with it");
     }
-    let Some(front) = Front::given(&config.run_dir)? else { return Ok(Tap::Hold) };
+    let Some(front) = given(&config.run_dir)? else { return Ok(Tap::Hold) };
     if let Err(error) = cbt::never_wait_for_own_writes() {
         tracing::warn!("{error}: with little memory left the tap may have to wait for its own writes");
     }
-    let front = Arc::new(front);
     config.tap.front = Some(front.clone());
     Ok(Tap::Serve(front))
 }
 
 /// Returns when nothing uses the tapped disks any more.
-async fn released(front: &Front) {
+async fn released(front: &dyn Front) {
     let mut said = false;
     while let Err(error) = front.release() {
         if !said {

@@ -32,7 +32,7 @@ impl<'a> ByteReader<'a> {
         let Some((body, stored)) = bytes.split_last_chunk::<4>() else {
             return Err(Error::corrupt(format!("{what} is too short for its checksum")));
         };
-        if crc32c::crc32c(body) != u32::from_le_bytes(*stored) {
+        if crate::crc32c(body) != u32::from_le_bytes(*stored) {
             return Err(Error::corrupt(format!("{what}: checksum mismatch over {} bytes", body.len())));
         }
         Ok(ByteReader::new(body, what))
@@ -148,7 +148,7 @@ impl ByteWriter {
 
     /// Appends the CRC32C of everything so far.
     pub fn checksum(&mut self) -> &mut Self {
-        let checksum = crc32c::crc32c(&self.bytes);
+        let checksum = crate::crc32c(&self.bytes);
         self.u32(checksum)
     }
 

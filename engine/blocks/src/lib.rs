@@ -7,6 +7,7 @@
 mod aligned_buffer;
 mod arrived;
 mod byte_access;
+mod checksum;
 mod codec;
 mod compression;
 mod crash_point;
@@ -28,6 +29,7 @@ mod volume;
 pub use aligned_buffer::AlignedBuffer;
 pub use arrived::{Arrived, Place};
 pub use byte_access::ByteAccess;
+pub use checksum::{crc32c, crc32c_append};
 pub use codec::{ByteReader, ByteWriter};
 pub use compression::{Compression, CompressionGauge};
 pub use crash_point::crash_point;

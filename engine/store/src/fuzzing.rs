@@ -56,7 +56,7 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// Puts the CRC32C of all before it into the last four bytes.
 fn reseal(bytes: &mut [u8]) {
     if let Some((body, crc)) = bytes.split_last_chunk_mut::<4>() {
-        *crc = crc32c::crc32c(body).to_le_bytes();
+        *crc = blocks::crc32c(body).to_le_bytes();
     }
 }
 

@@ -182,7 +182,7 @@ impl HashTable {
         let mut page = Box::new(*self.page(number)?);
         page[at..at + HASH_BYTES].copy_from_slice(hash);
         page[NUMBER_AT..NUMBER_AT + 8].copy_from_slice(&number.to_le_bytes());
-        let crc = crc32c::crc32c(&page[..PAGE_BYTES - 4]);
+        let crc = blocks::crc32c(&page[..PAGE_BYTES - 4]);
         page[PAGE_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
         self.page = None;
         self.file.write_at(page_offset(number), &page[..])?;
@@ -224,7 +224,7 @@ fn page_offset(number: u64) -> ByteOffset {
 
 fn is_whole(page: &[u8; PAGE_BYTES], number: u64) -> bool {
     let stored = page.last_chunk::<4>().map(|crc| u32::from_le_bytes(*crc));
-    stored == Some(crc32c::crc32c(&page[..PAGE_BYTES - 4]))
+    stored == Some(blocks::crc32c(&page[..PAGE_BYTES - 4]))
         && page[NUMBER_AT..NUMBER_AT + 8] == number.to_le_bytes()
 }
 

@@ -226,7 +226,7 @@ fn load(log: &StoredFile, location: &LogLocation, extent: Extent, payload: &mut 
 }
 
 fn check(log: &StoredFile, location: &LogLocation, extent: Extent, payload: &[u8]) -> Result<()> {
-    if crc32c::crc32c(payload) == location.crc {
+    if blocks::crc32c(payload) == location.crc {
         return Ok(());
     }
     let (name, at) = (log.name(), location.payload);

@@ -133,7 +133,7 @@ fn a_store_of_an_older_version_becomes_one_of_this_before_it_has_newer_records()
         let mut bytes = marker(&storage);
         assert_eq!(bytes[4], 3);
         bytes[4] = older;
-        let crc = crc32c::crc32c(&bytes[..22]);
+        let crc = blocks::crc32c(&bytes[..22]);
         bytes[22..].copy_from_slice(&crc.to_le_bytes());
         let file = storage.open("store", OpenMode::ReadWrite).unwrap();
         file.write_at(ByteOffset::ZERO, &bytes).unwrap();

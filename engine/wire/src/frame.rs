@@ -160,7 +160,7 @@ pub fn decode_frame<M: Message>(frame: &[u8]) -> Result<M> {
 }
 
 fn body_crc(fields: &[u8], payload: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(fields), payload)
+    blocks::crc32c_append(blocks::crc32c(fields), payload)
 }
 
 fn limit(what: &str, len: u32, max: u32) -> Result<()> {

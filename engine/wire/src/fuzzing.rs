@@ -21,8 +21,8 @@ pub fn frame(bytes: &[u8]) {
         let fields = fields.min(body_len);
         header[8..12].copy_from_slice(&fields.to_le_bytes());
         header[12..16].copy_from_slice(&(body_len - fields).to_le_bytes());
-        header[16..20].copy_from_slice(&crc32c::crc32c(body).to_le_bytes());
-        let crc = crc32c::crc32c(&header[..20]);
+        header[16..20].copy_from_slice(&blocks::crc32c(body).to_le_bytes());
+        let crc = blocks::crc32c(&header[..20]);
         header[20..].copy_from_slice(&crc.to_le_bytes());
     }
     read_frame::<AgentMessage>(&sealed);

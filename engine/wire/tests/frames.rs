@@ -82,9 +82,9 @@ fn version_1_server_frames_stay_readable() {
 
 /// Puts the checksums right, so that what was changed is judged by its meaning.
 fn reseal(frame: &mut [u8]) {
-    let body = crc32c::crc32c(&frame[HEADER_BYTES..]);
+    let body = blocks::crc32c(&frame[HEADER_BYTES..]);
     frame[16..20].copy_from_slice(&body.to_le_bytes());
-    let header = crc32c::crc32c(&frame[..20]);
+    let header = blocks::crc32c(&frame[..20]);
     frame[20..24].copy_from_slice(&header.to_le_bytes());
 }
 

@@ -85,9 +85,9 @@ fn reseal(frame: &mut [u8], kind: u16, payload: usize) {
     frame[6..8].copy_from_slice(&kind.to_le_bytes());
     frame[8..12].copy_from_slice(&((body - payload) as u32).to_le_bytes());
     frame[12..16].copy_from_slice(&(payload as u32).to_le_bytes());
-    let crc = crc32c::crc32c(&frame[HEADER_BYTES..]);
+    let crc = blocks::crc32c(&frame[HEADER_BYTES..]);
     frame[16..20].copy_from_slice(&crc.to_le_bytes());
-    let crc = crc32c::crc32c(&frame[..20]);
+    let crc = blocks::crc32c(&frame[..20]);
     frame[20..24].copy_from_slice(&crc.to_le_bytes());
 }
 

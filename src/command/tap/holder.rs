@@ -1,4 +1,4 @@
-//! The holder: keeps the mounts of tapped disks while the agent that serves them is replaced.
+//! The holder: keeps what shows tapped disks while the agent that serves them is replaced.
 //!
 //! ```text
 //!   hold ─► start the agent ─┬─ ends well, or was asked to ──────────────► release
@@ -6,37 +6,41 @@
 //!               └────────────┴─ killed, or fails while a tap is used
 //! ```
 
-use super::{CONNECTIONS, FILE, folder_of};
+use super::HELD;
 use anyhow::{Context, bail};
-use fuse_fs::{HeldMount, LoopDevice, is_dead};
-use rustix::io::{FdFlags, fcntl_setfd};
-use rustix::process::{Pid, Signal, kill_process};
-use std::path::{Path, PathBuf};
+use rustix::process::{Pid, Signal, kill_process, set_parent_process_death_signal};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// What is kept for the agent, in one of the ways of showing disks.
+pub(super) trait Held {
+    /// What the agent is told of it.
+    fn word(&self) -> String;
+    /// Whether a process that is started now inherits it.
+    fn inherited(&self, yes: bool) -> std::io::Result<()>;
+    /// Whether another agent may take the place of one that died.
+    fn outlives_its_agent(&self) -> bool;
+    /// Whether something is mounted from it, or claims it in another way.
+    fn is_used(&self) -> bool;
+    /// Takes it away, and says what that hurts.
+    fn release(self);
+}
 
 /// An agent that lived for so long is started again at once.
 const LIVED: Duration = Duration::from_secs(5);
 /// How long it is waited for otherwise.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Holds mounts for these disks, and runs this very program as their agent, until that ends for good.
-pub fn hold(devices: &[PathBuf], run_dir: &Path) -> anyhow::Result<()> {
+/// Runs this very program as the agent of what is held, until that ends for good.
+pub(super) fn hold(held: impl Held) -> anyhow::Result<()> {
     // What uses the disks must not be the last to die; inherited by the agent.
     if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!("this process may be killed for memory, and the tapped disks then fail: {error}");
     }
-    let mounts = devices.iter().map(|device| hold_one(&folder_of(run_dir, device)));
-    let mounts = mounts.collect::<anyhow::Result<Vec<HeldMount>>>()?;
-    let status = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(&mounts));
-    for device in mounts.iter().flat_map(|mount| LoopDevice::of(&mount.folder().join(FILE))) {
-        if let Err(error) = device.detach() {
-            tracing::error!("{error}: what uses it has lost its disk");
-        }
-    }
-    drop(mounts);
+    let status = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(&held));
+    held.release();
     match status? {
         status if status.success() => Ok(()),
         // The agent has said why.
@@ -44,36 +48,17 @@ pub fn hold(devices: &[PathBuf], run_dir: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn hold_one(folder: &Path) -> anyhow::Result<HeldMount> {
-    // Before anything else of the folder, which can only be looked at once the dead mount is gone from it; and the kernel
-    // does not say of the device any more then that it was of that mount.
-    if is_dead(folder) {
-        release_dead(folder)?;
-    } else {
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    }
-    Ok(HeldMount::hold(folder)?)
+/// For the agent: without its holder it goes on until nothing uses what it shows.
+pub(super) fn end_with_it() -> anyhow::Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM)).context("asking for the holder's end")
 }
 
-/// Detaches what a tap has left whose processes were killed: nothing can be read from it any more. An error while it is mounted.
-fn release_dead(folder: &Path) -> anyhow::Result<()> {
-    let (parent, name) = (folder.parent().unwrap_or(folder), folder.file_name().unwrap_or_default());
-    let parent = parent.canonicalize().with_context(|| parent.display().to_string())?;
-    for device in LoopDevice::of(&parent.join(name).join(FILE)) {
-        let gone = device.detach();
-        gone.with_context(|| {
-            format!("{} is left of a tap that is dead: unmount it", device.path().display())
-        })?;
-    }
-    Ok(())
-}
-
-async fn run(mounts: &[HeldMount]) -> anyhow::Result<ExitStatus> {
+async fn run(held: &impl Held) -> anyhow::Result<ExitStatus> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut asked = false;
     loop {
         let began = Instant::now();
-        let mut agent = start(mounts)?;
+        let mut agent = start(held)?;
         let status = loop {
             tokio::select! {
                 status = agent.wait() => break status?,
@@ -82,10 +67,10 @@ async fn run(mounts: &[HeldMount]) -> anyhow::Result<ExitStatus> {
             }
         };
         let killed = status.code().is_none();
-        if status.success() || asked || !(killed || is_used(mounts)) {
+        if status.success() || asked || !(killed || held.is_used()) {
             return Ok(status);
         }
-        if !mounts.iter().all(HeldMount::outlives_its_server) {
+        if !held.outlives_its_agent() {
             bail!(
                 "the agent died ({status}), and this kernel (before 6.9) does not let another take its place: \
                    unmount what is on the tap and start it again"
@@ -100,17 +85,14 @@ async fn run(mounts: &[HeldMount]) -> anyhow::Result<ExitStatus> {
     }
 }
 
-fn start(mounts: &[HeldMount]) -> anyhow::Result<Child> {
-    let numbers: Vec<String> =
-        mounts.iter().map(|mount| std::os::fd::AsRawFd::as_raw_fd(&mount.connection()).to_string()).collect();
-    let keep = |flags| mounts.iter().try_for_each(|mount| fcntl_setfd(mount.connection(), flags));
+fn start(held: &impl Held) -> anyhow::Result<Child> {
     let program = std::env::current_exe().context("this program's path")?;
     let mut command = Command::new(program);
-    command.args(std::env::args_os().skip(1)).env(CONNECTIONS, numbers.join(","));
+    command.args(std::env::args_os().skip(1)).env(HELD, held.word());
     // Nothing else is started meanwhile.
-    keep(FdFlags::empty())?;
+    held.inherited(true)?;
     let agent = command.spawn();
-    keep(FdFlags::CLOEXEC)?;
+    held.inherited(false)?;
     agent.context("starting the agent")
 }
 
@@ -121,9 +103,4 @@ fn pass_on(agent: &Child) -> bool {
         tracing::warn!("asking the agent to stop: {error}");
     }
     true
-}
-
-fn is_used(mounts: &[HeldMount]) -> bool {
-    let mut devices = mounts.iter().flat_map(|mount| LoopDevice::of(&mount.folder().join(FILE)));
-    devices.any(|device| device.is_in_use().unwrap_or(true))
 }

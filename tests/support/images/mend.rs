@@ -73,7 +73,7 @@ fn seal_sum(file: &dyn StorageFile, at: u64, bytes: &[u8], sum_at: usize) {
 
 /// CRC32C over all, with the four bytes from the fourth on taken as zero.
 fn seal_crc(file: &dyn StorageFile, at: u64, bytes: &[u8]) {
-    let sum = crc32c::crc32c_append(crc32c::crc32c_append(crc32c::crc32c(&bytes[..4]), &[0; 4]), &bytes[8..]);
+    let sum = blocks::crc32c_append(blocks::crc32c_append(blocks::crc32c(&bytes[..4]), &[0; 4]), &bytes[8..]);
     put(file, at + 4, &sum.to_le_bytes());
 }
 

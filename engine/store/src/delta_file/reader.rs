@@ -100,7 +100,7 @@ impl DeltaFile {
                 bytes
             }
         };
-        if crc32c::crc32c(&bytes) != stored.crc {
+        if blocks::crc32c(&bytes) != stored.crc {
             let (name, at, extent) = (self.file.name(), stored.payload, stored.extent);
             let context = format!("{name}: payload at offset {at}, {extent} of the disk: checksum mismatch");
             return Err(Error::corrupt(context));

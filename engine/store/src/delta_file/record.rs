@@ -134,5 +134,5 @@ impl Record {
 }
 
 fn header_crc(bytes: &[u8; RECORD_BYTES as usize], at: ByteOffset) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&at.get().to_le_bytes()), &bytes[..28])
+    blocks::crc32c_append(blocks::crc32c(&at.get().to_le_bytes()), &bytes[..28])
 }

@@ -55,7 +55,7 @@ impl DeltaWriter {
     }
 
     fn record(&mut self, extent: Extent, kind: RecordKind, payload: &[u8]) -> Result<()> {
-        let crc = if payload.is_empty() { 0 } else { crc32c::crc32c(payload) };
+        let crc = if payload.is_empty() { 0 } else { blocks::crc32c(payload) };
         let header = Record::Extent(extent, kind, crc).encode(self.at);
         self.file.write_vectored_at(self.at, &[&header, payload])?;
         self.at += ByteLen::new(RECORD_BYTES) + ByteLen::of(payload);

@@ -45,7 +45,17 @@ impl Sum {
 
     /// Of these bytes.
     pub(super) fn of(block: &[u8]) -> Sum {
-        if is_zero(block) { Sum::ZERO } else { Sum(crc32c::crc32c(block).max(1)) }
+        if is_zero(block) { Sum::ZERO } else { Sum(blocks::crc32c(block).max(1)) }
+    }
+
+    /// Whether it is what these bytes come to.
+    pub(super) fn is_of(self, block: &[u8]) -> bool {
+        // Bytes that are not all zeroes are told so by their checksum alone.
+        if self == Sum::ZERO { is_zero(block) } else { blocks::crc32c(block).max(1) == self.0 }
+    }
+
+    fn stored(entry: &[u8]) -> Sum {
+        Sum(u32::from_le_bytes(std::array::from_fn(|i| entry[i])))
     }
 }
 
@@ -125,25 +135,34 @@ impl SumTable {
         self.file.name()
     }
 
+    /// Says that this block's checksum is asked for next, so that memory brings it meanwhile. Of many blocks the first is enough:
+    /// the others are beside it.
+    pub(super) fn hint(&self, block: u64) {
+        if let Some(page) = self.cache().pages.get(&(block / PAGE_ENTRIES)) {
+            prefetch(&page[entry_in_page(block)..]);
+        }
+    }
+
     /// The checksums of these blocks.
     pub(super) fn get(&self, blocks: Range<u64>) -> Result<SmallVec<[Sum; 4]>> {
         let mut cache = self.cache();
-        blocks
-            .map(|block| {
-                let at = entry_in_page(block);
-                let page = self.page(&mut cache, block / PAGE_ENTRIES)?;
-                let bytes = page[at..at + 4].try_into().expect("an entry has four bytes");
-                Ok(Sum(u32::from_le_bytes(bytes)))
-            })
-            .collect()
+        let mut sums = SmallVec::new();
+        let mut next = blocks.start;
+        while next < blocks.end {
+            let number = next / PAGE_ENTRIES;
+            let end = blocks.end.min((number + 1) * PAGE_ENTRIES);
+            let entries = &self.page(&mut cache, number)?[entry_in_page(next)..=entry_in_page(end - 1) + 3];
+            sums.extend(entries.chunks_exact(4).map(Sum::stored));
+            next = end;
+        }
+        Ok(sums)
     }
 
     /// The checksums of these blocks as the file has them, past what is held in memory.
     pub(super) fn stored(&self, blocks: Range<u64>) -> Result<Vec<Sum>> {
         let mut bytes = vec![0; ByteLen::new((blocks.end - blocks.start) * ENTRY_BYTES).as_usize()];
         self.file.read_at(entry_offset(blocks.start), &mut bytes)?;
-        let sum = |entry: &[u8]| Sum(u32::from_le_bytes(std::array::from_fn(|i| entry[i])));
-        Ok(bytes.chunks_exact(4).map(sum).collect())
+        Ok(bytes.chunks_exact(4).map(Sum::stored).collect())
     }
 
     /// Lets the system forget what it holds of the file in memory.
@@ -202,6 +221,18 @@ impl SumTable {
         }
         Ok(&cache.pages[&page])
     }
+}
+
+/// Begins to bring the first of these bytes into the processor's cache, and does not wait for them.
+fn prefetch(bytes: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: reads nothing, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = bytes;
 }
 
 fn file_len(disk: ByteLen, block: BlockShift) -> ByteLen {

@@ -105,7 +105,7 @@ impl Block {
             Err(Error::corrupt(format!("{name}: index block at offset {at}: {what}")))
         };
         let stored = bytes.last_chunk::<4>().map(|crc| u32::from_le_bytes(*crc));
-        if stored != Some(crc32c::crc32c(&bytes[..BLOCK_CRC_AT])) {
+        if stored != Some(blocks::crc32c(&bytes[..BLOCK_CRC_AT])) {
             return wrong("checksum mismatch");
         }
         let mut stored_number = [0; 8];
@@ -190,7 +190,7 @@ fn encode_block(number: u64, count: usize, fill: impl FnOnce(&mut [u8])) -> Box<
     bytes[..8].copy_from_slice(&number.to_le_bytes());
     bytes[8..12].copy_from_slice(&u32::try_from(count).expect("a block has few entries").to_le_bytes());
     fill(&mut bytes[BLOCK_HEADER_BYTES..BLOCK_CRC_AT]);
-    let crc = crc32c::crc32c(&bytes[..BLOCK_CRC_AT]);
+    let crc = blocks::crc32c(&bytes[..BLOCK_CRC_AT]);
     bytes[BLOCK_CRC_AT..].copy_from_slice(&crc.to_le_bytes());
     bytes
 }

@@ -51,7 +51,7 @@ impl<'a> PreparedWrite<'a> {
                 }
                 None => (Cow::Borrowed(payload), 0),
             };
-            let crc = crc32c::crc32c(&payload);
+            let crc = blocks::crc32c(&payload);
             PreparedPiece { kind: RecordKind::Data, extent: part, payload, packed, crc }
         };
         let pieces = extent.split(ByteLen::new(PAYLOAD_BYTES_MAX)).map(piece).collect();

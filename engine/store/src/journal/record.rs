@@ -162,7 +162,7 @@ fn synced_to(at: ByteOffset, behind: u32) -> Option<ByteOffset> {
 
 /// The offset is part of what is checked, not of what is stored: a header is good only in its place.
 fn header_crc(bytes: &[u8; HEADER_BYTES], at: ByteOffset) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&at.get().to_le_bytes()), &bytes[..60])
+    blocks::crc32c_append(blocks::crc32c(&at.get().to_le_bytes()), &bytes[..60])
 }
 
 /// Makes what stands at `at` a header of that log wherever its magic is that of one, whatever its fields say: for fuzzing,
@@ -185,7 +185,7 @@ pub(crate) fn reseal_header(bytes: &mut [u8], at: usize, log: LogIdentity, paylo
         false => usize::try_from(sectors.saturating_mul(SECTOR_BYTES)).unwrap_or(usize::MAX),
     };
     if payload_too && let Some(payload) = rest.get(..payload_len) {
-        header[56..60].copy_from_slice(&crc32c::crc32c(payload).to_le_bytes());
+        header[56..60].copy_from_slice(&blocks::crc32c(payload).to_le_bytes());
     }
     let crc = header_crc(header, ByteOffset::new(at as u64));
     header[60..].copy_from_slice(&crc.to_le_bytes());

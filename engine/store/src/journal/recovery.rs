@@ -144,7 +144,7 @@ fn payload_is_whole(file: &dyn StorageFile, at: ByteOffset, header: &RecordHeade
     file.read_at(at, &mut payload)?;
     Ok(payload.is_empty()
         || PlantedBug::TornRecordTaken.is_planted()
-        || crc32c::crc32c(&payload) == header.payload_crc)
+        || blocks::crc32c(&payload) == header.payload_crc)
 }
 
 impl<'a> Window<'a> {

@@ -252,7 +252,7 @@ impl<'a> Scrubber<'a> {
                         check_payload(
                             &name,
                             at,
-                            crc32c::crc32c(bytes),
+                            blocks::crc32c(bytes),
                             header.payload_crc,
                             &needed,
                             &mut bad,
@@ -409,7 +409,7 @@ fn read_alone(
     let mut bytes = vec![0; location.stored_len().as_usize()];
     let file: Arc<dyn StorageFile> = log.open().map_err(|error| error.to_string())?;
     file.read_at(location.payload, &mut bytes).map_err(|error| error.to_string())?;
-    match crc32c::crc32c(&bytes) == location.crc {
+    match blocks::crc32c(&bytes) == location.crc {
         true => Ok(()),
         false => Err(format!("payload at offset {}: checksum mismatch", location.payload)),
     }

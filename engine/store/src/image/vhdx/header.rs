@@ -132,7 +132,7 @@ impl Headers {
 
 /// CRC32C with the checksum's own four bytes taken as zero.
 pub(super) fn checksum(bytes: &[u8], checksum_at: usize) -> u32 {
-    let before = crc32c::crc32c(&bytes[..checksum_at]);
-    let zeroes = crc32c::crc32c_append(before, &[0; 4]);
-    crc32c::crc32c_append(zeroes, &bytes[checksum_at + 4..])
+    let before = blocks::crc32c(&bytes[..checksum_at]);
+    let zeroes = blocks::crc32c_append(before, &[0; 4]);
+    blocks::crc32c_append(zeroes, &bytes[checksum_at + 4..])
 }

@@ -366,7 +366,7 @@ impl Story {
         // What comes of either is the same for both layouts.
         match self.layout {
             Layout::Bios => self.power_fails_again(machine),
-            Layout::Uefi | Layout::Rescue => self.restarts_in_order(machine),
+            Layout::Uefi | Layout::Rescue | Layout::RescueNewer => self.restarts_in_order(machine),
         }
     }
 

@@ -159,6 +159,8 @@ pub fn given_connection(number: i32) -> Result<OwnedFd> {
     // SAFETY: the number is only asked about, and duplicated where it is open.
     let given = unsafe { BorrowedFd::borrow_raw(number) };
     let copy = given.try_clone_to_owned().map_err(wrong)?;
+    // What this process starts must not keep the connection when both who hold it are gone.
+    rustix::io::fcntl_setfd(given, rustix::io::FdFlags::CLOEXEC).map_err(|error| wrong(error.into()))?;
     let flags = rustix::fs::fcntl_getfl(&copy).map_err(|error| wrong(error.into()))?;
     match flags.contains(OFlags::RDWR) {
         true => Ok(copy),

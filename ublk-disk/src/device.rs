@@ -6,7 +6,7 @@ use crate::queue::{self, Common};
 use crate::workers::Workers;
 use blocks::{Error, ErrorKind, Result, SECTOR_SHIFT, Volume};
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -84,7 +84,7 @@ impl Device {
         let busy = |what: String| Error::new(ErrorKind::Busy, format!("{} {what}", self.path().display()));
         // Until it is stopped, so that nobody mounts it meanwhile.
         let _claim = self.claim()?.ok_or_else(|| busy("is in use".into()))?;
-        if let Some(process) = opener(&self.path()) {
+        if let Some(process) = opener(self) {
             return Err(busy(format!("is open in process {process}")));
         }
         control.order(command::STOP_DEV, self.id, 0).map_err(|error| self.failed("stopping", error))
@@ -119,10 +119,6 @@ pub struct Served {
 pub fn serve(volume: Arc<dyn Volume>, label: Label) -> Result<Served> {
     let mut control = Control::open()?;
     if let Some(info) = orphan(&mut control, label)? {
-        let device = Device { id: info.dev_id };
-        control
-            .order(command::START_USER_RECOVERY, info.dev_id, 0)
-            .map_err(|error| device.failed("taking over", error))?;
         let served = Served::begin(&info, volume)?;
         served.open(&mut control, command::END_USER_RECOVERY)?;
         return Ok(served);
@@ -220,24 +216,32 @@ impl Served {
     }
 }
 
-/// The device with this label whose server is gone, waiting until that one is wholly gone. What was never started is deleted.
+/// The device with this label whose server is gone, ready for another, waiting until that one is wholly gone. What was never
+/// started is deleted.
 fn orphan(control: &mut Control, label: Label) -> Result<Option<DeviceInfo>> {
     let began = Instant::now();
     loop {
         let Some(info) = find(control, label)? else { return Ok(None) };
         let device = Device { id: info.dev_id };
+        let is_patient = began.elapsed() < GONE_TIMEOUT;
         match info.state {
-            state::QUIESCED => return Ok(Some(info)),
+            state::QUIESCED => match control.order(command::START_USER_RECOVERY, info.dev_id, 0) {
+                Ok(()) => return Ok(Some(info)),
+                // Something of the dead one is left.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && is_patient => {}
+                Err(error) => return Err(device.failed("taking over", error)),
+            },
             state::DEAD => {
                 device.forget(control)?;
                 return Ok(None);
             }
-            _ if began.elapsed() > GONE_TIMEOUT => {
+            _ if is_patient => {}
+            _ => {
                 let what = format!("{} is served by process {}", device.path().display(), info.ublksrv_pid);
                 return Err(Error::new(ErrorKind::Busy, what));
             }
-            _ => std::thread::sleep(POLL),
         }
+        std::thread::sleep(POLL);
     }
 }
 
@@ -280,13 +284,25 @@ fn parameters(volume: &dyn Volume, buffer_bytes: u32) -> Parameters {
     }
 }
 
-/// Another process that has the device open, if one can be seen: opening it does not claim it.
-fn opener(device: &Path) -> Option<u32> {
+/// Another process that has the device or a partition of it open, if one can be seen: opening does not claim.
+fn opener(device: &Device) -> Option<u32> {
     let own = std::process::id();
+    let name = format!("ublkb{}", device.id);
+    let parts = fs::read_dir(format!("/sys/class/block/{name}")).into_iter().flatten().flatten();
+    let parts = parts.map(|entry| entry.file_name()).filter(|part| part.to_string_lossy().starts_with(&name));
+    let nodes: Vec<PathBuf> = parts.map(|part| Path::new("/dev").join(part)).chain([device.path()]).collect();
+    let numbers: Vec<u64> =
+        nodes.iter().filter_map(|node| fs::metadata(node).ok()).map(|found| found.rdev()).collect();
+    // Only what is called a device is looked at: others' files may be on mounts that do not answer.
+    let is_of_it = |target: &Path| {
+        target.starts_with("/dev")
+            && fs::metadata(target)
+                .is_ok_and(|found| found.file_type().is_block_device() && numbers.contains(&found.rdev()))
+    };
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    numbers.filter(|process| *process != own).find(|process| {
+    let processes = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    processes.filter(|process| *process != own).find(|process| {
         let files = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
-        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| target == device)
+        files.filter_map(|file| fs::read_link(file.path()).ok()).any(|target| is_of_it(&target))
     })
 }

@@ -65,8 +65,9 @@ impl<'a> FrozenSystems<'a> {
         let Some(watchdog) = this.watchdog.as_deref_mut() else {
             return Err(Error::new(ErrorKind::Unsupported, "no watchdog runs, so nothing is frozen"));
         };
-        let armed = watchdog.arm(budget, &this.guarded)?;
+        // Whatever comes of it, it is released in the end.
         this.armed = true;
+        let armed = watchdog.arm(budget, &this.guarded)?;
         for (index, device) in devices.into_iter().enumerate() {
             if armed.elapsed() >= budget {
                 return Err(over_budget(budget));
@@ -79,7 +80,11 @@ impl<'a> FrozenSystems<'a> {
     fn freeze_one(&mut self, index: usize, device: DeviceNumber, within: Duration) -> Result<()> {
         let Some(watchdog) = self.watchdog.as_deref_mut() else { return Ok(()) };
         let Guarded { file, mount_point } = &self.guarded[index];
-        match watchdog.freeze(index, within)? {
+        let answer = watchdog.freeze(index, within).inspect_err(|_| {
+            // It may be frozen for all that: a watchdog that was killed has no answer.
+            self.frozen.push(index);
+        })?;
+        match answer {
             Ok(()) => {
                 blocks::crash_point("barrier.frozen");
                 self.frozen.push(index);

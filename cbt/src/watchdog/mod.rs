@@ -15,8 +15,8 @@
 //!    │◄──────── released | late ────────────│ late: the watchdog has thawed on its own; the checkpoint is void
 //! ```
 //!
-//! The agent itself neither writes a file system out nor freezes or thaws one: each of these waits for the disk, which nothing
-//! can interrupt, and where that disk is a tap, the agent serves it. One that is killed just then could not end before the
+//! The agent itself neither freezes nor thaws a file system, nor writes one out on a disk that it taps: each of these waits for the
+//! disk, which nothing can interrupt, and a tap the agent serves itself. One that is killed just then could not end before the
 //! disk answers, and the disk would not answer before the next agent takes the place of one that has ended. It thaws only
 //! where the watchdog is gone.
 //!

@@ -113,18 +113,11 @@ impl Program<'_> {
             {
                 duty.rescue();
             }
-            if agent_died {
-                // A freeze that is under way on a tap returns when another agent serves that.
+            if agent_died || closed {
+                // Nothing more is asked for. A freeze that is under way on a tap returns when another agent serves that.
                 self.worker.wait_idle();
                 self.duty.iter_mut().for_each(Duty::finish);
                 return Ok(());
-            }
-            if closed {
-                match &self.duty {
-                    // The agent is on its way out, and nothing more can be asked.
-                    Some(_) => self.wait_for_death(alive),
-                    None => return Ok(()),
-                }
             }
         }
     }
@@ -144,12 +137,6 @@ impl Program<'_> {
         // SAFETY: two valid pollfds.
         unsafe { libc::poll(polled.as_mut_ptr(), 2, timeout) };
         (polled[0].revents != 0, polled[1].revents != 0)
-    }
-
-    fn wait_for_death(&self, alive: &OwnedFd) {
-        let mut polled = libc::pollfd { fd: alive.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        // SAFETY: one valid pollfd.
-        while unsafe { libc::poll(&mut polled, 1, -1) } < 1 {}
     }
 
     /// Takes in what has arrived; false where the agent has closed its end.

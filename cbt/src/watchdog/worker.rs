@@ -77,10 +77,13 @@ impl Shared {
             state.busy = true;
             drop(state);
             let answer = order.carry_out();
-            // Not busy any more when the next order can come. An agent that does not read it is dying, which is seen elsewhere.
-            self.lock().busy = false;
-            self.changed.notify_all();
+            // Neither is seen without the other: what comes after this order is answered after it. An agent that does not read it is
+            // dying, which is seen elsewhere.
+            let mut state = self.lock();
             let _ = stream.write_all(answer.as_bytes());
+            state.busy = false;
+            drop(state);
+            self.changed.notify_all();
         }
     }
 

@@ -147,6 +147,7 @@ fn an_agent_that_dies_while_it_brings_file_systems_to_rest_is_replaced() {
     let device = tapped.device().to_owned();
     sh(&format!("mkfs.ext4 -q -F -E nodiscard {device}"));
     let mount = Mount::new(&device, &stage.path("mnt"));
+    let hanging = tapped.errors_on_panic();
     for round in 1..=5u64 {
         tapped.wait_in_order(&mut stage);
         // Some tenths of a second of writing out.
@@ -166,7 +167,7 @@ fn an_agent_that_dies_while_it_brings_file_systems_to_rest_is_replaced() {
     }
     tapped.wait_in_order(&mut stage);
     stage.insist(&["checkpoint", NAME, "--name", "mounted"]);
-    drop(mount);
+    drop((hanging, mount));
     sh(&format!("e2fsck -fn {device}"));
     run(Command::new("cmp").arg(&device).arg(stage.disk.device()));
     stage.assert_stand_in_equals_disk("end");

@@ -12,18 +12,16 @@
 mod support;
 
 use serde_json::Value;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use support::computer::{Computer, Layout, Parts, disk_of_files};
 use support::console::Console;
-use support::process::Process;
-use support::{StandIns, ask, free_port, program, run};
+use support::host::Host;
+use support::{program, run};
 
 const NAME: &str = "web1";
-/// The host as a guest sees it.
-const HOST: &str = "10.0.2.2";
 
 #[test]
 fn a_machine_with_bios_and_partitions_is_lost_and_comes_home() {
@@ -84,11 +82,8 @@ impl Figures {
 /// The server, the machine's disk, and what is known of them.
 struct Story {
     layout: Layout,
-    _server: Process,
-    port: u16,
+    host: Host,
     figures: Figures,
-    _stand_ins: StandIns,
-    folder: tempfile::TempDir,
 }
 
 /// The rows of the ledger that were told before the checkpoint that everything goes back to.
@@ -98,50 +93,29 @@ struct Promised {
 
 impl Story {
     fn begin(layout: Layout) -> Story {
-        let folder = tempfile::tempdir().unwrap();
-        layout.disk(&folder.path().join("machine.raw"));
-        let (port, at) = (free_port(), |name: &str| folder.path().join(name));
-        let mut command = program();
-        command.args(["server", "--listen", &format!("0.0.0.0:{port}"), "--heartbeat-deadline", "15s"]);
-        command.arg("--data").arg(at("store"));
-        command.arg("--nbd").arg(format!("unix:{}", at("nbd.sock").display()));
-        let _server = Process::start(command, None, &at("server.log"));
-        let _stand_ins = StandIns::of(&at("store"));
-        let story = Story { layout, _server, port, figures: Figures::default(), _stand_ins, folder };
-        story.wait("the server", 60, |story| story.us(&["status"]).is_ok());
+        let story = Story { layout, host: Host::start("15s"), figures: Figures::default() };
+        layout.disk(&story.host.at("machine.raw"));
         story.make_tools();
         story
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Runs a command against the server; its JSON, or what it printed to standard error.
-    fn us(&self, arguments: &[&str]) -> Result<Value, String> {
-        ask(&self.at("store"), arguments)
-    }
-
-    fn well(&self, arguments: &[&str]) -> Value {
-        self.us(arguments).unwrap_or_else(|error| panic!("{arguments:?}: {error}\n{}", self.logs()))
-    }
-
-    fn logs(&self) -> String {
-        std::fs::read_to_string(self.at("server.log")).unwrap_or_default()
     }
 
     fn wait(&self, what: &str, seconds: u64, holds: impl Fn(&Story) -> bool) {
         let started = Instant::now();
         while !holds(self) {
             let waited = started.elapsed().as_secs();
-            assert!(waited < seconds, "waited {seconds} s for {what}\n{}\n{}", self.state(), self.logs());
+            assert!(
+                waited < seconds,
+                "waited {seconds} s for {what}\n{}\n{}",
+                self.state(),
+                self.host.logs()
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
     }
 
     /// The machine's state and why, as status has them.
     fn state(&self) -> String {
-        let status = self.us(&["status"]).unwrap_or_default();
+        let status = self.host.us(&["status"]).unwrap_or_default();
         let machine = &status["machines"][0];
         format!(
             "{} {}",
@@ -156,7 +130,7 @@ impl Story {
 
     /// A disk with our program, its configuration and its unit's fittings, to be carried into a computer.
     fn make_tools(&self) {
-        let tools = self.at("tools");
+        let tools = self.host.at("tools");
         std::fs::create_dir(&tools).unwrap();
         let ours = program().get_program().to_owned();
         run(Command::new("strip").args(["-s", "-o"]).arg(tools.join("understudy")).arg(ours));
@@ -167,24 +141,26 @@ impl Story {
             run(Command::new("cp").arg("-rp").arg(packaged).arg(&tools));
         }
         let configuration = format!(
-            "[agent]\nserver = \"{HOST}:{}\"\nname = \"{NAME}\"\ndisks = [\"/dev/vda\"]\nheartbeat = \"2s\"\n\
+            "[agent]\nserver = \"{}:{}\"\nname = \"{NAME}\"\ndisks = [\"/dev/vda\"]\nheartbeat = \"2s\"\n\
              checkpoint-every = \"1h\"\nfreeze-budget = \"15s\"\nhook-timeout = \"60s\"\n",
-            self.port
+            Host::ADDRESS,
+            self.host.port
         );
         std::fs::write(tools.join("understudy.toml"), configuration).unwrap();
-        disk_of_files(&tools, &self.at("tools.raw"), 64);
+        disk_of_files(&tools, &self.host.at("tools.raw"), 64);
     }
 
     fn machine(&self, folder: &str, with_tools: bool) -> Computer {
-        let mut disks = vec![(self.at("machine.raw"), false)];
-        disks.extend(with_tools.then(|| (self.at("tools.raw"), true)));
-        let mut computer = Computer::start(&Parts { layout: self.layout, disks, folder: self.at(folder) });
+        let mut disks = vec![(self.host.at("machine.raw"), false)];
+        disks.extend(with_tools.then(|| (self.host.at("tools.raw"), true)));
+        let mut computer =
+            Computer::start(&Parts { layout: self.layout, disks, folder: self.host.at(folder) });
         computer.console.wait_login(300);
         computer
     }
 
     fn token(&self) -> String {
-        self.well(&["enroll", "--name", NAME])["token"].as_str().unwrap().to_owned()
+        self.host.well(&["enroll", "--name", NAME])["token"].as_str().unwrap().to_owned()
     }
 
     /// Installs the agent, copies the disk while PostgreSQL works, takes three checkpoints.
@@ -205,12 +181,12 @@ impl Story {
         self.figures.note("the initial copy, under load", seconds(started));
         console.run("systemctl unset-environment UNDERSTUDY_TOKEN");
         for name in ["first", "second"] {
-            self.well(&["checkpoint", NAME, "--name", name]);
+            self.host.well(&["checkpoint", NAME, "--name", name]);
             let told = self.told();
             self.wait("more commits", 60, |story| story.told() > told);
         }
         let last_row = self.told();
-        let taken = self.well(&["checkpoint", NAME, "--name", "third"]);
+        let taken = self.host.well(&["checkpoint", NAME, "--name", "third"]);
         assert_eq!(taken["consistency"], "application", "PostgreSQL's hook ran: {taken}");
         let told = self.told();
         assert!(last_row > 0);
@@ -221,7 +197,7 @@ impl Story {
     /// A stand-in that nobody else reaches starts beside the machine, is asked by its port, and is taken away.
     fn drill(&mut self) {
         let drill = ["recover", NAME, "--boot", "--drill", "--probe", "tcp:5432", "--probe-timeout", "400s"];
-        let report = self.well(&drill);
+        let report = self.host.well(&drill);
         assert_eq!(report["passed"], true, "{report}");
         let rto = Duration::from_millis(report["rto_ms"].as_u64().unwrap());
         self.figures.note(
@@ -233,7 +209,7 @@ impl Story {
 
     /// The last row of the ledger that the machine has called committed.
     fn told(&self) -> u64 {
-        let told = std::fs::read_to_string(self.at("machine").join("told")).unwrap_or_default();
+        let told = std::fs::read_to_string(self.host.at("machine").join("told")).unwrap_or_default();
         // The last line may still be on its way.
         let whole = told.rfind('\n').map_or("", |end| &told[..end]);
         whole.lines().last().map_or(0, |line| line.trim().parse().expect("a row's number"))
@@ -241,18 +217,18 @@ impl Story {
 
     /// Cuts the power in the middle of writes; the server notices, asks for a second opinion, recovers; the stand-in boots.
     fn lose_and_boot(&mut self, machine: Computer) -> (String, Console) {
-        let probe = self.at("is-it-alive");
+        let probe = self.host.at("is-it-alive");
         std::fs::write(&probe, format!("#!/bin/sh\nkill -0 {}\n", machine.id())).unwrap();
         run(Command::new("chmod").arg("755").arg(&probe));
         let probe = format!("command:{}", probe.display());
-        self.well(&["machine", "set", NAME, "--on-failure", "boot", "--probe", &probe]);
+        self.host.well(&["machine", "set", NAME, "--on-failure", "boot", "--probe", &probe]);
         machine.cut_power();
         let lost = Instant::now();
         self.wait_state("promoted", 60);
         let recovered = Instant::now();
         self.figures
             .note("from the power cut to the recovery, on its own (the deadline is 15 s)", seconds(lost));
-        let sessions = self.well(&["sessions"]);
+        let sessions = self.host.well(&["sessions"]);
         let session = sessions["sessions"][0]["session"].as_str().unwrap().to_owned();
         let asked = Instant::now();
         let uri = sessions["sessions"][0]["disks"][0]["uris"][0].as_str().unwrap();
@@ -260,12 +236,12 @@ impl Story {
         self.figures
             .note("a first read of it over NBD, the reading program's start included", seconds(asked));
         self.wait("the login of the stand-in", 300, |story| {
-            let guest = &story.well(&["session", "show", &session])["guest"];
+            let guest = &story.host.well(&["session", "show", &session])["guest"];
             let log = std::fs::read_to_string(guest["console_log"].as_str().unwrap_or_default());
             log.unwrap_or_default().contains("machine-ready")
         });
         self.figures.note("achieved RTO, from the recovery to the login", seconds(recovered));
-        let booted = self.well(&["session", "show", &session]);
+        let booted = self.host.well(&["session", "show", &session]);
         let rpo = booted["rpo_ms"].as_u64().unwrap();
         self.figures.note("achieved RPO", format!("{:.1} s", rpo as f64 / 1000.0));
         (session, Console::connect(Path::new(booted["guest"]["console"].as_str().unwrap())))
@@ -274,12 +250,12 @@ impl Story {
     /// PostgreSQL answers in the stand-in and holds every row that was committed before the checkpoint. Its agent sends
     /// nothing: it knows that it is in a stand-in. How many rows there are.
     fn holds_what_was_promised(&self, stand_in: &mut Console, promised: &Promised) -> u64 {
-        let before = self.well(&["checkpoints", NAME]);
-        wait_console(stand_in, "pg_isready -q", 120);
+        let before = self.host.well(&["checkpoints", NAME]);
+        stand_in.wait("pg_isready -q", 120);
         let held = sql(stand_in, &format!("select count(*) from ledger where id <= {}", promised.last_row));
         assert_eq!(held, promised.last_row.to_string(), "of {} rows that were promised", promised.last_row);
-        wait_console(stand_in, "journalctl -u understudy-agent | grep -q 'not a second source'", 120);
-        assert_eq!(self.well(&["checkpoints", NAME]), before, "the stand-in is no source");
+        stand_in.wait("journalctl -u understudy-agent | grep -q 'not a second source'", 120);
+        assert_eq!(self.host.well(&["checkpoints", NAME]), before, "the stand-in is no source");
         sql(stand_in, "select count(*) from ledger").parse().unwrap()
     }
 
@@ -287,7 +263,7 @@ impl Story {
     fn old_primary_is_fenced(&self, session: &str) {
         let mut old = self.machine("old", false);
         let words = "standing by, sending nothing";
-        wait_console(&mut old.console, &format!("journalctl -u understudy-agent | grep -q '{words}'"), 120);
+        old.console.wait(&format!("journalctl -u understudy-agent | grep -q '{words}'"), 120);
         let state = self.state();
         assert!(state.starts_with("promoted") && state.contains(session), "{state}");
         old.shut_down();
@@ -295,9 +271,9 @@ impl Story {
 
     /// Moves the running stand-in to other storage while it writes.
     fn migrate(&mut self, session: &str) {
-        let target = self.at("production.raw");
+        let target = self.host.at("production.raw");
         let started = Instant::now();
-        self.well(&["migrate", session, "--to", target.to_str().unwrap(), "--pivot"]);
+        self.host.well(&["migrate", session, "--to", target.to_str().unwrap(), "--pivot"]);
         self.figures.note("migration and pivot of the running stand-in", seconds(started));
     }
 
@@ -312,8 +288,8 @@ impl Story {
 
     /// The machine's disk is written from a rescue system; the stand-in runs until the last round.
     fn fail_back(&mut self, session: &str, stand_in: Console) -> Computer {
-        let disks = vec![(self.at("machine.raw"), false), (self.at("tools.raw"), true)];
-        let parts = Parts { layout: Layout::Rescue, disks, folder: self.at("rescue") };
+        let disks = vec![(self.host.at("machine.raw"), false), (self.host.at("tools.raw"), true)];
+        let parts = Parts { layout: Layout::Rescue, disks, folder: self.host.at("rescue") };
         let mut rescue = Computer::start(&parts);
         let console = &mut rescue.console;
         console.wait_login(300);
@@ -322,18 +298,19 @@ impl Story {
         if self.layout == Layout::Uefi {
             console.run("vgchange -an machine");
         }
-        let token = self.well(&["enroll", "--name", NAME, "--rescue"])["token"].as_str().unwrap().to_owned();
+        let token =
+            self.host.well(&["enroll", "--name", NAME, "--rescue"])["token"].as_str().unwrap().to_owned();
         console.run(&format!(
             "nohup understudy agent --restore --token {token} >/tmp/restore.log 2>&1 & echo $! >/tmp/restore.pid"
         ));
         self.wait("the rescue system's agent", 120, |story| story.state().contains(session));
         let started = Instant::now();
-        let first = self.well(&["failback", session, "--to", NAME]);
+        let first = self.host.well(&["failback", session, "--to", NAME]);
         self.figures.note("failback under way, while the stand-in works", seconds(started));
         drop(stand_in);
-        self.well(&["session", "shutdown", session, "--patience", "180s"]);
+        self.host.well(&["session", "shutdown", session, "--patience", "180s"]);
         let started = Instant::now();
-        let home = self.well(&["failback", session, "--to", NAME, "--cutover"]);
+        let home = self.host.well(&["failback", session, "--to", NAME, "--cutover"]);
         self.figures.note("the cutover", seconds(started));
         let sum = |report: &Value, what: &str| -> u64 {
             report["disks"].as_array().unwrap().iter().map(|disk| disk[what].as_u64().unwrap()).sum()
@@ -344,7 +321,7 @@ impl Story {
             assert!(sent < 200 << 20, "only what differs travels: {report}");
         }
         self.wait_state("stopped", 60);
-        wait_console(&mut rescue.console, "! kill -0 $(cat /tmp/restore.pid)", 60);
+        rescue.console.wait("! kill -0 $(cat /tmp/restore.pid)", 60);
         rescue.console.run("grep -q 'the machine can be started from them' /tmp/restore.log");
         rescue
     }
@@ -354,10 +331,10 @@ impl Story {
         rescue.shut_down();
         let before = self.received();
         let mut machine = self.machine("home", true);
-        wait_console(&mut machine.console, "pg_isready -q", 120);
+        machine.console.wait("pg_isready -q", 120);
         assert_eq!(sql(&mut machine.console, LEDGER), worked, "everything is home");
         self.wait_state("protected", 600);
-        let taken = self.well(&["checkpoint", NAME, "--name", "home"]);
+        let taken = self.host.well(&["checkpoint", NAME, "--name", "home"]);
         assert_eq!(taken["consistency"], "application");
         let sent = self.received() - before;
         self.figures
@@ -376,7 +353,7 @@ impl Story {
         console.run("mount -o ro /dev/vdb /tools; cp -r /tools/initramfs-tools /etc/");
         console.run("cp /tools/systemd-shutdown/* /usr/lib/systemd/system-shutdown/; umount /tools");
         console.run("(update-initramfs -u; touch /root/initramfs.done) >/root/initramfs.log 2>&1 &");
-        wait_console(console, "test -e /root/initramfs.done", 900);
+        console.wait("test -e /root/initramfs.done", 900);
         machine.shut_down();
         self.wait_state("stopped", 60);
         let before = self.received();
@@ -394,7 +371,7 @@ impl Story {
 
     /// The stand-in equals the disk, outside of what is swap.
     fn verify(&self) {
-        let verified = self.well(&["verify", NAME]);
+        let verified = self.host.well(&["verify", NAME]);
         let disk = &verified["disks"][0];
         assert_eq!(disk["differing"], serde_json::json!([]), "{verified}");
         assert!(disk["equal_bytes"].as_u64().unwrap() > 1 << 30, "{verified}");
@@ -402,7 +379,7 @@ impl Story {
 
     /// After a power cut nobody knows what the disk holds: it is scanned, and equals its stand-in block by block.
     fn power_fails_again(&self, machine: Computer) {
-        self.well(&["machine", "set", NAME, "--on-failure", "notify"]);
+        self.host.well(&["machine", "set", NAME, "--on-failure", "notify"]);
         machine.cut_power();
         let machine = self.machine("again", false);
         self.wait_state("scanning", 120);
@@ -414,7 +391,7 @@ impl Story {
 
     /// What the server has ever received of the machine's disk.
     fn received(&self) -> u64 {
-        self.well(&["status"])["machines"][0]["disks"][0]["received_bytes"].as_u64().unwrap()
+        self.host.well(&["status"])["machines"][0]["disks"][0]["received_bytes"].as_u64().unwrap()
     }
 
     fn print_figures(&self) {
@@ -431,19 +408,6 @@ fn seconds(since: Instant) -> String {
 fn install_agent(console: &mut Console, tools: &str) {
     console.run(&format!("mkdir -p /tools; mount -o ro {tools} /tools"));
     console.run("install -m 755 /tools/understudy /usr/bin/; install -m 600 /tools/understudy.toml /etc/");
-}
-
-/// Asks the console again and again until the line succeeds.
-fn wait_console(console: &mut Console, line: &str, seconds: u64) -> String {
-    let started = Instant::now();
-    loop {
-        let (status, said) = console.ask(line);
-        if status == 0 {
-            return said;
-        }
-        assert!(started.elapsed() < Duration::from_secs(seconds), "waited {seconds} s for {line}: {said}");
-        std::thread::sleep(Duration::from_secs(1));
-    }
 }
 
 /// What PostgreSQL answers.

@@ -72,6 +72,25 @@ impl Console {
         said
     }
 
+    /// Asks again and again until the line succeeds; what it printed then.
+    pub fn wait(&mut self, line: &str, seconds: u64) -> String {
+        // What was said last, and what waits for a disk, where in the kernel.
+        const WHY: &str = "tail -n 20 /run/*.log; dmesg | tail -n 5; for t in /proc/[0-9]*/task/*; do \
+            grep -q 'State:.D' $t/status && echo $t $(cat $t/comm) && cat $t/stack; done";
+        let started = Instant::now();
+        loop {
+            let (status, said) = self.ask(line);
+            if status == 0 {
+                return said;
+            }
+            if started.elapsed() > Duration::from_secs(seconds) {
+                let (_, why) = self.ask(WHY);
+                panic!("waited {seconds} s for {line}: {said}\n{why}");
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+    }
+
     /// Types a line that ends the computer.
     pub fn type_last(&mut self, line: &str) {
         writeln!(self.stream, "{line}").expect("the console takes it");

@@ -8,6 +8,7 @@ pub mod computer;
 pub mod console;
 pub mod disk;
 pub mod guest;
+pub mod host;
 pub mod numbered;
 pub mod process;
 pub mod proxy;

@@ -92,11 +92,41 @@ impl Tapped {
         stage.wait_until("the end of both", 30, |_| !runs(server));
     }
 
+    /// For a test that may leave the tap without a server: where it panics, what waits for the tap gets errors, so that the test ends.
+    /// Must be dropped before what is mounted.
+    pub fn errors_on_panic(&self) -> ErrorsOnPanic {
+        ErrorsOnPanic(self.folders.clone())
+    }
+
     /// Waits until writes are sent in order.
     pub fn wait_in_order(&self, stage: &mut Stage) {
         stage.wait_until("order", 60, |stage| {
             stage.status("/disks/0/tracker").as_str().is_some_and(|text| text.contains("; in order"))
         });
+    }
+}
+
+/// See [`Tapped::errors_on_panic`].
+pub struct ErrorsOnPanic(Vec<PathBuf>);
+
+impl Drop for ErrorsOnPanic {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let connections = tempfile::tempdir().expect("a folder");
+        let _ = Command::new("mount").args(["-t", "fusectl", "none"]).arg(connections.path()).status();
+        // A connection is called after its mount's minor number; looking at the mount itself would wait.
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        for mount in mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()) {
+            let [_, _, number, _, at, ..] = mount[..] else { continue };
+            if self.0.iter().any(|folder| folder == Path::new(at))
+                && let Some((_, minor)) = number.split_once(':')
+            {
+                let _ = std::fs::write(connections.path().join(minor).join("abort"), "1");
+            }
+        }
+        let _ = Command::new("umount").arg(connections.path()).status();
     }
 }
 

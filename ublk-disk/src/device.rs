@@ -138,19 +138,15 @@ pub fn serve(volume: Arc<dyn Volume>, label: Label) -> Result<Served> {
     let started = control
         .set_parameters(info.dev_id, &mut parameters(&*volume, info.max_io_buf_bytes))
         .map_err(|error| device.failed("describing", error))
-        .and_then(|()| Served::begin(&info, volume));
-    let served = match started {
-        Ok(served) => served,
-        Err(error) => {
-            // Ends what was begun of its queues; the driver waits for that.
-            let stopped = control.order(command::STOP_DEV, info.dev_id, 0);
-            stopped.map_err(|error| device.failed("stopping", error))?;
-            device.forget(&mut control)?;
-            return Err(error);
-        }
-    };
-    served.open(&mut control, command::START_DEV)?;
-    Ok(served)
+        .and_then(|()| Served::begin(&info, volume))
+        .and_then(|served| served.open(&mut control, command::START_DEV).map(|()| served));
+    if started.is_err() {
+        // Ends what was begun of its queues; the driver deletes nothing that is still served.
+        let stopped = control.order(command::STOP_DEV, info.dev_id, 0);
+        stopped.map_err(|error| device.failed("stopping", error))?;
+        device.forget(&mut control)?;
+    }
+    started
 }
 
 impl Served {

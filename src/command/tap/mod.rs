@@ -19,8 +19,9 @@ use cbt::TapFront;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Where the agent finds that it has a holder, and what that one keeps for it.
-const HELD: &str = "UNDERSTUDY_TAP_HELD";
+/// Where the agent finds that it has a holder, and what that one keeps for it. A holder may be of an earlier version than the agent
+/// that it starts.
+const HELD: &str = "UNDERSTUDY_TAP_CONNECTIONS";
 
 /// Shows tapped disks, and stops.
 pub trait Front: TapFront {

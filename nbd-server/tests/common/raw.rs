@@ -117,6 +117,15 @@ impl Raw {
     }
 
     pub fn request(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, len: u32) {
+        self.request_with(flags, command, cookie, offset, len, &[]);
+    }
+
+    /// A write whose payload is on its way with its header, so that it has arrived when the header has.
+    pub fn write(&mut self, cookie: u64, offset: u64, data: &[u8]) {
+        self.request_with(0, 1, cookie, offset, data.len() as u32, data);
+    }
+
+    fn request_with(&mut self, flags: u16, command: u16, cookie: u64, offset: u64, len: u32, data: &[u8]) {
         let head = [
             &0x2560_9513u32.to_be_bytes()[..],
             &flags.to_be_bytes(),
@@ -124,6 +133,7 @@ impl Raw {
             &cookie.to_be_bytes(),
             &offset.to_be_bytes(),
             &len.to_be_bytes(),
+            data,
         ];
         self.send(&head.concat());
     }

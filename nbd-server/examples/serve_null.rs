@@ -1,8 +1,10 @@
 //! Serves a disk that does nothing, of 1 GiB: the ceiling that scripts/bench measures ours against.
 //! `serve_null HOST:PORT|unix:PATH`
 
+#[path = "support/serving.rs"]
+mod serving;
+
 use blocks::{Allocation, ByteLen, ByteOffset, Extent, ExtentStatus, RequestClass, Result, Volume};
-use nbd_server::{Export, Exports, Limits, Listener, NbdServer};
 use std::sync::Arc;
 
 /// Reads leave the buffer as it is, writes are forgotten.
@@ -43,16 +45,5 @@ impl Volume for NullVolume {
 }
 
 fn main() -> Result<()> {
-    let Some(address) = std::env::args().nth(1) else {
-        eprintln!("usage: serve_null HOST:PORT|unix:PATH");
-        std::process::exit(2);
-    };
-    let exports = Exports::new();
-    exports.insert("", Export::new(Arc::new(NullVolume)))?;
-    let listener = Listener::bind(&address.parse()?)?;
-    println!("{}", listener.uri(""));
-    let _server = NbdServer::start(vec![listener], exports, Limits::default())?;
-    loop {
-        std::thread::park();
-    }
+    serving::serve("serve_null", Arc::new(NullVolume))
 }

@@ -9,15 +9,17 @@
 //! which leaves it dirty. So only pages that are dirty already are written in place; on tmpfs, which has no medium, those that
 //! are there. Asking costs one short system call.
 
+use super::marks::Marks;
 use blocks::{Arrived, ByteLen, Extent, Place};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 const PAGE_BYTES: u64 = 4096;
@@ -25,7 +27,7 @@ const PAGE_BYTES: u64 = 4096;
 const REGION_BYTES: u64 = 2 << 20;
 const LEN_MAX: u64 = 16 << 40;
 /// How many regions may have tables before the mapping is made anew: 64 MiB of tables, over 32 GiB of the file.
-const REGIONS_MAX: usize = if cfg!(test) { 3 } else { 16 << 10 };
+const REGIONS_MAX: u32 = if cfg!(test) { 3 } else { 16 << 10 };
 
 /// From here on a piece's pages are made ready together.
 const AT_ONCE_LEN_MIN: ByteLen = ByteLen::new(64 << 10);
@@ -65,9 +67,11 @@ enum Kind {
 struct Mapping {
     address: NonNull<c_void>,
     len: usize,
-    /// A bit for each region that was written to since the mapping was made.
-    regions: Box<[AtomicU64]>,
-    regions_used: AtomicUsize,
+    /// Regions that were written to since the mapping was made, and how many.
+    regions: Marks,
+    regions_used: AtomicU32,
+    /// Pages that were made ready, and were not found to be otherwise since.
+    ready: Marks,
 }
 
 // SAFETY: the address is used for system calls alone, and the kernel takes them from all threads at once.
@@ -113,16 +117,20 @@ impl Landing {
         are_ready: impl FnOnce(&File, Extent, Kind) -> bool,
     ) -> Option<io::Result<usize>> {
         let kind = self.kind(file)?;
-        if !are_ready(file, extent, kind) {
-            return None;
+        let are_ready = are_ready(file, extent, kind);
+        if are_ready {
+            self.map(file);
         }
-        self.map(file);
         let state = self.mapping.read().unwrap_or_else(PoisonError::into_inner);
         let State::Mapped(mapping) = &*state else { return None };
         let place = mapping.place(extent)?;
+        if !are_ready {
+            mapping.ready.clear(pages_of(extent));
+            return None;
+        }
         let has_too_many_tables = mapping.note(extent);
         if extent.len() >= AT_ONCE_LEN_MIN {
-            mapping.make_ready(extent);
+            mapping.make_ready(extent, kind);
         }
         let put = match from.put(place) {
             Err(error) if error.raw_os_error() == Some(Errno::FAULT.raw_os_error()) => Ok(0),
@@ -139,6 +147,15 @@ impl Landing {
     #[cfg(test)]
     fn is_mapped(&self) -> bool {
         matches!(*self.mapping.read().unwrap(), State::Mapped(_))
+    }
+
+    /// Whether none of the extent's pages would be made ready again.
+    #[cfg(test)]
+    fn has_made_ready(&self, extent: Extent) -> bool {
+        match &*self.mapping.read().unwrap() {
+            State::Mapped(mapping) => mapping.ready.has_all(pages_of(extent)),
+            _ => false,
+        }
     }
 
     /// Makes the mapping where there is none.
@@ -175,7 +192,8 @@ const CACHESTAT: libc::c_long = 451;
 
 /// Whether all pages of the extent are as they have to be. They may change at any time: then it only takes longer.
 fn are_ready(file: &File, extent: Extent, kind: Kind) -> bool {
-    let pages = (extent.end().get() - 1) / PAGE_BYTES - extent.start().get() / PAGE_BYTES + 1;
+    let pages = pages_of(extent);
+    let pages = pages.end - pages.start;
     let range = CacheStatRange { offset: extent.start().get(), len: extent.len().get() };
     let mut found = CacheStat::default();
     // SAFETY: both pointers are to structures of the layout that the call has, and they outlive it.
@@ -202,9 +220,9 @@ impl Mapping {
             rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file.as_fd(), 0)
         };
         let address = NonNull::new(address.ok()?)?;
-        let words = bytes.div_ceil(REGION_BYTES).div_ceil(64);
-        let regions = (0..words).map(|_| AtomicU64::new(0)).collect();
-        Some(Mapping { address, len, regions, regions_used: AtomicUsize::new(0) })
+        let regions = Marks::new(bytes.div_ceil(REGION_BYTES));
+        let ready = Marks::new(bytes.div_ceil(PAGE_BYTES));
+        Some(Mapping { address, len, regions, regions_used: AtomicU32::new(0), ready })
     }
 
     /// Where the extent is; `None` past the end.
@@ -218,29 +236,41 @@ impl Mapping {
         Some(unsafe { Place::mapped(self.address.as_ptr().cast::<u8>().add(start), len) })
     }
 
-    /// Has the tables of the extent filled at once, which is quicker than page by page as they are met. A hint: where it
-    /// cannot be done, they are filled that way, or the call that writes there says why not.
-    fn make_ready(&self, extent: Extent) {
-        let start = extent.start().get() / PAGE_BYTES * PAGE_BYTES;
-        let end = extent.end().get().next_multiple_of(PAGE_BYTES);
-        // SAFETY: within the pages of the mapping; they only become accessible, nothing that is in them changes.
-        let _ = unsafe {
-            let address = self.address.as_ptr().cast::<u8>().add(start as usize).cast();
-            rustix::mm::madvise(address, (end - start) as usize, Advice::LinuxPopulateWrite)
+    /// Has the tables of the extent filled at once, which is quicker than page by page as they are met; not again where that
+    /// was done, since looking at each page costs a tenth of what a write of it does. A hint: where it cannot be done, they
+    /// are filled that way, or the call that writes there says why not.
+    fn make_ready(&self, extent: Extent, kind: Kind) {
+        let advice = match kind {
+            // Nobody is asked before such a page is written to, so it comes writable, and those around it with it.
+            Kind::Present => Advice::LinuxPopulateRead,
+            Kind::Dirty => Advice::LinuxPopulateWrite,
         };
+        let pages = pages_of(extent);
+        if self.ready.has_all(pages.clone()) {
+            return;
+        }
+        let (start, end) = (pages.start * PAGE_BYTES, pages.end * PAGE_BYTES);
+        // SAFETY: within the pages of the mapping; they only become accessible, nothing that is in them changes.
+        let populated = unsafe {
+            let address = self.address.as_ptr().cast::<u8>().add(start as usize).cast();
+            rustix::mm::madvise(address, (end - start) as usize, advice)
+        };
+        if populated.is_ok() {
+            self.ready.set(pages);
+        }
     }
 
     /// The extent will have tables; whether there are too many now.
     fn note(&self, extent: Extent) -> bool {
-        let last = (extent.end().get() - 1) / REGION_BYTES;
-        for region in extent.start().get() / REGION_BYTES..=last {
-            let (word, bit) = (&self.regions[(region / 64) as usize], 1 << (region % 64));
-            if word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-                self.regions_used.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        self.regions_used.load(Ordering::Relaxed) > REGIONS_MAX
+        let regions = extent.start().get() / REGION_BYTES..extent.end().get().div_ceil(REGION_BYTES);
+        let new = self.regions.set(regions);
+        self.regions_used.fetch_add(new, Ordering::Relaxed) + new > REGIONS_MAX
     }
+}
+
+/// The pages that it touches.
+fn pages_of(extent: Extent) -> Range<u64> {
+    extent.start().get() / PAGE_BYTES..extent.end().get().div_ceil(PAGE_BYTES)
 }
 
 impl Drop for Mapping {

@@ -196,6 +196,29 @@ fn a_mapping_with_too_many_tables_is_made_anew() {
 }
 
 #[test]
+fn pages_are_made_ready_once_until_they_are_found_otherwise() {
+    let mounted = Mounted::ext4(32);
+    let (file, path) = mounted.file(4 * MIB, true);
+    let host = file.host_file().unwrap();
+    let landing = super::Landing::default();
+    let at = extent(4608, 131_072);
+    let write = |value: u8| landing.write(host, at, &mut Queue::of(&[value; 131_072]));
+    for value in [2, 3] {
+        assert_eq!(write(value).unwrap().unwrap(), 131_072);
+        assert!(landing.has_made_ready(extent(4096, 135_168)), "whole pages, with the ends");
+        assert!(!landing.has_made_ready(extent(4096, 135_169)));
+        assert!(!landing.has_made_ready(extent(4095, 512)));
+    }
+    file.sync().unwrap();
+    assert!(write(4).is_none(), "they are clean");
+    assert!(!landing.has_made_ready(extent(4096, 512)) && !landing.has_made_ready(extent(131_072, 512)));
+    file.write_at(at.start(), &[5; 131_072]).unwrap();
+    assert_eq!(write(6).unwrap().unwrap(), 131_072);
+    assert!(landing.has_made_ready(at));
+    assert_eq!(bytes_of(&path, 4608, 131_072), vec![6; 131_072]);
+}
+
+#[test]
 fn what_did_not_land_is_written_the_usual_way() {
     let mounted = Mounted::tmpfs(8);
     let (_, path) = mounted.file(MIB, true);

@@ -4,6 +4,7 @@ mod counted_file;
 mod host;
 mod host_file;
 mod landing;
+mod marks;
 mod past_cache;
 mod sharing;
 

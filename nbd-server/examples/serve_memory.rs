@@ -30,7 +30,7 @@ impl Memory {
 }
 
 fn range(extent: Extent) -> Range<usize> {
-    let start = ByteLen::new(extent.start().get()).as_usize();
+    let start = usize::try_from(extent.start().get()).expect("the disk is in memory");
     start..start + extent.len().as_usize()
 }
 

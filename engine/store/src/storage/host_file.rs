@@ -311,6 +311,9 @@ impl StorageFile for HostFile {
             return Ok(Synced::after_completed_sync());
         }
         self.file.sync_data().map_err(|error| Error::io(format!("{}: syncing", self.name), error))?;
+        if !self.is_device {
+            self.landing.has_been_synced(&self.file);
+        }
         Ok(Synced::after_completed_sync())
     }
 

@@ -26,8 +26,9 @@ const PAGE_BYTES: u64 = 4096;
 /// What one table of pages covers, and how long a mapping is at most.
 const REGION_BYTES: u64 = 2 << 20;
 const LEN_MAX: u64 = 16 << 40;
-/// How many regions may have tables before the mapping is made anew: 64 MiB of tables, over 32 GiB of the file.
-const REGIONS_MAX: u32 = if cfg!(test) { 3 } else { 16 << 10 };
+/// How many regions may have tables before the mapping is made anew: 32 MiB of tables, over 16 GiB of the file, and as much for
+/// marks where every region has another 128 MiB of the file to itself.
+const REGIONS_MAX: u32 = if cfg!(test) { 3 } else { 8 << 10 };
 
 /// From here on a piece's pages are made ready together.
 const AT_ONCE_LEN_MIN: ByteLen = ByteLen::new(64 << 10);
@@ -117,17 +118,14 @@ impl Landing {
         are_ready: impl FnOnce(&File, Extent, Kind) -> bool,
     ) -> Option<io::Result<usize>> {
         let kind = self.kind(file)?;
-        let are_ready = are_ready(file, extent, kind);
-        if are_ready {
-            self.map(file);
+        if !are_ready(file, extent, kind) {
+            self.forget(extent);
+            return None;
         }
+        self.map(file);
         let state = self.mapping.read().unwrap_or_else(PoisonError::into_inner);
         let State::Mapped(mapping) = &*state else { return None };
         let place = mapping.place(extent)?;
-        if !are_ready {
-            mapping.ready.clear(pages_of(extent));
-            return None;
-        }
         let has_too_many_tables = mapping.note(extent);
         if extent.len() >= AT_ONCE_LEN_MIN {
             mapping.make_ready(extent, kind);
@@ -147,6 +145,27 @@ impl Landing {
     #[cfg(test)]
     fn is_mapped(&self) -> bool {
         matches!(*self.mapping.read().unwrap(), State::Mapped(_))
+    }
+
+    /// The pages of the extent were found not to be ready.
+    fn forget(&self, extent: Extent) {
+        // Who has it to himself makes it, or drops it, and no hint is worth waiting for that.
+        let Ok(state) = self.mapping.try_read() else { return };
+        if let State::Mapped(mapping) = &*state
+            && mapping.place(extent).is_some()
+        {
+            mapping.ready.clear(pages_of(extent));
+        }
+    }
+
+    /// All that was written is on the medium, so that no page is dirty, and each would have to be made ready again.
+    pub(super) fn has_been_synced(&self, file: &File) {
+        if self.kind(file) == Some(Kind::Dirty)
+            && let Ok(state) = self.mapping.try_read()
+            && let State::Mapped(mapping) = &*state
+        {
+            mapping.ready.clear_all();
+        }
     }
 
     /// Whether none of the extent's pages would be made ready again.
@@ -207,21 +226,21 @@ fn are_ready(file: &File, extent: Extent, kind: Kind) -> bool {
 }
 
 impl Mapping {
-    /// The whole file, as long as it is now; `None` where it is too long or cannot be mapped for writing.
+    /// The whole file, as long as it is now; `None` where it is too long or cannot be mapped for writing, or there is no memory.
     fn of(file: &File) -> Option<Mapping> {
         let bytes = file.metadata().ok()?.len();
         if bytes == 0 || bytes > LEN_MAX {
             return None;
         }
         let len = usize::try_from(bytes).ok()?;
+        let regions = Marks::new(bytes.div_ceil(REGION_BYTES)).ok()?;
+        let ready = Marks::new(bytes.div_ceil(PAGE_BYTES)).ok()?;
         // SAFETY: a new mapping where nothing is mapped.
         let address = unsafe {
             let access = ProtFlags::READ | ProtFlags::WRITE;
             rustix::mm::mmap(std::ptr::null_mut(), len, access, MapFlags::SHARED, file.as_fd(), 0)
         };
         let address = NonNull::new(address.ok()?)?;
-        let regions = Marks::new(bytes.div_ceil(REGION_BYTES));
-        let ready = Marks::new(bytes.div_ceil(PAGE_BYTES));
         Some(Mapping { address, len, regions, regions_used: AtomicU32::new(0), ready })
     }
 
@@ -237,11 +256,11 @@ impl Mapping {
     }
 
     /// Has the tables of the extent filled at once, which is quicker than page by page as they are met; not again where that
-    /// was done, since looking at each page costs a tenth of what a write of it does. A hint: where it cannot be done, they
+    /// was done, since looking at each page costs a sixth of what a write of it does. A hint: where it cannot be done, they
     /// are filled that way, or the call that writes there says why not.
     fn make_ready(&self, extent: Extent, kind: Kind) {
         let advice = match kind {
-            // Nobody is asked before such a page is written to, so it comes writable, and those around it with it.
+            // Nobody has to be asked before such a page is written to, so it comes writable, and so do its neighbours.
             Kind::Present => Advice::LinuxPopulateRead,
             Kind::Dirty => Advice::LinuxPopulateWrite,
         };
@@ -264,7 +283,11 @@ impl Mapping {
     fn note(&self, extent: Extent) -> bool {
         let regions = extent.start().get() / REGION_BYTES..extent.end().get().div_ceil(REGION_BYTES);
         let new = self.regions.set(regions);
-        self.regions_used.fetch_add(new, Ordering::Relaxed) + new > REGIONS_MAX
+        let before = match new {
+            0 => self.regions_used.load(Ordering::Relaxed),
+            _ => self.regions_used.fetch_add(new, Ordering::Relaxed),
+        };
+        before + new > REGIONS_MAX
     }
 }
 

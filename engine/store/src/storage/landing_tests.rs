@@ -195,27 +195,54 @@ fn a_mapping_with_too_many_tables_is_made_anew() {
     }
 }
 
+/// How many pages this thread has had to be given so far.
+fn faults() -> i64 {
+    // SAFETY: numbers, for which zeroes are as good as any; the call fills them.
+    let (status, usage) = unsafe {
+        let mut usage = std::mem::zeroed();
+        (libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage), usage)
+    };
+    assert_eq!(status, 0, "{}", io::Error::last_os_error());
+    usage.ru_minflt
+}
+
+/// What arrives costs no fault, because the pages were made ready before.
+struct Faultless(Queue);
+
+impl Arrived for Faultless {
+    fn put(&mut self, place: Place<'_>) -> io::Result<usize> {
+        let before = faults();
+        let put = self.0.put(place);
+        assert_eq!(faults(), before, "pages that were not made ready");
+        put
+    }
+}
+
 #[test]
 fn pages_are_made_ready_once_until_they_are_found_otherwise() {
-    let mounted = Mounted::ext4(32);
-    let (file, path) = mounted.file(4 * MIB, true);
-    let host = file.host_file().unwrap();
-    let landing = super::Landing::default();
-    let at = extent(4608, 131_072);
-    let write = |value: u8| landing.write(host, at, &mut Queue::of(&[value; 131_072]));
-    for value in [2, 3] {
-        assert_eq!(write(value).unwrap().unwrap(), 131_072);
-        assert!(landing.has_made_ready(extent(4096, 135_168)), "whole pages, with the ends");
-        assert!(!landing.has_made_ready(extent(4096, 135_169)));
-        assert!(!landing.has_made_ready(extent(4095, 512)));
+    // The end of a file need not be that of a page.
+    const LEN: u64 = 4 * MIB - 512;
+    let at = extent(LEN - 131_072, 131_072);
+    for mounted in [Mounted::tmpfs(8), Mounted::ext4(32)] {
+        let (file, path) = mounted.file(LEN, true);
+        let host = file.host_file().unwrap();
+        let landing = super::Landing::default();
+        let ready = |_: &std::fs::File, _: Extent, _: super::Kind| true;
+        for value in [2, 3] {
+            let mut queue = Faultless(Queue::of(&[value; 131_072]));
+            assert_eq!(landing.write_if(host, at, &mut queue, ready).unwrap().unwrap(), 131_072);
+            assert!(landing.has_made_ready(at) && landing.has_made_ready(extent(LEN - 131_072 - 3072, 512)));
+            assert!(!landing.has_made_ready(extent(LEN - 131_072 - 4096, 512)));
+            assert_eq!(bytes_of(&path, at.start().get(), 131_072), vec![value; 131_072]);
+        }
+        let refused = |at| landing.write_if(host, at, &mut Queue::of(&[4; 512]), |_, _, _| false).is_none();
+        assert!(refused(extent(LEN + 512, 512)) && landing.has_made_ready(at), "past the end");
+        assert!(refused(extent(LEN - 512, 512)) && !landing.has_made_ready(extent(LEN - 512, 512)));
+        assert!(landing.has_made_ready(extent(LEN - 131_072, 65_536)), "what was not refused is as it was");
+        landing.has_been_synced(host);
+        let stays_ready = landing.kind(host) == Some(super::Kind::Present);
+        assert_eq!(landing.has_made_ready(extent(LEN - 131_072, 65_536)), stays_ready);
     }
-    file.sync().unwrap();
-    assert!(write(4).is_none(), "they are clean");
-    assert!(!landing.has_made_ready(extent(4096, 512)) && !landing.has_made_ready(extent(131_072, 512)));
-    file.write_at(at.start(), &[5; 131_072]).unwrap();
-    assert_eq!(write(6).unwrap().unwrap(), 131_072);
-    assert!(landing.has_made_ready(at));
-    assert_eq!(bytes_of(&path, 4608, 131_072), vec![6; 131_072]);
 }
 
 #[test]

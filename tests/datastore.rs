@@ -138,7 +138,7 @@ fn a_session_is_written_through_a_loop_device_and_used_in_one_way_at_a_time() {
     assert!(said.contains("disk0.raw"), "the message names the mount: {said}");
     assert!(refused(&format!("cat {at}/disk0.vhd")).contains("busy"), "one file at a time");
     drop(held);
-    shown.stage.wait_until("the close", 10, |_| {
+    shown.stage.wait_until("the close", 60, |_| {
         Command::new("nbdinfo").arg(&nbd).output().unwrap().status.success()
     });
     let script = format!(
@@ -181,7 +181,7 @@ assert r.returncode != 0 and b\"busy\" in r.stderr, r'"
     shown.stage.insist(&["session", "stop", id, "--discard"]);
     let error = std::os::unix::fs::FileExt::write_all_at(&open, &[1; 512], 0).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(5), "EIO");
-    shown.stage.wait_until("the folder to go", 10, |_| !folder.exists());
+    shown.stage.wait_until("the folder to go", 60, |_| !folder.exists());
 }
 
 /// After a pivot the files of a session are its target's, and small writes are put into that one's pages.

@@ -52,9 +52,11 @@ fn a_machine_is_recovered_by_itself_once_a_second_opinion_agrees() {
     std::thread::sleep(std::time::Duration::from_secs(6));
     assert_eq!(state(&stage).0, "stopped", "a stop in order is no failure, whoever is asked");
 
+    std::fs::write(&lives, "").unwrap();
     stage.start_agent(None);
     stage.wait_until("protection", 60, |stage| state(stage).0 == "protected");
     stage.agent = None;
+    std::fs::remove_file(&lives).unwrap();
     stage.wait_until("the recovery", 60, |stage| state(stage).0 == "promoted");
     let sessions = stage.us(&["sessions"]).unwrap();
     assert_eq!(sessions["sessions"].as_array().unwrap().len(), 1, "{sessions}");

@@ -140,8 +140,9 @@ fn zeroes_and_discards_travel_as_zeroes() {
     assert_eq!(server.model().zero_bytes_received, 0, "the server holds zeroes already");
     run("blkdiscard", &["-o", "0", "-l", &(8 * MIB).to_string(), disk.path()]);
     assert_exact_while_idle(&server, &disk);
-    assert_eq!(server.model().bytes_received, 16 * MIB);
-    // What is taken in the middle of a discard is taken once more at its end.
+    // What is taken in the middle of a discard is taken once more at its end: then what was there before may have been read.
+    let bytes = server.model().bytes_received;
+    assert!((16 * MIB..=24 * MIB).contains(&bytes), "{bytes} bytes of data");
     let zeroes = server.model().zero_bytes_received;
     assert!((8 * MIB..=16 * MIB).contains(&zeroes), "{zeroes} bytes of zeroes for 8 MiB");
     agent.stop().unwrap();
@@ -155,7 +156,6 @@ fn the_scan_rung_copies_and_takes_checkpoints_too() {
     let mounted = disk.mount();
     let mut config = config(&server, &[&disk], folder.path());
     config.tracker = TrackerWish::Only(cbt::TrackerKind::Scan);
-    config.barrier.budget = Duration::from_secs(20);
     let agent = RunningAgent::start(config);
     std::fs::write(mounted.at.join("file"), vec![3; 3 * MIB as usize]).unwrap();
     let (report, content) = server.checkpoint(true);

@@ -36,7 +36,7 @@ impl Delayed {
             "--filter=delay",
             "memory",
             &format!("size={BYTES}"),
-            "wdelay=1",
+            "wdelay=5",
         ]));
         wait_for(&socket);
         // Several connections: over one, a read would wait for the write before it.
@@ -131,7 +131,7 @@ fn first_byte(copy: &Copy) -> u8 {
 }
 
 fn wait_until(mut condition: impl FnMut() -> bool) -> bool {
-    for _ in 0..100 {
+    for _ in 0..1000 {
         if condition() {
             return true;
         }

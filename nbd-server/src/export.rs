@@ -7,7 +7,7 @@ use blocks::{ByteAccess, ByteLen, Error, ErrorKind, Result, Volume};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Called with the number of connected clients each time it changes. Must not block.
 pub type ClientHook = Arc<dyn Fn(usize) + Send + Sync>;
@@ -38,6 +38,8 @@ pub struct Export {
     clients: AtomicUsize,
     visitors: Visitors,
     client_hook: Option<ClientHook>,
+    /// Held while the number changes and the hook hears of it.
+    hook_turn: Mutex<()>,
     gate: Option<Gate>,
 }
 
@@ -72,6 +74,7 @@ impl Export {
             clients: AtomicUsize::new(0),
             visitors: Visitors::default(),
             client_hook: None,
+            hook_turn: Mutex::default(),
             gate: None,
         }
     }
@@ -112,7 +115,7 @@ impl Export {
         self
     }
 
-    /// Has `hook` called with the number of clients each time it changes.
+    /// Has `hook` called with the number of clients each time it changes, in that order.
     #[must_use]
     pub fn with_client_hook(mut self, hook: ClientHook) -> Export {
         self.client_hook = Some(hook);
@@ -186,6 +189,7 @@ impl Export {
     }
 
     fn count(&self, change: impl FnOnce(&AtomicUsize) -> usize) {
+        let _turn = self.hook_turn.lock().unwrap_or_else(PoisonError::into_inner);
         let clients = change(&self.clients);
         if let Some(hook) = &self.client_hook {
             hook(clients);

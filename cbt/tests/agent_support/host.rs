@@ -239,7 +239,7 @@ pub fn writes_go_on(mounted: &Mounted) -> bool {
     std::thread::spawn(move || {
         let _ = std::fs::write(path, b"alive").map(|()| sender.send(()));
     });
-    receiver.recv_timeout(Duration::from_secs(10)).is_ok()
+    receiver.recv_timeout(PATIENCE).is_ok()
 }
 
 /// A configuration for tests: quick, everything in `folder`.

@@ -125,7 +125,7 @@ pub fn run(program: &str, arguments: &[&str]) -> Output {
 }
 
 pub fn wait_for(path: &Path) {
-    for _ in 0..400 {
+    for _ in 0..2400 {
         if path.exists() {
             return;
         }

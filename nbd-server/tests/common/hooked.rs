@@ -26,13 +26,16 @@ impl Hooked {
         Hooked { before_read: Box::new(hook), ..self }
     }
 
+    pub fn before_write(self, hook: impl Fn(ByteOffset) -> Result<()> + Send + Sync + 'static) -> Hooked {
+        Hooked { before_write: Box::new(hook), ..self }
+    }
+
     /// Each write takes so long.
     pub fn with_slow_writes(self, delay: Duration) -> Hooked {
-        let wait = move |_| {
+        self.before_write(move |_| {
             std::thread::sleep(delay);
             Ok(())
-        };
-        Hooked { before_write: Box::new(wait), ..self }
+        })
     }
 }
 

@@ -29,6 +29,14 @@ fn hear(stream: &mut BufReader<UnixStream>) -> Value {
 
 /// Greets, agrees, and answers one command with the lines that `answer` makes of its number.
 fn answering(answer: impl FnOnce(u64) -> Vec<String> + Send + 'static) -> (Result<Value>, Option<Qmp>) {
+    answering_within(Duration::from_secs(60), answer)
+}
+
+/// The same, for a client that waits no longer.
+fn answering_within(
+    patience: Duration,
+    answer: impl FnOnce(u64) -> Vec<String> + Send + 'static,
+) -> (Result<Value>, Option<Qmp>) {
     let (_folder, path, thread) = peer(move |stream| {
         say(stream, GREETING);
         assert_eq!(hear(stream)["execute"], "qmp_capabilities");
@@ -39,7 +47,7 @@ fn answering(answer: impl FnOnce(u64) -> Vec<String> + Send + 'static) -> (Resul
         // Silent until the other side has gone.
         let _ = stream.read_line(&mut String::new());
     });
-    let mut qmp = Qmp::connect(&path, Duration::from_millis(300)).unwrap();
+    let mut qmp = Qmp::connect(&path, patience).unwrap();
     let result = qmp.execute("query-status", json!({}));
     let kept = result.is_ok().then_some(qmp);
     if kept.is_none() {
@@ -85,6 +93,9 @@ fn hostile_answers_are_errors_and_nothing_waits_for_ever() {
     assert_eq!(kind(vec!["[1, 2".to_owned()]), ErrorKind::Corrupt);
     assert_eq!(kind(vec!["[".repeat(10_000)]), ErrorKind::Corrupt);
     assert_eq!(kind(vec!["x".repeat(3 << 20)]), ErrorKind::Corrupt, "a line has a longest length");
+    // Long enough for the greeting on a machine that is busy.
+    let patience = Duration::from_secs(3);
+    let kind = |lines: Vec<String>| answering_within(patience, move |_| lines).0.unwrap_err().kind();
     assert_eq!(kind(Vec::new()), ErrorKind::Cancelled);
     let events = || (0..2000).map(|number| format!(r#"{{"event": "E{number}"}}"#)).collect();
     assert_eq!(kind(events()), ErrorKind::Cancelled, "a flood of events is no answer");

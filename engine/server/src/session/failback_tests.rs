@@ -449,7 +449,9 @@ fn cuts_of_a_failback(fault: Fault, unsent: bool) -> (World, String, Arc<dyn Vol
         }
     };
     let mut context = world.context(Some(Arc::new(hook)));
-    context.answer_timeout = std::time::Duration::from_millis(500);
+    if fault == Fault::SilentAtFinish {
+        context.answer_timeout = std::time::Duration::from_millis(500);
+    }
     let sessions = Sessions::open_in(Arc::clone(&world.store), context).unwrap();
     let session = sessions.recover(&world.unit, world.base, false).unwrap();
     let volume = sessions.volume(&session.session, None).unwrap();

@@ -417,13 +417,15 @@ fn a_busy_guests_migration_resumes_after_a_power_cut_at_every_mark_and_round() {
     busy_guest(&volume, || {
         sessions.migrate(id, &MigrateOptions { rate: Some(20 << 20), ..to(&path) }).unwrap();
         sessions.wait_migration(id, None, false, &|_| true).unwrap();
-        std::thread::sleep(Duration::from_millis(1500));
+        let counted = |name| lock(&cuts).iter().filter(|(step, ..)| *step == name).count();
+        let until = Instant::now() + Duration::from_secs(60);
+        while counted("migrate.marked") <= 5 || counted("migrate.round-copied") <= 2 {
+            assert!(Instant::now() < until, "too few marks and rounds");
+            std::thread::sleep(Duration::from_millis(10));
+        }
     });
     drop((volume, sessions));
     let cuts = std::mem::take(&mut *lock(&cuts));
-    let marks = cuts.iter().filter(|(step, ..)| *step == "migrate.marked").count();
-    let rounds = cuts.iter().filter(|(step, ..)| *step == "migrate.round-copied").count();
-    assert!(marks > 5 && rounds > 2, "{marks} marks, {rounds} rounds");
     for (cut, (step, storage, file)) in cuts.into_iter().enumerate() {
         let _ = std::fs::remove_file(&path);
         copy_file(&file, &path);
@@ -624,8 +626,13 @@ fn a_qemu_client_stays_connected_over_a_pivot_to_an_nbd_export() {
         .spawn()
         .unwrap();
     let mut stdin = qemu.stdin.take().unwrap();
-    use std::io::Write;
+    use std::io::{BufRead, BufReader, Read, Write};
     writeln!(stdin, "write -P 0x11 1M 3M").unwrap();
+    let mut stdout = BufReader::new(qemu.stdout.take().unwrap());
+    let mut said = String::new();
+    while !said.contains("wrote 3145728/3145728") {
+        assert!(stdout.read_line(&mut said).unwrap() > 0, "{said}");
+    }
     let target = format!("nbd+unix:///production?socket={}", socket.display());
     let options = MigrateOptions { to: Some(target), pivot: true, ..MigrateOptions::default() };
     sessions.migrate(id, &options).unwrap();
@@ -638,9 +645,8 @@ fn a_qemu_client_stays_connected_over_a_pivot_to_an_nbd_export() {
     )
     .unwrap();
     drop(stdin);
-    let output = qemu.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && !said.contains("fail") && !said.contains("rror"), "{said}");
+    stdout.read_to_string(&mut said).unwrap();
+    assert!(qemu.wait().unwrap().success() && !said.contains("fail") && !said.contains("rror"), "{said}");
     assert_eq!(said.matches("read 1048576/1048576").count(), 3, "{said}");
 
     let copy = dir.path().join("copy.raw");

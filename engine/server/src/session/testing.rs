@@ -218,7 +218,7 @@ pub(crate) fn context_over(storage: &CrashStorage, on_step: Option<StepHook>, bo
         storage: Arc::new(storage.clone()),
         boot: boot.into(),
     });
-    context.answer_timeout = Duration::from_secs(10);
+    context.answer_timeout = Duration::from_secs(60);
     context.on_step = on_step;
     context
 }

@@ -35,7 +35,7 @@ pub fn config(data: &Path) -> ServerConfig {
     let mut config = ServerConfig::new(data);
     config.agent_socket = Some(data.join("agent.sock"));
     config.image_format = Some(ImageFormat::Raw);
-    config.heartbeat_deadline = Duration::from_secs(10);
+    config.heartbeat_deadline = Duration::from_secs(60);
     config.store.reserve = ByteLen::new(1 << 20);
     config
 }

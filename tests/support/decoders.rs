@@ -56,6 +56,7 @@ pub const DECODERS: &[Decoder] = &[
         made: Vec::new,
     },
     Decoder { name: "sums", run: store::fuzzing::sums, seeds: &[unit!("disk0/image.sums")], made: Vec::new },
+    Decoder { name: "delta", run: store::fuzzing::delta, seeds: &[], made: store::fuzzing::deltas },
     Decoder { name: "image", run: store::fuzzing::image, seeds: &[], made: store::fuzzing::images },
     Decoder {
         name: "ovf",

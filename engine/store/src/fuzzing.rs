@@ -21,12 +21,14 @@ use blocks::{
 };
 use std::sync::Arc;
 
+pub use crate::delta_file::fuzzing::{delta, deltas};
+
 /// The most that a target looks at: longer inputs find nothing more.
-const INPUT_BYTES_MAX: usize = 1 << 20;
+pub(crate) const INPUT_BYTES_MAX: usize = 1 << 20;
 /// How many extents or blocks a target asks about.
 const QUESTIONS_MAX: u64 = 64;
 
-fn file_of(bytes: &[u8]) -> (CrashStorage, Arc<dyn StorageFile>) {
+pub(crate) fn file_of(bytes: &[u8]) -> (CrashStorage, Arc<dyn StorageFile>) {
     let storage = CrashStorage::new();
     let file = storage.open("input", OpenMode::CreateNew).expect("an empty storage in memory");
     if !bytes.is_empty() {
@@ -35,7 +37,7 @@ fn file_of(bytes: &[u8]) -> (CrashStorage, Arc<dyn StorageFile>) {
     (storage, file)
 }
 
-fn refused<T>(result: Result<T>) -> Option<T> {
+pub(crate) fn refused<T>(result: Result<T>) -> Option<T> {
     match result {
         Ok(value) => Some(value),
         Err(error) => {

@@ -2,6 +2,7 @@
 //! holds the newest of each byte, and one is applied to an image. docs/formats/delta.md has the bytes.
 
 mod apply;
+pub(crate) mod fuzzing;
 mod merge;
 mod reader;
 mod record;

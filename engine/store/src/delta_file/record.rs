@@ -133,6 +133,28 @@ impl Record {
     }
 }
 
+/// Puts the checksums of everything right that follows from record to record: for fuzzing, which would not get past them.
+pub(super) fn reseal(bytes: &mut [u8]) {
+    if let Some((body, crc)) =
+        bytes.get_mut(..HEADER_BYTES as usize).and_then(<[u8]>::split_last_chunk_mut::<4>)
+    {
+        *crc = blocks::crc32c(body).to_le_bytes();
+    }
+    let mut at = HEADER_BYTES as usize;
+    while let Some((record, rest)) =
+        bytes.get_mut(at..).and_then(<[u8]>::split_first_chunk_mut::<{ RECORD_BYTES as usize }>)
+    {
+        let sectors: [u8; 8] = std::array::from_fn(|i| record[8 + i]);
+        let payload_len = u64::from_le_bytes(sectors).saturating_mul(1 << SECTOR_SHIFT);
+        let has_payload = RecordKind::from_byte(record[16]) == Some(RecordKind::Data);
+        let payload = rest.get(..usize::try_from(payload_len).unwrap_or(usize::MAX)).filter(|_| has_payload);
+        record[20..24].copy_from_slice(&payload.map_or(0, blocks::crc32c).to_le_bytes());
+        let crc = header_crc(record, ByteOffset::new(at as u64));
+        record[28..].copy_from_slice(&crc.to_le_bytes());
+        at += RECORD_BYTES as usize + payload.map_or(0, <[u8]>::len);
+    }
+}
+
 fn header_crc(bytes: &[u8; RECORD_BYTES as usize], at: ByteOffset) -> u32 {
     blocks::crc32c_append(blocks::crc32c(&at.get().to_le_bytes()), &bytes[..28])
 }

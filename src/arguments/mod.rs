@@ -316,7 +316,7 @@ Examples:
   mount -o loop,ro,noload /mnt/understudy/web1/latest/disk0.raw /mnt/web1
 
 MACHINE/checkpoints/TIME/ and MACHINE/latest/ are only read: disk0.raw, .vhd, .vhdx, .vmdk and
-.qcow2, made while they are read, and definitions for libvirt, VMware and QEMU.
+.qcow2, made while they are read, and definitions for libvirt, VMware, OVF and QEMU.
 MACHINE/sessions/SESSION/ is written: disk0.raw, .vhd and .vmdk. A session's disk is either used
 over NBD or through one of its files.")]
     Mount(MountArguments),

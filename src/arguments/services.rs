@@ -112,6 +112,7 @@ pub struct AgentArguments {
     #[arg(long, env = "UNDERSTUDY_SEND", value_name = "continuous|every=DURATION")]
     pub send: Option<String>,
     /// Whether what is sent is compressed: auto (where the link was measured to be the slower one), always or never
+    /// [default: auto].
     #[arg(long, env = "UNDERSTUDY_COMPRESS", value_parser = ["auto", "always", "never"])]
     pub compress: Option<String>,
     /// How many bytes a second are sent at most [default: as many as the line carries].

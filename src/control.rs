@@ -49,7 +49,7 @@ impl Control {
     fn send(&self, request: &Request) -> anyhow::Result<UnixStream> {
         let mut stream = UnixStream::connect(&self.socket).with_context(|| {
             format!(
-                "no server answers at {} (is it running? --control PATH names its socket)",
+                "no server answers at {} (is it running? UNDERSTUDY_DATA names its data folder, --control its socket)",
                 self.socket.display()
             )
         })?;

@@ -120,6 +120,31 @@ fn internal_snapshots_keep_what_they_hold() {
     PEER.check_well(&folder, "disk.qcow2");
 }
 
+/// What the counts say would be taken for entries of the table, and a repair of the counts would make others of them.
+#[test]
+fn a_snapshots_table_on_the_counts_is_damage_that_no_repair_ends() {
+    let folder = Folder::new();
+    folder.written_twice("disk.qcow2", FORMAT, 15, 64 * MIB);
+    run_well("qemu-img", &["snapshot", "-c", "before", text(&folder.path("disk.qcow2"))]);
+    let file = folder.file("disk.qcow2", OpenMode::ReadWrite);
+    let number = |at: u64| {
+        let mut bytes = [0; 8];
+        file.read_at(ByteOffset::new(at), &mut bytes).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    let (snapshots_l1, counts) = (number(number(64)), number(number(48)));
+    file.write_at(ByteOffset::new(snapshots_l1), &counts.to_be_bytes()).unwrap();
+    for repair in [false, true, false] {
+        let report = check_image(&file, Some(FORMAT), repair).unwrap();
+        let said = report.faults().iter().any(|fault| {
+            !fault.repaired && fault.what.contains("snapshot 0: an L2 table lies on another table")
+        });
+        assert!(said, "{:?}", report.faults());
+    }
+    drop(file);
+    folder.assert_equal_to_qemu("disk.qcow2", QEMU, "disk.raw");
+}
+
 #[test]
 fn backing_files_of_qemu_are_read_and_written_over() {
     let folder = Folder::new();

@@ -102,7 +102,11 @@ impl Walk<'_> {
     /// Counts an L1 table's L2 tables and what they lead to.
     fn count_tables(&mut self, l1: &[u64], whose: &str) -> Result<()> {
         for (index, entry) in l1.iter().enumerate() {
-            let found = match L1Entry::decode(*entry, self.header) {
+            let decoded = L1Entry::decode(*entry, self.header).and_then(|found| {
+                found.as_ref().map_or(Ok(()), |found| self.structures.check_l2(found.l2_at))?;
+                Ok(found)
+            });
+            let found = match decoded {
                 Ok(None) => continue,
                 Ok(Some(found)) if found.l2_at < self.file_end => found,
                 Ok(Some(found)) => {

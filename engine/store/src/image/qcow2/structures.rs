@@ -13,6 +13,8 @@ pub(super) struct Structures {
     pub(super) counts: Refcounts,
     /// Numbers of the clusters, sorted.
     clusters: Vec<u64>,
+    /// Those of the disk's L2 tables among them, sorted.
+    l2_clusters: Vec<u64>,
     cluster: BlockShift,
 }
 
@@ -23,7 +25,7 @@ impl Structures {
         let counts = Refcounts::read(file, header)?;
         let l1 = read_l1(file, header.l1_at, header.l1_entries)?;
         let file_end = file.len()?.end().align_up(header.cluster);
-        let mut clusters: Vec<u64> = Vec::new();
+        let (mut clusters, mut l2_clusters) = (Vec::new(), Vec::new());
         for (_, extent) in header.structures()? {
             clusters.extend(extent.blocks(header.cluster));
         }
@@ -33,8 +35,10 @@ impl Structures {
             if decoded.l2_at >= file_end {
                 return Err(corrupt(format!("an L2 table at {} past the file's end", decoded.l2_at)));
             }
-            clusters.push(header.cluster.block_of(decoded.l2_at));
+            l2_clusters.push(header.cluster.block_of(decoded.l2_at));
         }
+        l2_clusters.sort_unstable();
+        clusters.extend(&l2_clusters);
         clusters.extend(counts.table.iter().filter(|at| **at != 0).map(|at| at >> header.cluster.get()));
         clusters.sort_unstable();
         if let Some(pair) = clusters.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -57,7 +61,17 @@ impl Structures {
         }
         clusters.extend(of_snapshots);
         clusters.sort_unstable();
-        Ok(Structures { l1, counts, clusters, cluster: header.cluster })
+        Ok(Structures { l1, counts, clusters, l2_clusters, cluster: header.cluster })
+    }
+
+    /// Refuses a snapshot's L2 table that lies on another table than one of the disk's L2 tables, which it may share.
+    pub(super) fn check_l2(&self, l2_at: ByteOffset) -> Result<()> {
+        let cluster = self.cluster.block_of(l2_at);
+        let is_table = self.clusters.binary_search(&cluster).is_ok();
+        if is_table && self.l2_clusters.binary_search(&cluster).is_err() {
+            return Err(Error::corrupt(format!("an L2 table lies on another table at {l2_at}")));
+        }
+        Ok(())
     }
 
     /// Refuses a place of data that begins past the file's end or lies on a table.

@@ -156,6 +156,7 @@ fn the_scan_rung_copies_and_takes_checkpoints_too() {
     let mounted = disk.mount();
     let mut config = config(&server, &[&disk], folder.path());
     config.tracker = TrackerWish::Only(cbt::TrackerKind::Scan);
+    config.barrier.budget = Duration::from_secs(20);
     let agent = RunningAgent::start(config);
     std::fs::write(mounted.at.join("file"), vec![3; 3 * MIB as usize]).unwrap();
     let (report, content) = server.checkpoint(true);

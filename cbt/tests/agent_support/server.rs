@@ -49,6 +49,8 @@ pub struct Rules {
     pub refuse: Option<Refusal>,
     /// How long taking in one write takes.
     pub slow: Duration,
+    /// Takes in nothing more.
+    pub stalled: bool,
     /// Does not keep the data: for pushing a lot through.
     pub forget: bool,
 }
@@ -216,6 +218,9 @@ async fn serve(
         };
         loop {
             let Some(message) = reader.recv().await? else { return Ok(()) };
+            while model.lock().unwrap().rules.stalled {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             let slow = model.lock().unwrap().rules.slow;
             if !slow.is_zero()
                 && matches!(message, AgentMessage::Write(_) | AgentMessage::WriteInOrder { .. })
